@@ -1,0 +1,6 @@
+"""`python -m modalnomad`."""
+
+from modalnomad.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Commands: parse, call, show. The only package that prints or exits; no decision is made here."""

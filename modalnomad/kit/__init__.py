@@ -1,0 +1,1 @@
+"""Asyncio and file tools that know no word of the domain."""

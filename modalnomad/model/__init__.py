@@ -1,0 +1,1 @@
+"""The nouns: manifest, revision, replica, route, errors. Frozen data without I/O."""

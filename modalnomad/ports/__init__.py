@@ -1,0 +1,1 @@
+"""The four seams between product and back end: engine, discovery, secrets, artifacts. Protocols only."""

@@ -1,0 +1,51 @@
+"""The engine: starts, watches and ends replicas. It never decides how many there are or when one goes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from modalnomad.model.replica import LogLine, Replica, ReplicaKey
+from modalnomad.model.revision import Revision
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Could anything run this revision? `never`: no node ever could; `not_now`: all that could are full."""
+
+    answer: Literal["yes", "not_now", "never"]
+    reason: str = ""
+
+
+class Starter(Protocol):
+    """All the router gets of an engine."""
+
+    async def start(self, key: ReplicaKey, reason: str) -> None:
+        """Start this replica. The same key twice starts once, whoever asks. Returns when the start is under way; how it
+        goes is told by `watch`. A start that cannot even begin is reported there too (FAILED with its Failure), not
+        raised; an unprepared revision raises NotFound."""
+
+    def watch(self) -> AsyncIterator[tuple[Replica, ...]]:
+        """Whole snapshots of all replicas, the first at once, then one per change (changes may be merged). An ended
+        replica (FAILED, GONE) stays in the snapshots for a minute at least, so that its reason and its epoch are seen."""
+
+    async def kill(self, key: ReplicaKey) -> None:
+        """End it at once with everything it started. Unknown or ended: nothing happens. Returns when it is gone."""
+
+
+class Engine(Starter, Protocol):
+    """The whole port, as the control plane sees it."""
+
+    async def prepare(self, revision: Revision) -> None:
+        """Make the revision startable: bundle unpacked, image present. Idempotent. Raises BackendError."""
+
+    async def retire(self, revision: str) -> None:
+        """Forget a revision: its running replicas are killed, what was prepared for it is freed. Unknown: nothing."""
+
+    def logs(self, key: ReplicaKey | None, *, follow: bool) -> AsyncIterator[LogLine]:
+        """Lines of one replica, or of all (None), oldest first; with `follow` it goes on until the caller closes it or
+        that one replica ends."""
+
+    async def explain(self, revision: Revision) -> Verdict:
+        """Could anything run it, and if not, why. Starts nothing."""

@@ -1,0 +1,119 @@
+"""Runner contract, version 1: what an engine, the router and a replica say to each other. Constants only.
+
+The platform imports this module and nothing else of the SDK but the image store. A change here that an older
+runner would misread raises `VERSION`; the engine refuses a runner of another version.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+VERSION: Final = 1
+
+# --- Environment of a replica -------------------------------------------------------------------------------
+# Every name starts with MODALNOMAD_; users may not set such names.
+
+ENV_CONTRACT: Final = "MODALNOMAD_CONTRACT"
+"""Decimal contract version."""
+ENV_APP: Final = "MODALNOMAD_APP"
+ENV_ENVIRONMENT: Final = "MODALNOMAD_ENVIRONMENT"
+ENV_FUNCTION: Final = "MODALNOMAD_FUNCTION"
+"""Tag of the Function or Cls in its App: `f` or `Server`."""
+ENV_REVISION: Final = "MODALNOMAD_REVISION"
+ENV_POOL: Final = "MODALNOMAD_POOL"
+ENV_REPLICA: Final = "MODALNOMAD_REPLICA"
+"""`<number>.<epoch>` in its pool, both decimal."""
+ENV_SOURCE: Final = "MODALNOMAD_SOURCE"
+"""`script:<file relative to the bundle>` or `module:<dotted name>`."""
+ENV_BUNDLE: Final = "MODALNOMAD_BUNDLE"
+"""Folder the bundle is unpacked in, absolute: first on `sys.path`, the replica's own working directory unless the
+image names one."""
+ENV_WORKDIR: Final = "MODALNOMAD_WORKDIR"
+"""Working directory of user code, absolute; unset: the bundle's folder."""
+ENV_PARAMETERS: Final = "MODALNOMAD_PARAMETERS"
+"""Class parameters of this pool: base64url (no padding) of canonical JSON {name: value}; unset: none. A `bytes` value
+is written as {"bytes": base64}."""
+ENV_TICKET_SHA256: Final = "MODALNOMAD_TICKET_SHA256"
+"""Lower-case hex SHA-256 of the ticket every request must carry."""
+ENV_LISTEN: Final = "MODALNOMAD_LISTEN"
+"""`fd:<n>` (an inherited listening socket, not yet accepting user traffic) or `port:<n>` (bind it on 127.0.0.1);
+unset: port from NOMAD_PORT_http on NOMAD_IP_http."""
+ENV_LIFELINE: Final = "MODALNOMAD_LIFELINE"
+"""`fd:<n>`: read end of a pipe the starter holds open; end of file means the starter is gone, and everything here dies."""
+ENV_NETWORK: Final = "MODALNOMAD_NETWORK"
+"""`host` | `namespace` | `exclusive`: how a fixed port of a `web_server` is kept apart from other replicas' (design §6).
+`namespace` is only honoured for a Function with a `web_server` endpoint."""
+ENV_WEB_PORTS: Final = "MODALNOMAD_WEB_PORTS"
+"""Comma-separated fixed ports of this Function's `web_server` endpoints; unset: none. Known before user code is
+imported, because a network namespace has to be made before any thread exists."""
+ENV_MAX_INPUTS: Final = "MODALNOMAD_MAX_INPUTS"
+ENV_TIMEOUT: Final = "MODALNOMAD_TIMEOUT"
+"""Seconds a request may take (decimal, may be fractional)."""
+ENV_STARTUP_TIMEOUT: Final = "MODALNOMAD_STARTUP_TIMEOUT"
+"""Seconds from process start to ready."""
+ENV_GRACE_PERIOD: Final = "MODALNOMAD_GRACE_PERIOD"
+"""Seconds from SIGTERM or drain to the hard end, unfinished requests included."""
+ENV_ORPHAN_AFTER: Final = "MODALNOMAD_ORPHAN_AFTER"
+"""Seconds without any request (greetings of a router count) after which a replica drains itself; 0: never."""
+ENV_WEB_URLS: Final = "MODALNOMAD_WEB_URLS"
+"""JSON {endpoint name: public URL} for `Function.get_web_url()`."""
+ENV_LOG_TAGS: Final = "MODALNOMAD_LOG_TAGS"
+"""`1`: lines written while a request runs start with LOG_TAG_OPEN <request id> LOG_TAG_CLOSE."""
+ENV_GPUS: Final = "MODALNOMAD_GPUS"
+"""Number of GPUs asked for; the runner fails when fewer are visible."""
+ENV_IMAGE: Final = "MODALNOMAD_IMAGE"
+"""Digest of the environment the replica runs in (`Image.imports()` compares with it)."""
+
+LOG_TAG_OPEN: Final = "\x1e"
+LOG_TAG_CLOSE: Final = "\x1f"
+
+# --- Requests of the router to a replica --------------------------------------------------------------------
+
+PREFIX: Final = "/.modalnomad/"
+READY_PATH: Final = "/.modalnomad/ready"
+"""GET, answered 200 only when `enter`, app construction, lifespan start-up and open ports are done. The answer carries
+HEADER_REPLICA."""
+DRAIN_PATH: Final = "/.modalnomad/drain"
+"""POST with ?idle_for=<seconds>: 202 the replica lets no more requests in and exits when empty; 409 refused, because
+something runs or ran less than that long ago (seconds since in the body, JSON {"running": n, "idle_for": s})."""
+
+HEADER_TICKET: Final = "modalnomad-ticket"
+"""Hex HMAC-SHA256(platform key, revision id). Every request needs it, else 403."""
+HEADER_REQUEST_ID: Final = "x-request-id"
+HEADER_CLIENT: Final = "modalnomad-client"
+"""`<ip> <port>` of the real client; becomes `scope["client"]` and REMOTE_ADDR."""
+HEADER_ENDPOINT: Final = "modalnomad-endpoint"
+"""Name of the endpoint (`f`, or `Server.files`) the request is for; needed when a Cls has several."""
+HEADER_REPLICA: Final = "modalnomad-replica"
+"""In answers under PREFIX: `<pool> <number>.<epoch>`, so that a stranger on the port cannot pass for it."""
+HEADER_BUSY: Final = "modalnomad-busy"
+"""`1` beside status 503: refused before anything was read (max_inputs reached, or draining); try elsewhere."""
+
+# All request headers with this prefix are removed before user code sees the request.
+PRIVATE_HEADER_PREFIX: Final = "modalnomad-"
+
+WEBSOCKET_MESSAGE_LIMIT: Final = 2 * 1024 * 1024
+
+
+class Exit(IntEnum):
+    """Exit codes of a replica. 0: drained. Anything else before ready is a failed start."""
+
+    OK = 0
+    USER_CODE_FAILED = 70
+    """The module, `enter`, the app-building function or lifespan start-up raised; the traceback is on stderr."""
+    BAD_CONFIGURATION = 71
+    """MODALNOMAD_* missing or wrong; every problem is on stderr."""
+    PORT_NEVER_OPENED = 72
+    """A `web_server` did not accept within its startup_timeout."""
+    FUNCTION_NOT_FOUND = 73
+    """The bundle has no such module or tag."""
+    PORT_TAKEN = 74
+    """network=exclusive and somebody holds the fixed port."""
+    GPU_MISSING = 75
+    STARTUP_TIMEOUT = 76
+    GRACE_EXPIRED = 77
+    """Requests were still running at the end of the grace period."""
+    EXIT_FAILED = 78
+    """Lifespan shutdown or an `exit` method raised."""
+    PARENT_GONE = 79
