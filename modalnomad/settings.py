@@ -1,0 +1,145 @@
+"""Settings: file < environment (`MODALNOMAD_<GROUP>__<FIELD>`) < flags. Read only by `wiring.py` and `cli/`.
+
+A component gets its own group and nothing else. The reference page in `docs/configuration.md` is made from the field
+docstrings: each says unit, default and what 0 or None means.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+
+class Group(BaseModel):
+    """A frozen group of settings; unknown names are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RouterSettings(Group):
+    """What the router listens on, answers by itself, and how long it waits."""
+
+    host: str = "127.0.0.1"
+    """Address the router listens on. Anything but loopback is open to the network."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """TCP port; 0: a free one."""
+    domain: str = "localhost"
+    """Last part of every endpoint's host name."""
+    workspace: str = ""
+    """First part of every endpoint's host name; empty: none."""
+    head_limit: int = Field(default=65536, gt=0)
+    """Bytes a request's head (request line and headers) may have; more is answered 431, a longer target 414."""
+    head_timeout: float = Field(default=30.0, gt=0)
+    """Seconds from the first byte of a request's head to its last; then 408 and the connection is closed."""
+    idle_timeout: float = Field(default=75.0, gt=0)
+    """Seconds a connection may stay open between two requests."""
+    body_limit: int = Field(default=4 * 1024**3, ge=0)
+    """Bytes a request's body may have; more is answered 413. 0: no limit."""
+    queue_limit: int = Field(default=2000, ge=0)
+    """Requests that may wait for one pool; the next one is answered 429."""
+    queue_timeout: float = Field(default=600.0, gt=0)
+    """Seconds a request waits while replicas are alive but full; then 503."""
+    rate: float = Field(default=200.0, ge=0)
+    """Requests per second and environment; 0: no limit."""
+    rate_burst: float = Field(default=5.0, gt=0)
+    """Seconds of `rate` that may be spent at once."""
+    max_pools: int = Field(default=1000, gt=0)
+    """Pools one Function with class parameters may have at once; idle ones are evicted first, then 429."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks (CIDR) whose X-Forwarded-* headers count."""
+    connect_timeout: float = Field(default=5.0, gt=0)
+    """Seconds to connect to a ready replica."""
+    drain_timeout: float = Field(default=30.0, ge=0)
+    """Seconds a stopping router waits for requests in flight. 0: none."""
+
+
+class ScalingSettings(Group):
+    """When replicas are added, drained, and given up."""
+
+    interval: float = Field(default=0.25, gt=0)
+    """Seconds between two looks at every pool; demand for more replicas never waits for it."""
+    breaker_failures: int = Field(default=3, gt=0)
+    """Failed starts in a row that open a pool's breaker."""
+    breaker_backoff: float = Field(default=1.0, gt=0)
+    """Seconds the breaker stays open at first; doubled by each further failure."""
+    breaker_backoff_max: float = Field(default=60.0, gt=0)
+    """Upper end of that back-off, seconds."""
+    orphan_factor: float = Field(default=3.0, ge=1)
+    """A replica that no router talks to for this many scaledown windows drains itself."""
+
+
+class EmbeddedSettings(Group):
+    """The back end on this machine."""
+
+    grace_period: float = Field(default=30.0, ge=0)
+    """Seconds a replica may take to finish after SIGTERM or a drain; then it is killed."""
+    network: Literal["auto", "namespace", "exclusive", "host"] = "auto"
+    """How a fixed `web_server` port is kept apart from other replicas'. auto: namespace where allowed, else exclusive.
+    host: on the host's network, open to whatever address the program binds."""
+    max_replicas: int = Field(default=0, ge=0)
+    """Replicas on this machine at once; 0: no limit."""
+    log_lines: int = Field(default=10_000, ge=0)
+    """Lines kept of each replica's output."""
+
+
+class Settings(BaseSettings):
+    """All groups."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_prefix="MODALNOMAD_", env_nested_delimiter="__", use_attribute_docstrings=True
+    )
+
+    backend: Literal["embedded"] = "embedded"
+    """Which back end runs replicas."""
+    home: Path = Field(default_factory=lambda: default_home())
+    """Folder of the embedded back end's state."""
+    environment: str = "main"
+    """Environment of commands without --env."""
+    router: RouterSettings = RouterSettings()
+    scaling: ScalingSettings = ScalingSettings()
+    embedded: EmbeddedSettings = EmbeddedSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """flags (init) over environment over file over defaults."""
+        return init_settings, env_settings, FileSource(settings_cls)
+
+
+class FileSource(PydanticBaseSettingsSource):
+    """`MODALNOMAD_CONFIG`, else `modalnomad/config.toml` in the user's configuration folder."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        """Unused: the whole file is read at once."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        path = config_file()
+        return tomllib.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
+def config_file() -> Path:
+    """Where the settings file is looked for."""
+    if named := os.environ.get("MODALNOMAD_CONFIG"):
+        return Path(named)
+    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(base) / "modalnomad" / "config.toml"
+
+
+def default_home() -> Path:
+    """`MODALNOMAD_HOME`, else `modalnomad` in the user's data folder."""
+    if named := os.environ.get("MODALNOMAD_HOME"):
+        return Path(named)
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "modalnomad"
