@@ -1,0 +1,279 @@
+"""`modalnomad serve --json` as a child process, the way a user's script would run it.
+
+    with serve("examples/hello.py", home=home) as s:
+        httpx.get(s.url("hello"))            # direct_url of the endpoint: any client reaches it
+        s.wait_event("reloaded", timeout=10)
+    assert s.exit_code == 0
+
+Every call waits for a value with a deadline; when serve ends early or the deadline passes, the error carries everything
+serve wrote.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+Event = dict[str, Any]
+
+_shared_home: Path | None = None
+
+
+def shared_home() -> Path:
+    """A MODALNOMAD_HOME that lives as long as this test process: images are built once for all tests that use it.
+
+    Its path is short, because Unix socket paths are bounded. Tests that write secrets or tokens use names of their own.
+    """
+    global _shared_home  # noqa: PLW0603 - one per process is the point
+    if _shared_home is None:
+        _shared_home = Path(tempfile.mkdtemp(prefix="mn-"))
+        atexit.register(shutil.rmtree, _shared_home, ignore_errors=True)
+    return _shared_home
+
+
+def command_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without anything that would steer modalnomad or slow its children down."""
+    unwanted = ("MODALNOMAD_", "MODAL_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
+    return {**kept, "MODALNOMAD_HOME": str(home), "NO_COLOR": "1", **(extra or {})}
+
+
+def run_command(
+    *arguments: str,
+    home: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: str | None = None,
+    timeout: float = 60,
+) -> subprocess.CompletedProcess[str]:
+    """`modalnomad <arguments>` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "modalnomad", *arguments],
+        env=command_environment(home or shared_home(), env),
+        cwd=cwd,
+        input=stdin if stdin is not None else "",
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+class ServeError(AssertionError):
+    """Serve did not do what was waited for; the message holds all its output."""
+
+
+class Serve:
+    """A running `modalnomad serve --json`.
+
+    `endpoints` maps the endpoint's name (`f`, `Server.files`) to its event: {name, label, url, direct_url, auth}. `pid` is
+    the CLI's process id. `events` holds every event so far, in order.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        home: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        ready_timeout: float = 120,
+    ) -> None:
+        self.home = home or shared_home()
+        self.events: list[Event] = []
+        self.stderr_lines: list[str] = []
+        self.bad_lines: list[str] = []
+        """Lines of standard output that are no JSON object: always a defect."""
+        self._changed = threading.Condition()
+        self._ready_timeout = ready_timeout
+        self._command = [sys.executable, "-m", "modalnomad", "serve", "--json", *arguments]
+        self._environment = command_environment(self.home, env)
+        self._cwd = cwd
+        self._process: subprocess.Popen[str] | None = None
+        self._readers: list[threading.Thread] = []
+
+    def start(self) -> Self:
+        """Start it and wait for the `ready` event."""
+        self._process = subprocess.Popen(
+            self._command,
+            env=self._environment,
+            cwd=self._cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        for stream, take in ((self._process.stdout, self._take_event), (self._process.stderr, self._take_stderr)):
+            reader = threading.Thread(target=self._read, args=(stream, take), daemon=True)
+            reader.start()
+            self._readers.append(reader)
+        try:
+            self.wait_event("ready", self._ready_timeout)
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def _read(self, stream: IO[str], take: Callable[[str], None]) -> None:
+        with stream:
+            for line in stream:
+                with self._changed:
+                    take(line.rstrip("\n"))
+                    self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _take_event(self, line: str) -> None:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            self.bad_lines.append(line)
+        else:
+            self.events.append(event)
+
+    def _take_stderr(self, line: str) -> None:
+        self.stderr_lines.append(line)
+
+    @property
+    def _running(self) -> subprocess.Popen[str]:
+        assert self._process is not None, "not started"
+        return self._process
+
+    @property
+    def pid(self) -> int:
+        return self._running.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: the signal that ended it."""
+        return self._running.poll()
+
+    @property
+    def endpoints(self) -> dict[str, Event]:
+        """Name → the endpoint's latest event."""
+        return {event["name"]: event for event in list(self.events) if event["event"] == "endpoint"}
+
+    def url(self, name: str | None = None) -> str:
+        """`direct_url` of the endpoint, without a final slash; without a name: of the only endpoint."""
+        endpoints = self.endpoints
+        if name is None:
+            assert len(endpoints) == 1, f"name one of {sorted(endpoints)}"
+            (name,) = endpoints
+        return str(endpoints[name]["direct_url"]).rstrip("/")
+
+    def output(self) -> str:
+        """Everything it wrote so far, for error messages."""
+        events = "\n".join(json.dumps(event) for event in list(self.events))
+        return f"--- events\n{events}\n--- other output\n" + "\n".join([*self.bad_lines, *self.stderr_lines])
+
+    def wait_for(
+        self, wanted: Callable[[Event], bool], timeout: float, *, after: int = 0, what: str = "event"
+    ) -> Event:
+        """The first event from position `after` on that satisfies `wanted`."""
+        deadline = time.monotonic() + timeout
+        seen = after
+        with self._changed:
+            while True:
+                while seen < len(self.events):
+                    seen += 1
+                    if wanted(self.events[seen - 1]):
+                        return self.events[seen - 1]
+                if self._ended():
+                    raise ServeError(f"serve ended with {self.exit_code} before {what}\n{self.output()}")
+                if (left := deadline - time.monotonic()) <= 0:
+                    raise ServeError(f"no {what} within {timeout} s\n{self.output()}")
+                self._changed.wait(min(left, 0.5))
+
+    def _ended(self) -> bool:
+        return self.exit_code is not None and not any(reader.is_alive() for reader in self._readers)
+
+    def wait_event(self, kind: str, timeout: float = 30, *, after: int = 0, **match: Any) -> Event:
+        """The first `kind` event from position `after` on whose fields equal `match`. Use `after=len(s.events)`, read
+        before the action, to wait for a new one."""
+        return self.wait_for(
+            lambda event: event["event"] == kind and all(event.get(key) == value for key, value in match.items()),
+            timeout,
+            after=after,
+            what=f"event {kind} {match or ''}".rstrip(),
+        )
+
+    def wait_log(self, text: str, timeout: float = 30, *, after: int = 0) -> Event:
+        """The first `log` event whose line contains `text`."""
+        return self.wait_for(
+            lambda event: event["event"] == "log" and text in event["line"], timeout, after=after, what=f"log {text!r}"
+        )
+
+    def logs(self) -> list[Event]:
+        """All `log` events: {app, function, replica, stream, line, request_id}."""
+        return [event for event in list(self.events) if event["event"] == "log"]
+
+    def interrupt(self) -> None:
+        """Send one Ctrl-C and return at once."""
+        self._running.send_signal(signal.SIGINT)
+
+    def stop(self, timeout: float = 40) -> int:
+        """Ctrl-C, then wait for the end. Returns the exit code; one that does not end in time is killed and reported."""
+        if self.exit_code is None:
+            self.interrupt()
+        return self.wait(timeout)
+
+    def wait(self, timeout: float = 40) -> int:
+        """Wait for the end by itself."""
+        try:
+            code = self._running.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise ServeError(f"serve did not stop within {timeout} s\n{self.output()}") from None
+        self._join()
+        return code
+
+    def kill(self) -> None:
+        """kill -9 the CLI alone, as a crash would."""
+        with contextlib.suppress(ProcessLookupError):
+            self._running.kill()
+        self._running.wait(10)
+        self._join()
+
+    def _join(self) -> None:
+        # A process left behind may hold the pipes open; the readers are daemons and the tests look for such processes.
+        for reader in self._readers:
+            reader.join(5)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and self.exit_code is None:
+            print(self.output(), file=sys.stderr)
+        self.stop()
+
+
+def serve(
+    reference: str | Path,
+    *arguments: str,
+    home: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    ready_timeout: float = 120,
+) -> Serve:
+    """`with serve("app.py", "--env", "main") as s:`. In async tests, wrap blocking calls in `asyncio.to_thread`."""
+    return Serve([str(reference), *arguments], home=home, env=env, cwd=cwd, ready_timeout=ready_timeout)
