@@ -51,7 +51,9 @@ class Revision(Model):
         content = {
             "app": app,
             "environment": environment,
-            "function": function.model_dump(mode="json", exclude={"where", "image"}),
+            "function": function.model_dump(
+                mode="json", exclude={"where": True, "image": True, "endpoints": {"__all__": {"where"}}}
+            ),
             "source": source.model_dump(mode="json"),
             "bundle": bundle,
             "image": image.model_dump(mode="json"),

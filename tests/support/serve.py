@@ -80,8 +80,8 @@ class ServeError(AssertionError):
 class Serve:
     """A running `modalnomad serve --json`.
 
-    `endpoints` maps the endpoint's name (`f`, `Server.files`) to its event: {name, label, url, direct_url, auth}. `pid` is
-    the CLI's process id. `events` holds every event so far, in order.
+    `endpoints` maps the endpoint's name (`f`, `Server.files`) to its event: {name, label, url, direct_url, auth}. `pid`
+    is the CLI's process id. `events` holds every event so far, in order.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class Serve:
         self._running.send_signal(signal.SIGINT)
 
     def stop(self, timeout: float = 40) -> int:
-        """Ctrl-C, then wait for the end. Returns the exit code; one that does not end in time is killed and reported."""
+        """Ctrl-C, then wait for the end: the exit code. One that does not end in time is killed and reported."""
         if self.exit_code is None:
             self.interrupt()
         return self.wait(timeout)

@@ -1,0 +1,234 @@
+"""Collect: run `modalnomad_sdk.describe` on the user's program in a child process and read what it declares.
+
+User code runs in the child only. What it prints is handed on line by line; what it raises is shown as Python wrote it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from modalnomad.model.errors import BackendError, ModalNomadError, UserCodeFailed, UserError
+from modalnomad.model.manifest import Description
+
+DESCRIBE_TIMEOUT = 300.0
+"""Seconds a module may take to import."""
+OUTPUT_KEPT = 200_000
+"""Characters of the child's output kept for an error; the end counts."""
+
+HINTS: Mapping[str, str] = {
+    "file_missing": "check the path; it is relative to the folder you are in",
+    "not_python": "name a Python file (app.py), or a module with -m (modalnomad serve -m package.module)",
+    "syntax_error": "correct the line shown",
+    "module_missing": "-m takes a dotted name that imports from the folder you are in",
+    "module_raised": "the traceback above is your program's own; correct it and try again",
+    "missing_dependency": (
+        "install it beside modalnomad (pip install …), or import it inside the function, "
+        "or under `with image.imports():`"
+    ),
+    "no_app": "write `app = modal.App(…)` at the top of the module",
+    "many_apps": "name the one you mean: file.py::name",
+    "no_functions": "decorate a function with @app.function() and, for a URL, @modal.fastapi_endpoint()",
+    "bad_reference": "write file.py, file.py::app_name, or -m package.module",
+}
+"""What to do next, where `describe` itself says nothing better."""
+
+RAISED = frozenset({"module_raised", "syntax_error", "missing_dependency"})
+"""Errors whose traceback is the user's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """`file.py`, `file.py::name`, or (module) `pkg.mod`, `pkg.mod::name`."""
+
+    target: str
+    name: str | None = None
+    module: bool = False
+
+    @classmethod
+    def parse(cls, text: str, *, module: bool = False) -> Self:
+        """Raises UserError for an empty part."""
+        target, separator, name = text.partition("::")
+        if not target or (separator and not name):
+            raise UserError(f"{text!r} names no program", HINTS["bad_reference"])
+        return cls(target, name or None, module)
+
+    @property
+    def arguments(self) -> list[str]:
+        """As `describe` takes them."""
+        text = f"{self.target}::{self.name}" if self.name else self.target
+        return ["-m", text] if self.module else [text]
+
+    def __str__(self) -> str:
+        return " ".join(self.arguments)
+
+
+def check_reference(reference: Reference) -> None:
+    """What can be told without starting Python. Raises UserError."""
+    if reference.module:
+        return
+    path = Path(reference.target)
+    if path.is_dir():
+        raise UserError(f"{reference.target} is a folder, not a Python file", HINTS["not_python"])
+    if not path.exists():
+        looks_dotted = "/" not in reference.target and path.suffix != ".py"
+        hint = f"a module is named with -m: modalnomad serve -m {reference.target}" if looks_dotted else None
+        raise UserError(f"{reference.target}: no such file", hint or HINTS["file_missing"])
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{reference.target} cannot be read: permission denied", "change its permissions")
+
+
+async def collect(
+    reference: Reference, *, on_output: Callable[[str], None] | None = None, timeout: float = DESCRIBE_TIMEOUT
+) -> Description:
+    """Describe the program. `on_output` gets each line user code prints while it is imported.
+
+    Raises UserCodeFailed (their traceback in `output`) or UserError. Cancelling kills the child and what it started.
+    """
+    check_reference(reference)
+    with tempfile.TemporaryDirectory(prefix="modalnomad-describe-") as folder:
+        out = Path(folder) / "description.json"
+        code, output = await _run_describe(reference, out, on_output, timeout)
+        try:
+            answer = json.loads(out.read_bytes())
+        except (OSError, ValueError):
+            raise _died(reference, code, output) from None
+    return read_answer(reference, answer, output)
+
+
+def read_answer(reference: Reference, answer: Any, output: str) -> Description:
+    """The Description in `describe`'s file, or the error in it as an exception."""
+    if isinstance(answer, dict) and isinstance(answer.get("error"), dict):
+        raise error_of(answer["error"], output)
+    try:
+        return Description.model_validate(answer)
+    except ValidationError as error:
+        # Values are left out: they may be a program's secrets.
+        places = ", ".join(".".join(map(str, e["loc"])) + f" ({e['msg']})" for e in error.errors(include_input=False))
+        raise BackendError(
+            f"the SDK described {reference} in a shape this version of modalnomad does not know: {places}",
+            "install the same version of modalnomad and modalnomad-sdk",
+        ) from None
+
+
+def error_of(error: Mapping[str, Any], output: str) -> ModalNomadError:
+    """`describe`'s error as an exception with a hint."""
+    code = str(error.get("code") or "")
+    message = str(error.get("message") or "the program could not be described")
+    where = str(error.get("where") or "")
+    if where and where not in message:
+        message = f"{where}: {message}"
+    hint = str(error.get("hint") or "") or HINTS.get(code)
+    traceback = str(error.get("traceback") or "")
+    if traceback and code in RAISED:
+        return UserCodeFailed(message, traceback.rstrip("\n"), hint)
+    return UserError(message, hint)
+
+
+def _died(reference: Reference, code: int, output: str) -> ModalNomadError:
+    how = f"was ended by signal {-code}" if code < 0 else f"exited with {code}"
+    return UserCodeFailed(
+        f"{reference}: the program {how} while it was imported",
+        output.rstrip("\n"),
+        "a module that is served must import to its end: put what exits under `if __name__ == '__main__':`",
+    )
+
+
+async def _run_describe(
+    reference: Reference, out: Path, on_output: Callable[[str], None] | None, timeout: float
+) -> tuple[int, str]:
+    """Exit code and what it printed."""
+    kept: list[str] = []
+
+    def take(line: str) -> None:
+        kept.append(line)
+        if on_output is not None:
+            on_output(line)
+
+    try:
+        async with asyncio.timeout(timeout), _output_pipe() as (write_end, reader):
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "modalnomad_sdk.describe", *reference.arguments, "--out", str(out)),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=write_end,
+                    stderr=write_end,
+                    env=describe_environment(os.environ),
+                    start_new_session=True,
+                    preexec_fn=_die_with_parent,
+                )
+            finally:
+                os.close(write_end)
+            code, _ = await asyncio.gather(_wait_and_sweep(process, reader), _pump(reader, take))
+    except TimeoutError:
+        raise UserCodeFailed(
+            f"{reference}: not imported within {timeout:g} s",
+            "\n".join(kept)[-OUTPUT_KEPT:],
+            "move slow work out of the module's top level, into the function or an @modal.enter method",
+        ) from None
+    return code, "\n".join(kept)[-OUTPUT_KEPT:]
+
+
+@contextlib.asynccontextmanager
+async def _output_pipe() -> AsyncIterator[tuple[int, asyncio.StreamReader]]:
+    """A pipe of our own, whose writing end the caller closes: the reading end closes here, whoever still holds the
+    other."""
+    read_end, write_end = os.pipe()
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", 0)
+    )
+    try:
+        yield write_end, reader
+    finally:
+        transport.close()
+
+
+async def _wait_and_sweep(process: asyncio.subprocess.Process, reader: asyncio.StreamReader) -> int:
+    """Its exit code; whatever it left running in its session is killed, which also ends its output. A daemon that left
+    the session may still hold the pipe: reading ends half a second later all the same."""
+    try:
+        return await process.wait()
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        asyncio.get_running_loop().call_later(0.5, reader.feed_eof)
+
+
+async def _pump(reader: asyncio.StreamReader, take: Callable[[str], None]) -> None:
+    rest = b""
+    while chunk := await reader.read(65536):
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            take(line.decode("utf-8", "replace").rstrip("\r"))
+    if rest:
+        take(rest.decode("utf-8", "replace"))
+
+
+def describe_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """The child's environment: the user's own, unbuffered. The platform's settings are not the program's business."""
+    kept = {name: value for name, value in base.items() if not name.startswith("MODALNOMAD_")}
+    return {**kept, "PYTHONUNBUFFERED": "1"}
+
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def _die_with_parent() -> None:
+    """In the child before exec: it ends with the command, also when that is killed -9."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

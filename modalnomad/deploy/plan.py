@@ -1,0 +1,132 @@
+"""Plan: what a description means on this platform. Pure: no files, no network, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from modalnomad.deploy.hosts import Named, Naming, clashes, name_endpoints
+from modalnomad.model.errors import ManifestInvalid, Problem, UserError
+from modalnomad.model.ids import ENVIRONMENT_NAME, NAME, SECRET_NAME, Digest
+from modalnomad.model.manifest import Description, Function, Manifest, Notice, SecretRef
+from modalnomad.model.revision import BuiltImage, Revision
+from modalnomad.model.routes import Route
+from modalnomad.ports.discovery import AppRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A checked description: nothing of it can still be refused for how it is written."""
+
+    app: str
+    environment: str
+    ephemeral: bool
+    manifest: Manifest
+    named: tuple[Named, ...]
+    notices: tuple[Notice, ...]
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        """Those that are served: with at least one endpoint."""
+        return tuple(function for function in self.manifest.functions if function.endpoints)
+
+    @property
+    def secrets(self) -> tuple[SecretRef, ...]:
+        """Every secret the served functions need, once."""
+        return tuple(dict.fromkeys(ref for function in self.functions for ref in function.secrets))
+
+    def revisions(self, bundle: Digest, images: Mapping[str, BuiltImage]) -> tuple[Revision, ...]:
+        """One per served function, in the order of the program; `images` by function tag."""
+        return tuple(
+            Revision.make(
+                app=self.app,
+                environment=self.environment,
+                function=function,
+                source=self.manifest.source,
+                bundle=bundle,
+                image=images[function.tag],
+            )
+            for function in self.functions
+        )
+
+    def record(self, revisions: tuple[Revision, ...], version: int) -> AppRecord:
+        """What is published."""
+        of = {endpoint.name: revision.id for revision in revisions for endpoint in revision.function.endpoints}
+        routes = tuple(
+            Route(
+                hosts=named.hosts,
+                environment=self.environment,
+                app=self.app,
+                endpoint=named.endpoint,
+                revision=of[named.endpoint.name],
+                ephemeral=self.ephemeral,
+            )
+            for named in self.named
+        )
+        return AppRecord(self.app, self.environment, version, routes, revisions)
+
+
+def make_plan(description: Description, naming: Naming, *, ephemeral: bool, name: str | None = None) -> Plan:
+    """Check everything that can be checked without doing anything. `name` overrides the App's own.
+
+    Raises ManifestInvalid with every problem at once, or UserError when there is nothing to serve.
+    """
+    manifest = description.app
+    app, notices = app_name(manifest, name)
+    problems = [Problem(refusal.where, refusal.message) for refusal in description.refusals]
+    if not NAME.fullmatch(app):
+        problems.append(Problem("", f"App name {app!r}: 1 to 64 letters, digits, '-', '_' and '.' are allowed"))
+    named, bad = name_endpoints(manifest, app, naming, ephemeral=ephemeral)
+    problems += bad
+    for function in manifest.functions:
+        problems += secret_problems(function)
+    if problems:
+        raise ManifestInvalid(problems)
+    plan = Plan(app, naming.environment, ephemeral, manifest, named, (*description.notices, *notices))
+    if not plan.functions:
+        tags = ", ".join(function.tag for function in manifest.functions) or "none"
+        raise UserError(
+            f"App {app} has nothing to serve: no function has a web endpoint (functions: {tags})",
+            "add @modal.fastapi_endpoint(), @modal.asgi_app(), @modal.wsgi_app() or @modal.web_server(port)",
+        )
+    return plan
+
+
+def app_name(manifest: Manifest, name: str | None) -> tuple[str, tuple[Notice, ...]]:
+    """The App's name: given, its own, or the file's stem, which is said."""
+    if name or manifest.name:
+        return str(name or manifest.name), ()
+    stem = manifest.source.module.rpartition(".")[2]
+    return stem, (Notice(code="unnamed_app", message=f"the App has no name; it is called {stem!r} after its file"),)
+
+
+def secret_problems(function: Function) -> list[Problem]:
+    """Secret references that no store could hold."""
+    problems = []
+    where = function.where or function.tag
+    for ref in function.secrets:
+        if ref.name is not None and not SECRET_NAME.fullmatch(ref.name):
+            problems.append(
+                Problem(where, f"secret name {ref.name!r}: a-z, 0-9, '-' and '_', at most 63, not starting with - or _")
+            )
+        if ref.environment is not None and not ENVIRONMENT_NAME.fullmatch(ref.environment):
+            problems.append(Problem(where, f"secret environment {ref.environment!r}: a-z, 0-9 and '-', at most 63"))
+    return problems
+
+
+def check_together(plans: tuple[Plan, ...]) -> None:
+    """Several Apps behind one router: raises ManifestInvalid for an App given twice or a host shared by two."""
+    problems: list[Problem] = []
+    seen: dict[str, Plan] = {}
+    for plan in plans:
+        first = seen.setdefault(plan.app, plan)
+        if first is not plan:
+            sources = f"{first.manifest.source.entry} and {plan.manifest.source.entry}"
+            problems.append(Problem("", f"two programs define the App {plan.app!r}: {sources}"))
+    problems += clashes(
+        (named.endpoint.where, f"{plan.app}/{named.endpoint.name}", named.hosts)
+        for plan in seen.values()
+        for named in plan.named
+    )
+    if problems:
+        raise ManifestInvalid(problems, "serve them one by one, or rename one")
