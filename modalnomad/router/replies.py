@@ -36,6 +36,8 @@ class Answer:
     """Seconds; rounded up into Retry-After."""
     close: bool = False
     """Close the connection after it."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """More header fields it must carry, such as WWW-Authenticate beside 401 (RFC 9110, 15.5.2)."""
 
 
 class Reply(Exception):
@@ -50,6 +52,7 @@ class Reply(Exception):
         private: str = "",
         retry_after: float | None = None,
         close: bool = False,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
         super().__init__(f"{status} {code}: {detail}")
-        self.answer = Answer(status, code, detail, private, retry_after, close)
+        self.answer = Answer(status, code, detail, private, retry_after, close, headers)
