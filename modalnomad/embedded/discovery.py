@@ -1,0 +1,151 @@
+"""Discovery on this machine: records in files that any number of processes of one home read and write."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Hashable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from modalnomad.embedded.records import Records, check_version
+from modalnomad.embedded.store import named_lock
+from modalnomad.kit.watch import Cell
+from modalnomad.model.errors import NotFound, UserError
+from modalnomad.model.ids import NAME
+from modalnomad.model.routes import RouteSnapshot, Token
+from modalnomad.ports.discovery import AppRecord, Change, DeleteToken, Discovery, PublishApp, PutToken, WithdrawApp
+
+logger = logging.getLogger("modalnomad.discovery")
+
+LOOK_EVERY: Final = 0.25
+"""Seconds between two looks at the files for what other processes wrote. A look is a directory listing; reading them
+again only when it differs makes this watch and its own reconcile in one."""
+
+
+class EmbeddedDiscovery(Discovery):
+    """Port `Discovery` on `<home>/discovery`."""
+
+    def __init__(self, home: Path, *, look_every: float = LOOK_EVERY) -> None:
+        self._home = home
+        self._records = Records(home)
+        self._look_every = look_every
+        self._written = Cell(0)
+        """Rises with each write of this process, so that its own watchers need not wait for the next look."""
+
+    async def watch(self) -> AsyncIterator[RouteSnapshot]:
+        """The current snapshot at once, then one per change, those of other processes within half a second."""
+        seen: Hashable = None
+        index = 0
+        while True:
+            written = self._written.value
+            try:
+                found = self._state()
+                snapshot = _snapshot(self._apps(), self._records.all_tokens(), index + 1) if found != seen else None
+            except OSError as error:
+                # What was last seen stays in force: a look that fails must not empty anybody's table.
+                logger.error("cannot look at the records of %s: %s", self._home, error)
+                snapshot = None
+            if snapshot is not None:
+                seen, index = found, index + 1
+                yield snapshot
+            await _changed(self._written, written, self._look_every)
+
+    def _state(self) -> Hashable:
+        """Equal states: nothing changed in between."""
+        return self._records.fingerprint()
+
+    def _apps(self) -> tuple[AppRecord, ...]:
+        return self._records.all_apps()
+
+    async def app(self, name: str, environment: str) -> AppRecord | None:
+        """The App's record as it is now."""
+        return await asyncio.to_thread(self._records.app, name, environment)
+
+    async def tokens(self, environment: str) -> tuple[Token, ...]:
+        """All tokens of an environment."""
+        return self._records.all_tokens(environment)
+
+    async def publish(self, change: Change) -> None:
+        """One atomic write. Raises BackendConflict when `expected` is not the version found."""
+        try:
+            await asyncio.to_thread(self._write, change)
+        finally:
+            self._written.set(self._written.value + 1)
+
+    def _write(self, change: Change) -> None:
+        match change:
+            case PublishApp():
+                self._records.publish(change)
+            case WithdrawApp():
+                self._records.withdraw(change)
+            case PutToken(token):
+                self._records.put_token(token)
+            case DeleteToken(id, environment):
+                self._records.delete_token(id, environment)
+
+    def lock(self, name: str, *, lifetime: float) -> AbstractAsyncContextManager[None]:
+        """Hold the named lock. A holder that dies loses it at once, so `lifetime` is always kept."""
+        return _lock(self._home, name)
+
+
+class EphemeralDiscovery(EmbeddedDiscovery):
+    """For `serve`: Apps live in this process and end with it; tokens are those of the home."""
+
+    def __init__(self, home: Path, *, look_every: float = LOOK_EVERY) -> None:
+        super().__init__(home, look_every=look_every)
+        self._own: dict[tuple[str, str], AppRecord] = {}
+        self._publications = 0
+
+    def _state(self) -> Hashable:
+        return self._records.fingerprint("tokens"), self._publications
+
+    def _apps(self) -> tuple[AppRecord, ...]:
+        return tuple(self._own[key] for key in sorted(self._own))
+
+    async def app(self, name: str, environment: str) -> AppRecord | None:
+        """The App's record as it is now."""
+        return self._own.get((name, environment))
+
+    def _write(self, change: Change) -> None:
+        match change:
+            case PublishApp(record):
+                check_version(change, self._own.get((record.app, record.environment)))
+                self._own[record.app, record.environment] = record
+            case WithdrawApp(app, environment):
+                if self._own.pop((app, environment), None) is None:
+                    raise NotFound(f"there is no App {app} in environment {environment}")
+            case _:
+                super()._write(change)
+                return
+        self._publications += 1
+
+
+def _snapshot(apps: tuple[AppRecord, ...], tokens: tuple[Token, ...], index: int) -> RouteSnapshot:
+    return RouteSnapshot(
+        routes=tuple(route for app in apps for route in app.routes),
+        revisions={revision.id: revision for app in apps for revision in app.revisions},
+        tokens=tokens,
+        index=index,
+    )
+
+
+async def _changed(written: Cell[int], seen: int, timeout: float) -> None:
+    """Return at the next write of this process, or after `timeout` seconds."""
+    try:
+        async with asyncio.timeout(timeout):
+            await written.until(lambda now: now != seen)
+    except TimeoutError:
+        return
+
+
+@asynccontextmanager
+async def _lock(home: Path, name: str) -> AsyncIterator[None]:
+    if not NAME.fullmatch(name):
+        raise UserError(f"{name!r} is not the name of a lock")
+    holder = f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    with named_lock(home / "locks" / f"{name}.lock", f"the lock {name!r}", holder):
+        yield
