@@ -53,8 +53,8 @@ def pool_key(match: Match, query: bytes) -> PoolKey:
             values[parameter.name] = parameter.default
         else:
             raise _bad(f"Parameter {parameter.name!r} ({parameter.type}) is missing from the query string.")
-    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    if (size := len(canonical.encode())) > LIMIT:
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    if (size := len(canonical)) > LIMIT:
         raise _bad(f"The class parameters take {size} bytes together; at most {LIMIT} are allowed.")
     return PoolKey(match.revision.id, canonical)
 
