@@ -33,11 +33,13 @@ _shared_home: Path | None = None
 
 
 def shared_home() -> Path:
-    """A MODALNOMAD_HOME that lives as long as this test process: images are built once for all tests that use it.
+    """A MODALNOMAD_HOME that lives as long as this test run: images are built once for all tests that use it.
 
     Its path is short, because Unix socket paths are bounded. Tests that write secrets or tokens use names of their own.
     """
     global _shared_home  # noqa: PLW0603 - one per process is the point
+    if named := os.environ.get("TEST_SHARED_HOME"):  # made by tests/conftest.py for all its workers
+        return Path(named)
     if _shared_home is None:
         _shared_home = Path(tempfile.mkdtemp(prefix="mn-"))
         atexit.register(shutil.rmtree, _shared_home, ignore_errors=True)
