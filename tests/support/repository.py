@@ -44,3 +44,10 @@ def tree(path: Path) -> ast.Module:
 def shown(path: Path) -> str:
     """Relative to the checkout, for messages."""
     return path.relative_to(ROOT).as_posix()
+
+
+def persona(name: str) -> Path:
+    """A Modal program that misbehaves in the way its name says."""
+    path = ROOT / "tests" / "support" / "personas" / f"{name}.py"
+    assert path.exists(), f"no such persona: {name}"
+    return path

@@ -1,0 +1,34 @@
+"""Bodies of any size, both ways, without holding them: `/out?mib=` makes one, `/in` counts one."""
+
+import modal
+
+app = modal.App("big-body")
+
+
+@app.function(timeout=600)
+@modal.concurrent(max_inputs=20)
+@modal.asgi_app()
+def site():
+    from urllib.parse import parse_qs
+
+    piece = bytes(range(256)) * 256
+
+    async def web_app(scope, receive, send):
+        if scope["type"] != "http":
+            raise RuntimeError("no lifespan here")
+        if scope["path"] == "/out":
+            count = int(parse_qs(scope["query_string"].decode())["mib"][0]) * 16
+            headers = [(b"content-length", str(count * len(piece)).encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            for _ in range(count):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        total, more = 0, True
+        while more:
+            message = await receive()
+            total, more = total + len(message.get("body", b"")), message.get("more_body", False)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": str(total).encode()})
+
+    return web_app
