@@ -1,0 +1,165 @@
+"""Replicas as a pool counts them, what waits for them, and what a pool asks for.
+
+STARTING ─ready─▶ READY ◀──probe answered──┐
+    │               │ └─────strike────▶ STRUCK
+    │   closed │ ▲ reopened                │
+    │          ▼ │                         │
+    │        CLOSING ─drain sent─▶ DRAINING (refused: READY again)
+    └──── every state ── process ended ──▶ removed
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from modalnomad.model.replica import Address, Failure, ReplicaKey
+
+
+class PlaceState(StrEnum):
+    """See the diagram above. A move it does not show raises."""
+
+    STARTING = "starting"
+    READY = "ready"
+    STRUCK = "struck"
+    """A connection to it was refused: not offered until a probe is answered."""
+    CLOSING = "closing"
+    """Takes no more requests; the drain was not sent yet, so it can be reopened."""
+    DRAINING = "draining"
+    """The drain was sent, or it is being killed."""
+
+
+_MOVES = {
+    PlaceState.STARTING: {PlaceState.READY, PlaceState.DRAINING},
+    PlaceState.READY: {PlaceState.STRUCK, PlaceState.CLOSING},
+    PlaceState.STRUCK: {PlaceState.READY, PlaceState.CLOSING, PlaceState.DRAINING},
+    PlaceState.CLOSING: {PlaceState.READY, PlaceState.DRAINING},
+    PlaceState.DRAINING: {PlaceState.READY, PlaceState.CLOSING},
+}
+
+
+class IllegalMove(Exception):
+    """A defect of the platform: a state machine was asked for a move its diagram does not show."""
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """One replica of a pool. Times are seconds of the pool's clock."""
+
+    key: ReplicaKey
+    asked_at: float
+    state: PlaceState = PlaceState.STARTING
+    address: Address | None = None
+    running: int = 0
+    """Leases out on it."""
+    idle_since: float = 0.0
+    busy_until: float = 0.0
+    """Not offered before: its runner just said Busy."""
+    changed_at: float = 0.0
+    spent: bool = False
+    """Single-use, and used: it is never reopened."""
+    killed: bool = False
+    removed: bool = False
+
+    def move(self, state: PlaceState, now: float) -> None:
+        """Raises IllegalMove."""
+        if state not in _MOVES[self.state]:
+            raise IllegalMove(f"{self.key}: {self.state} → {state}")
+        self.state = state
+        self.changed_at = now
+
+    @property
+    def live(self) -> bool:
+        """Takes requests, or will."""
+        return self.state in LIVE
+
+
+LIVE = frozenset({PlaceState.STARTING, PlaceState.READY, PlaceState.STRUCK})
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """One waiting request. `deadline`: it does not wait longer for a free place once replicas are alive."""
+
+    id: int
+    deadline: float
+    avoid: frozenset[ReplicaKey] = field(default=frozenset())
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The ticket's request has a place; the lease is already counted."""
+
+    ticket: int
+    place: Place
+
+
+WhyNot = Literal["queue_full", "queue_timeout", "failed", "broken", "moved"]
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """The ticket's request gets no place. failed: the start it waited for did; broken: nothing is started for now."""
+
+    ticket: int
+    why: WhyNot
+    failure: Failure | None = None
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Have the engine start this replica."""
+
+    key: ReplicaKey
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The replica takes requests now."""
+
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The replica is gone; `failure`: its start failed, or it died."""
+
+    place: Place
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Ask the replica to drain; just before sending, `Pool.drain_sent` says whether that still holds."""
+
+    key: ReplicaKey
+    idle_for: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask the replica whether it is still there."""
+
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Have the engine end it at once."""
+
+    key: ReplicaKey
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recheck:
+    """Call `Pool.settle` at this time."""
+
+    at: float
+
+
+Effect = Grant | Deny | Start | Opened | Ended | Drain | Probe | Kill | Recheck

@@ -1,0 +1,449 @@
+"""One pool: its replicas, its places, who waits. Pure: every change takes `now` and returns the effects it causes.
+
+    COLD ─request─▶ WAKING ─ready─▶ WARM ─the last one closes─▶ COOLING ─gone─▶ COLD
+      ▲               │ ▲ ▲          │ ▲                          │  │
+      ├───failed──────┘ │ └──lost────┤ └──reopened, drain refused─┘  │
+      ├───────────────lost───────────┘                               │
+      │                 └───────request (the next replica)───────────┘
+      └ (WAKING ─failed while another is leaving─▶ COOLING)
+
+There is one wake at a time: more demand while WAKING raises how many are wanted, and a start that failed is not
+replaced at once. Nobody waiting is dropped for a newcomer, and nobody waiting fails while a replica is ready or starting.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from enum import StrEnum
+
+from modalnomad.model.replica import Address, Failure, PoolKey, ReplicaKey
+from modalnomad.router.breaker import Breaker
+from modalnomad.router.places import (
+    Deny,
+    Drain,
+    Effect,
+    Ended,
+    Grant,
+    IllegalMove,
+    Kill,
+    Opened,
+    Place,
+    PlaceState,
+    Probe,
+    Recheck,
+    Start,
+    Ticket,
+)
+from modalnomad.router.roster import Roster
+from modalnomad.scaling.decide import Observed, Policy
+
+BUSY_PAUSE = 0.025
+"""Seconds a replica is not offered after its runner said Busy."""
+RETRY_PAUSE = 0.25
+"""Seconds between a failed start and the next one, while others are alive or on their way out."""
+START_MARGIN = 1.0
+"""Seconds past the start limit: the runner keeps it too, and its own words are better than ours."""
+STRIKE_LIMIT = 10.0
+"""Seconds an idle replica may refuse connections before it is ended."""
+
+
+class State(StrEnum):
+    """See the diagram above. A move it does not show raises IllegalMove."""
+
+    COLD = "cold"
+    WAKING = "waking"
+    WARM = "warm"
+    COOLING = "cooling"
+
+
+_MOVES = {
+    State.COLD: {State.WAKING},
+    State.WAKING: {State.WARM, State.COLD, State.COOLING},
+    State.WARM: {State.WAKING, State.COOLING, State.COLD},
+    State.COOLING: {State.WARM, State.WAKING, State.COLD},
+}
+
+
+class Pool:
+    """`breaker` counts starts that failed by the program's fault, `full` those for which there was no room. `overstay`:
+    seconds a drained replica may take to end."""
+
+    def __init__(
+        self,
+        key: PoolKey,
+        policy: Policy,
+        *,
+        breaker: Breaker,
+        full: Breaker,
+        queue_limit: int,
+        overstay: float,
+        now: float,
+    ) -> None:
+        self.key = key
+        self.policy = policy
+        self.state = State.COLD
+        self.places = Roster(key, policy)
+        self.tickets: OrderedDict[int, Ticket] = OrderedDict()
+        self.running = 0
+        """Leases out, those on replicas that have died included."""
+        self.floor = 0
+        """Replicas asked for beside demand (`warm`)."""
+        self.retired = False
+        self.evicted = False
+        self.used_at = now
+        self.wakes = 0
+        self.starts = 0
+        self._breaker = breaker
+        self._full = full
+        self._queue_limit = queue_limit
+        self._overstay = overstay
+        self._hold_until = 0.0
+
+    # --- Requests ---------------------------------------------------------------------------------------------
+
+    def take(self, now: float, avoid: frozenset[ReplicaKey] = frozenset()) -> Place | None:
+        """A free place, already counted; None: the request has to queue. When `crowded`, call `settle` after it."""
+        if self.tickets or self.retired:
+            return None
+        place = self.places.choose(now, avoid)
+        if place is not None:
+            self._seat(place, now)
+            if place.spent:
+                self._follow()
+        return place
+
+    def crowded(self, place: Place) -> bool:
+        """The last lease took the place past its target, so that another replica may be due."""
+        return place.running > self.policy.target or place.spent
+
+    def arrive(self, ticket: Ticket, now: float) -> list[Effect]:
+        """Queue. The answer (Grant or Deny) may be among the effects."""
+        if self.retired:
+            return [Deny(ticket.id, "moved")]
+        if len(self.tickets) >= self._queue_limit:
+            return [Deny(ticket.id, "queue_full", retry_after=1.0)]
+        self.used_at = now
+        self.evicted = False
+        self.tickets[ticket.id] = ticket
+        return self.settle(now)
+
+    def leave(self, ticket: int, now: float) -> list[Effect]:
+        """The waiting client went away. What was started for it goes on."""
+        self.tickets.pop(ticket, None)
+        return self.settle(now)
+
+    def release(self, place: Place, now: float) -> list[Effect]:
+        """A lease ended: the last byte has passed."""
+        if place.running <= 0:
+            raise IllegalMove(f"{place.key}: released more often than leased")
+        place.running -= 1
+        self.running -= 1
+        self.used_at = now
+        if not place.running:
+            place.idle_since = now
+            if place.state is PlaceState.CLOSING:
+                return [self._drain(place), *self.settle(now)]
+        return self.settle(now) if self.tickets else []
+
+    def refused(self, place: Place, now: float) -> list[Effect]:
+        """Its runner said Busy: others use it too, or it is leaving. The lease stays until it is released."""
+        place.busy_until = now + BUSY_PAUSE
+        return [Recheck(place.busy_until)]
+
+    def strike(self, place: Place, now: float, *, timed_out: bool) -> list[Effect]:
+        """No connection to it. Refused: not offered until a probe is answered. Timed out: not offered for a moment, and
+        that only while there is another one."""
+        if place.state is not PlaceState.READY:
+            return []
+        if timed_out:
+            return self.refused(place, now) if len(self.places.offered) > 1 else []
+        self.places.move(place, PlaceState.STRUCK, now)
+        return [Probe(place), *self.settle(now)]
+
+    # --- Replicas ---------------------------------------------------------------------------------------------
+
+    def seen(self, key: ReplicaKey, address: Address | None, now: float, *, alive: bool) -> Place | None:
+        """The engine lists this replica. A live one that is not known (another router's) is taken in as starting."""
+        self.places.heard_of(key)
+        place = self.places.get(key)
+        if place is None and alive:
+            place = self.places.add(key, now)
+            self._follow()
+        if place is not None and place.address is None:
+            place.address = address
+        return place
+
+    def ready(self, key: ReplicaKey, now: float) -> list[Effect]:
+        """It answered that it is ready. Of a replica that has ended, or is leaving, nothing is believed."""
+        place = self.places.get(key)
+        if place is None or place.state not in (PlaceState.STARTING, PlaceState.STRUCK):
+            return []
+        if place.state is PlaceState.STARTING:
+            self._breaker.succeeded()
+            self._full.succeeded()
+            place.idle_since = now
+        self.places.move(place, PlaceState.READY, now)
+        effects: list[Effect] = [Opened(place)]
+        if self.retired:
+            effects += self._close(place, now, 0.0, "retired")
+        return effects + self.settle(now)
+
+    def ended(self, key: ReplicaKey, failure: Failure | None, now: float, *, hope: bool = False) -> list[Effect]:
+        """Its process is gone, or was never made. `hope`: something of ours is on its way out, so no room now does not
+        mean no room soon."""
+        place = self.places.remove(key)
+        if place is None:
+            return []
+        starting = place.state is PlaceState.STARTING
+        if starting and failure is None:
+            failure = Failure("start_failed", "It ended before it was ready.")
+        effects: list[Effect] = [Ended(place, failure)]
+        if starting and failure is not None:
+            effects += self._start_failed(failure, now, hope=hope)
+        return effects + self.settle(now)
+
+    def close(self, number: int, now: float, idle_for: float, reason: str) -> list[Effect]:
+        """Drain this replica if nothing runs on it and nobody waits; the runner has the last word."""
+        if self.tickets or self.floor:
+            return []
+        found = [p for p in self.places.offered if p.key.number == number and not p.running]
+        return [*self._close(found[0], now, idle_for, reason), *self.settle(now)] if found else []
+
+    def drain_sent(self, key: ReplicaKey, now: float) -> Place | None:
+        """The drain is about to be sent. None: it no longer holds (reopened, in use, gone)."""
+        place = self.places.get(key)
+        if place is None or place.state is not PlaceState.CLOSING or place.running:
+            return None
+        self.places.move(place, PlaceState.DRAINING, now)
+        self._follow()
+        return place
+
+    def drain_refused(self, key: ReplicaKey, now: float, idle_for: float = 0.0) -> list[Effect]:
+        """Something runs on it, or ran `idle_for` seconds ago, by another router."""
+        place = self.places.get(key)
+        if place is None or place.state is not PlaceState.DRAINING or place.killed:
+            return []
+        if self.retired or place.spent:
+            self.places.move(place, PlaceState.CLOSING, now)
+        else:
+            self.places.move(place, PlaceState.READY, now)
+            place.idle_since = now - idle_for
+            self.evicted = False
+        return self.settle(now)
+
+    # --- The pool as a whole ----------------------------------------------------------------------------------
+
+    def settle(self, now: float) -> list[Effect]:
+        """Seat who waits, reopen what was closing, start what is missing; deny only when nothing is left to wait for.
+
+        Raises IllegalMove for a defect only."""
+        effects = self._seat_waiting(now)
+        if self.tickets and not self.retired:
+            for place in self.places.closing():
+                if self.tickets:
+                    self.places.move(place, PlaceState.READY, now)
+                    effects += self._seat_waiting(now)
+        effects += self._grow(now)
+        if self.tickets and not self._hopeful(now):
+            effects += self._deny_all(now)
+        self._follow()
+        return effects
+
+    def add(self, count: int, now: float, reason: str) -> list[Effect]:
+        """Start more, within maximum and breaker."""
+        effects = self._start(count, now, reason)
+        self._follow()
+        return effects
+
+    def warm(self, count: int, now: float) -> list[Effect]:
+        """Have at least `count` until `floor` is lowered again. Somebody asks on purpose: the breaker is closed."""
+        self._breaker.succeeded()
+        self._full.succeeded()
+        self.retired = False
+        self.floor = max(self.floor, count)
+        self.used_at = now
+        return self.settle(now)
+
+    def expire(self, now: float) -> list[Effect]:
+        """What is over its time: starts, waiting requests, replicas that were drained and stay, drains to ask again."""
+        effects: list[Effect] = []
+        for place in self.places:
+            effects += self._expire_place(place, now)
+        patient = self.places.live and not self.places.offered
+        grace = self.policy.start_limit + START_MARGIN if patient else 0.0
+        for ticket in [ticket for ticket in self.tickets.values() if ticket.deadline + grace <= now]:
+            del self.tickets[ticket.id]
+            effects.append(Deny(ticket.id, "queue_timeout", retry_after=1.0))
+        return effects + self.settle(now)
+
+    def retire(self, now: float) -> list[Effect]:
+        """Its revision is no longer served: who waits moves on, what runs is finished, the replicas leave."""
+        self.retired = True
+        self.floor = 0
+        effects: list[Effect] = [Deny(ticket, "moved") for ticket in self.tickets]
+        self.tickets.clear()
+        return effects + self._empty(now, "retired") + self.settle(now)
+
+    def revive(self, now: float) -> list[Effect]:
+        """Its revision is served again."""
+        self.retired = False
+        for place in self.places.closing():
+            self.places.move(place, PlaceState.READY, now)
+        return self.settle(now)
+
+    def evict(self, now: float) -> list[Effect]:
+        """Make room for another pool. Only when nothing runs and nobody waits."""
+        if self.running or self.tickets:
+            raise IllegalMove(f"{self.key}: evicted while in use")
+        self.evicted = True
+        return self._empty(now, "evicted for another pool") + self.settle(now)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs, nobody waits, nothing starts."""
+        return not self.running and not self.tickets and not self.floor and not self.starting
+
+    @property
+    def starting(self) -> int:
+        """Replicas that are not ready yet."""
+        return self.places.count(PlaceState.STARTING)
+
+    def observed(self) -> Observed:
+        """For `scaling.decide`."""
+        return self.places.observed(len(self.tickets))
+
+    # --- Inside -----------------------------------------------------------------------------------------------
+
+    def _seat(self, place: Place, now: float) -> None:
+        place.running += 1
+        self.running += 1
+        self.used_at = now
+        if self.policy.single_use:
+            place.spent = True
+            self.places.move(place, PlaceState.CLOSING, now)
+
+    def _seat_waiting(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        while self.tickets:
+            ticket = next(iter(self.tickets.values()))
+            if (place := self.places.choose(now, ticket.avoid)) is None:
+                break
+            del self.tickets[ticket.id]
+            self._seat(place, now)
+            effects.append(Grant(ticket.id, place))
+        return effects
+
+    def _grow(self, now: float) -> list[Effect]:
+        if self.retired:
+            return []
+        wanted = self.policy.needed(len(self.tickets) + self.places.load(now))
+        if self.tickets or self.floor:
+            wanted = self.policy.within(max(wanted, self.floor))
+        reason = f"{len(self.tickets)} requests waiting" if self.tickets else "more requests than the target"
+        return self._start(wanted - self.places.live, now, reason)
+
+    def _start(self, count: int, now: float, reason: str) -> list[Effect]:
+        if now < self._hold_until:
+            return []
+        if self.policy.max is not None:
+            count = min(count, max(1, self.policy.max) - len(self.places))
+        effects: list[Effect] = []
+        while len(effects) < count and self._may_start(now):
+            self._breaker.began(now)
+            self._full.began(now)
+            self.starts += 1
+            effects.append(Start(self.places.add_next(now).key, reason))
+        return effects
+
+    def _may_start(self, now: float) -> bool:
+        return self._breaker.allowed(now) != 0 and self._full.allowed(now) != 0
+
+    def _start_failed(self, failure: Failure, now: float, *, hope: bool) -> list[Effect]:
+        """Told to the waiting at once, unless another replica is ready or starting, or room is being made."""
+        room = failure.code in ("no_capacity", "unplaceable")
+        tripped, other = (self._full, self._breaker) if room else (self._breaker, self._full)
+        other.abandoned()
+        if hope and failure.code == "no_capacity":
+            tripped.abandoned()
+        else:
+            tripped.failed(now, failure)
+            if not self.places.live:
+                denied: list[Effect] = [Deny(ticket, "failed", failure) for ticket in self.tickets]
+                self.tickets.clear()
+                self.floor = 0
+                self._hold_until = 0.0
+                return denied
+        self._hold_until = now + RETRY_PAUSE
+        return [Recheck(self._hold_until)]
+
+    def _hopeful(self, now: float) -> bool:
+        """Is there anything to wait for: a live replica, a start to come, or one on its way out that makes room."""
+        return now < self._hold_until or self.places.live > 0 or (len(self.places) > 0 and self._may_start(now))
+
+    def _deny_all(self, now: float) -> list[Effect]:
+        shut = max(self._breaker, self._full, key=lambda breaker: breaker.retry_after(now))
+        wait = max(shut.retry_after(now), 1.0)
+        denied: list[Effect] = [Deny(ticket, "broken", shut.last, wait) for ticket in self.tickets]
+        self.tickets.clear()
+        return denied
+
+    def _expire_place(self, place: Place, now: float) -> list[Effect]:
+        since = now - place.changed_at
+        if place.state is PlaceState.STARTING and since >= self.policy.start_limit + START_MARGIN:
+            limit = f"not ready after {self.policy.start_limit:g} s"
+            return [
+                *self._kill(place, now, limit),
+                *self._start_failed(Failure("startup_timeout", f"It was {limit}."), now, hope=False),
+            ]
+        if place.state is PlaceState.STRUCK and since >= STRIKE_LIMIT and not place.running:
+            return self._kill(place, now, f"no connection to it for {STRIKE_LIMIT:g} s")
+        if place.state is PlaceState.DRAINING and since >= self._overstay and not place.killed:
+            place.killed = True
+            return [Kill(place.key, f"still there {self._overstay:g} s after it was drained")]
+        if place.state is PlaceState.CLOSING and since >= RETRY_PAUSE and not place.running:
+            place.changed_at = now
+            return [self._drain(place)]
+        return []
+
+    def _empty(self, now: float, reason: str) -> list[Effect]:
+        effects: list[Effect] = []
+        for place in self.places:
+            if place.state in (PlaceState.READY, PlaceState.STRUCK):
+                effects += self._close(place, now, 0.0, reason)
+            elif place.state is PlaceState.STARTING:
+                self._breaker.abandoned()
+                self._full.abandoned()
+                effects += self._kill(place, now, reason)
+        return effects
+
+    def _close(self, place: Place, now: float, idle_for: float, reason: str) -> list[Effect]:
+        self.places.move(place, PlaceState.CLOSING, now)
+        return [] if place.running else [Drain(place.key, idle_for, reason)]
+
+    def _drain(self, place: Place) -> Effect:
+        return Drain(place.key, 0.0, "its one input is done" if place.spent else "no longer served")
+
+    def _kill(self, place: Place, now: float, reason: str) -> list[Effect]:
+        self.places.move(place, PlaceState.DRAINING, now)
+        place.killed = True
+        return [Kill(place.key, reason)]
+
+    def _follow(self) -> None:
+        """The pool's state follows from its places."""
+        state = self._now()
+        if state is self.state:
+            return
+        if state not in _MOVES[self.state]:
+            raise IllegalMove(f"{self.key}: {self.state} → {state}")
+        if state is State.WAKING:
+            self.wakes += 1
+        self.state = state
+
+    def _now(self) -> State:
+        if self.places.offered:
+            return State.WARM
+        if self.places.live:
+            return State.WAKING
+        if self.places:
+            return State.COOLING
+        return State.WAKING if self.tickets else State.COLD

@@ -1,0 +1,108 @@
+"""The replicas of one pool: which are offered, which is chosen next, which number and epoch the next one gets. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from modalnomad.model.replica import PoolKey, ReplicaKey
+from modalnomad.router.places import Place, PlaceState
+from modalnomad.scaling.decide import Observed, Policy, Seen
+
+
+class Roster:
+    """Places by key. Only `move` and `remove` change what is offered."""
+
+    def __init__(self, pool: PoolKey, policy: Policy) -> None:
+        self._pool = pool
+        self._policy = policy
+        self._places: dict[ReplicaKey, Place] = {}
+        self._epochs: dict[int, int] = {}
+        self.offered: list[Place] = []
+        """READY ones, lowest number first."""
+
+    def __iter__(self) -> Iterator[Place]:
+        return iter(tuple(self._places.values()))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def get(self, key: ReplicaKey) -> Place | None:
+        """None: never known, or ended."""
+        return self._places.get(key)
+
+    def heard_of(self, key: ReplicaKey) -> None:
+        """The engine lists it, alive or not: its epoch is used."""
+        self._epochs[key.number] = max(key.epoch, self._epochs.get(key.number, 0))
+
+    def add(self, key: ReplicaKey, now: float) -> Place:
+        """A replica that is starting."""
+        self.heard_of(key)
+        place = self._places[key] = Place(key, asked_at=now, changed_at=now)
+        return place
+
+    def add_next(self, now: float) -> Place:
+        """The lowest free number, its epoch one above the highest ever heard of."""
+        taken = {key.number for key in self._places}
+        number = next(number for number in range(len(taken) + 1) if number not in taken)
+        return self.add(ReplicaKey(self._pool, number, self._epochs.get(number, 0) + 1), now)
+
+    def remove(self, key: ReplicaKey) -> Place | None:
+        """Its process is gone."""
+        place = self._places.pop(key, None)
+        if place is not None:
+            place.removed = True
+            self._refresh()
+        return place
+
+    def move(self, place: Place, state: PlaceState, now: float) -> None:
+        """Raises IllegalMove."""
+        place.move(state, now)
+        self._refresh()
+
+    def choose(self, now: float, avoid: frozenset[ReplicaKey]) -> Place | None:
+        """The lowest-numbered below its target, else the least loaded below its maximum; avoided ones last."""
+        best: Place | None = None
+        for place in self.offered:
+            if place.busy_until > now or place.running >= self._policy.max_inputs:
+                continue
+            if place.running < self._policy.target and place.key not in avoid:
+                return place
+            if best is None or (place.key in avoid, place.running) < (best.key in avoid, best.running):
+                best = place
+        return best
+
+    def closing(self) -> list[Place]:
+        """Those that can be reopened, lowest number first."""
+        closing = (p for p in self._places.values() if p.state is PlaceState.CLOSING and not p.spent)
+        return sorted(closing, key=lambda place: place.key.number)
+
+    @property
+    def live(self) -> int:
+        """How many take requests, or will."""
+        return sum(place.live for place in self._places.values())
+
+    def count(self, state: PlaceState) -> int:
+        """How many are in this state."""
+        return sum(place.state is state for place in self._places.values())
+
+    def load(self, now: float) -> int:
+        """Requests on live replicas; one that just said Busy counts as holding its target at least."""
+        return sum(
+            max(place.running, self._policy.target) if place.busy_until > now else place.running
+            for place in self._places.values()
+            if place.live
+        )
+
+    def observed(self, waiting: int) -> Observed:
+        """For `scaling.decide`."""
+        return Observed(tuple(map(_seen, self._places.values())), waiting)
+
+    def _refresh(self) -> None:
+        ready = (place for place in self._places.values() if place.state is PlaceState.READY)
+        self.offered = sorted(ready, key=lambda place: (place.key.number, place.key.epoch))
+
+
+def _seen(place: Place) -> Seen:
+    if place.state is PlaceState.STARTING:
+        return Seen(place.key.number, "starting")
+    return Seen(place.key.number, "ready" if place.live else "leaving", place.running, place.idle_since)

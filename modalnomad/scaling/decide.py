@@ -1,0 +1,112 @@
+"""How many replicas a pool should have beyond what its waiting requests ask for, and which one goes.
+
+What waiting requests need is decided by the pool itself at once (`router/pool.py`); this is the slow part: the minimum,
+the buffer, replicas that have been idle for the scaledown window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from modalnomad.model.manifest import Function
+from modalnomad.scaling.window import Peak
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the author of a function asked for. Times in seconds."""
+
+    min: int = 0
+    max: int | None = None
+    buffer: int = 0
+    """Idle replicas kept beside the busy ones while the pool is in use."""
+    window: float = 60.0
+    """Idle time after which a replica goes."""
+    target: int = 1
+    """Requests a replica is meant to hold."""
+    max_inputs: int = 1
+    """Requests a replica can hold."""
+    single_use: bool = False
+    start_limit: float = 300.0
+
+    @classmethod
+    def of(cls, function: Function, *, parametrized: bool) -> Self:
+        """A pool of class-parameter values has no minimum of its own: nobody asked for those values yet."""
+        scaling = function.scaling
+        most = 1 if function.single_use else scaling.max_inputs
+        return cls(
+            min=0 if parametrized else scaling.min_containers,
+            max=scaling.max_containers,
+            buffer=scaling.buffer_containers,
+            window=scaling.scaledown_window,
+            target=max(1, min(scaling.target, most)),
+            max_inputs=max(1, most),
+            single_use=function.single_use,
+            start_limit=function.start_limit,
+        )
+
+    def within(self, count: int) -> int:
+        """`count` held between minimum and maximum; the maximum wins."""
+        raised = max(count, self.min)
+        return raised if self.max is None else min(raised, max(1, self.max))
+
+    def needed(self, demand: int) -> int:
+        """Replicas that hold `demand` requests at the target."""
+        return -(-demand // self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One replica as the pool sees it. `leaving` ones take no more requests."""
+
+    number: int
+    state: Literal["starting", "ready", "leaving"]
+    running: int = 0
+    idle_since: float = 0.0
+    """When its last request ended, or when it became ready; only of use while `running` is 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One pool at one moment."""
+
+    replicas: tuple[Seen, ...] = ()
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Start so many, or drain this one, because of `reason`; `state` is for the next call."""
+
+    state: Peak
+    start: int = 0
+    drain: int | None = None
+    reason: str = ""
+
+
+def fresh(policy: Policy) -> Peak:
+    """State for the first call."""
+    return Peak(span=max(policy.window, 1.0))
+
+
+def decide(now: float, observed: Observed, policy: Policy, state: Peak) -> Decision:
+    """At most one drain at a time: while one replica is leaving, none follows it."""
+    live = [replica for replica in observed.replicas if replica.state != "leaving"]
+    demand = observed.waiting + sum(replica.running for replica in live)
+    state = state.seen(now, demand)
+    busy = policy.needed(demand)
+    kept, reason = policy.min, f"min_containers={policy.min}"
+    if policy.buffer and state.value(now) > 0 and busy + policy.buffer > kept:
+        kept, reason = busy + policy.buffer, f"buffer_containers={policy.buffer} beside {busy} in use"
+    wanted = policy.within(max(kept, busy))
+    room = wanted - len(live) if policy.max is None else min(wanted - len(live), policy.max - len(observed.replicas))
+    if room > 0:
+        return Decision(state, start=room, reason=reason if kept >= busy else f"{demand} requests")
+    if len(live) <= wanted or observed.waiting or len(live) < len(observed.replicas):
+        return Decision(state)
+    idle = [r for r in live if r.state == "ready" and not r.running and now - r.idle_since >= policy.window]
+    if not idle:
+        return Decision(state)
+    victim = max(idle, key=lambda replica: replica.number)
+    return Decision(state, drain=victim.number, reason=f"idle for {now - victim.idle_since:.0f} s")
