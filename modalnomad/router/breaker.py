@@ -61,3 +61,59 @@ class Breaker:
     def retry_after(self, now: float) -> float:
         """Seconds until a start may begin; 0: now."""
         return 0.0 if self._open_until is None else max(0.0, self._open_until - now)
+
+
+RETRY_PAUSE = 0.25
+"""Seconds between a failed start and the next one, while others are alive or on their way out."""
+
+
+class Starts:
+    """May a pool start a replica now? `faults` counts starts that failed by the program's fault, `room` those for which
+    there was none."""
+
+    def __init__(self, faults: Breaker, room: Breaker) -> None:
+        self._faults = faults
+        self._room = room
+        self.hold_until = 0.0
+        """A pause after a failed start that somebody still waits behind."""
+
+    def allowed(self, now: float) -> bool:
+        """One more."""
+        return now >= self.hold_until and self.open(now)
+
+    def open(self, now: float) -> bool:
+        """No breaker forbids it; a pause may."""
+        return self._faults.allowed(now) != 0 and self._room.allowed(now) != 0
+
+    def began(self, now: float) -> None:
+        """A start was asked for."""
+        self._faults.began(now)
+        self._room.began(now)
+
+    def succeeded(self) -> None:
+        """A replica is ready, or somebody asks on purpose: everything is forgotten."""
+        self._faults.succeeded()
+        self._room.succeeded()
+        self.hold_until = 0.0
+
+    def abandoned(self) -> None:
+        """A start was called off."""
+        self._faults.abandoned()
+        self._room.abandoned()
+
+    def failed(self, now: float, failure: Failure, *, hope: bool) -> None:
+        """`hope`: there was no room, but some is being made."""
+        counted = self._room if failure.code in ("no_capacity", "unplaceable") else self._faults
+        if not (hope and failure.code == "no_capacity"):
+            counted.failed(now, failure)
+        self.abandoned()
+
+    def pause(self, now: float) -> float:
+        """Nothing is started before the time returned."""
+        self.hold_until = now + RETRY_PAUSE
+        return self.hold_until
+
+    def shut(self, now: float) -> tuple[Failure | None, float]:
+        """Why nothing may be started, and the seconds until it may."""
+        breaker = max(self._faults, self._room, key=lambda breaker: breaker.retry_after(now))
+        return breaker.last, max(breaker.retry_after(now), 1.0)

@@ -1,23 +1,18 @@
 """One pool: its replicas, its places, who waits. Pure: every change takes `now` and returns the effects it causes.
 
-    COLD ─request─▶ WAKING ─ready─▶ WARM ─the last one closes─▶ COOLING ─gone─▶ COLD
-      ▲               │ ▲ ▲          │ ▲                          │  │
-      ├───failed──────┘ │ └──lost────┤ └──reopened, drain refused─┘  │
-      ├───────────────lost───────────┘                               │
-      │                 └───────request (the next replica)───────────┘
-      └ (WAKING ─failed while another is leaving─▶ COOLING)
-
-There is one wake at a time: more demand while WAKING raises how many are wanted, and a start that failed is not
-replaced at once. Nobody waiting is dropped for a newcomer, and nobody waiting fails while a replica is ready or starting.
+Its state is drawn in `phase.py`, that of its replicas in `places.py`. There is one wake at a time: more demand while
+WAKING raises how many are wanted, and a start that failed is not replaced at once. Nobody waiting is dropped for a
+newcomer, and nobody waiting fails while a replica is ready or starting.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from enum import StrEnum
+from dataclasses import replace
 
 from modalnomad.model.replica import Address, Failure, PoolKey, ReplicaKey
-from modalnomad.router.breaker import Breaker
+from modalnomad.router.breaker import RETRY_PAUSE, Starts
+from modalnomad.router.phase import Phase, State
 from modalnomad.router.places import (
     Deny,
     Drain,
@@ -39,49 +34,27 @@ from modalnomad.scaling.decide import Observed, Policy
 
 BUSY_PAUSE = 0.025
 """Seconds a replica is not offered after its runner said Busy."""
-RETRY_PAUSE = 0.25
-"""Seconds between a failed start and the next one, while others are alive or on their way out."""
 START_MARGIN = 1.0
 """Seconds past the start limit: the runner keeps it too, and its own words are better than ours."""
 STRIKE_LIMIT = 10.0
 """Seconds an idle replica may refuse connections before it is ended."""
 
 
-class State(StrEnum):
-    """See the diagram above. A move it does not show raises IllegalMove."""
-
-    COLD = "cold"
-    WAKING = "waking"
-    WARM = "warm"
-    COOLING = "cooling"
-
-
-_MOVES = {
-    State.COLD: {State.WAKING},
-    State.WAKING: {State.WARM, State.COLD, State.COOLING},
-    State.WARM: {State.WAKING, State.COOLING, State.COLD},
-    State.COOLING: {State.WARM, State.WAKING, State.COLD},
-}
-
-
 class Pool:
-    """`breaker` counts starts that failed by the program's fault, `full` those for which there was no room. `overstay`:
-    seconds a drained replica may take to end."""
+    """`starts_allowed`: its breakers. `overstay`: seconds a drained replica may take to end."""
 
     def __init__(
         self,
         key: PoolKey,
         policy: Policy,
         *,
-        breaker: Breaker,
-        full: Breaker,
+        starts_allowed: Starts,
         queue_limit: int,
         overstay: float,
         now: float,
     ) -> None:
         self.key = key
         self.policy = policy
-        self.state = State.COLD
         self.places = Roster(key, policy)
         self.tickets: OrderedDict[int, Ticket] = OrderedDict()
         self.running = 0
@@ -91,13 +64,11 @@ class Pool:
         self.retired = False
         self.evicted = False
         self.used_at = now
-        self.wakes = 0
         self.starts = 0
-        self._breaker = breaker
-        self._full = full
+        self._phase = Phase()
+        self._may = starts_allowed
         self._queue_limit = queue_limit
         self._overstay = overstay
-        self._hold_until = 0.0
 
     # --- Requests ---------------------------------------------------------------------------------------------
 
@@ -179,8 +150,7 @@ class Pool:
         if place is None or place.state not in (PlaceState.STARTING, PlaceState.STRUCK):
             return []
         if place.state is PlaceState.STARTING:
-            self._breaker.succeeded()
-            self._full.succeeded()
+            self._may.succeeded()
             place.idle_since = now
         self.places.move(place, PlaceState.READY, now)
         effects: list[Effect] = [Opened(place)]
@@ -245,7 +215,7 @@ class Pool:
                     effects += self._seat_waiting(now)
         effects += self._grow(now)
         if self.tickets and not self._hopeful(now):
-            effects += self._deny_all(now)
+            effects += self._deny(Deny(0, "broken", *self._may.shut(now)))
         self._follow()
         return effects
 
@@ -257,8 +227,7 @@ class Pool:
 
     def warm(self, count: int, now: float) -> list[Effect]:
         """Have at least `count` until `floor` is lowered again. Somebody asks on purpose: the breaker is closed."""
-        self._breaker.succeeded()
-        self._full.succeeded()
+        self._may.succeeded()
         self.retired = False
         self.floor = max(self.floor, count)
         self.used_at = now
@@ -280,8 +249,7 @@ class Pool:
         """Its revision is no longer served: who waits moves on, what runs is finished, the replicas leave."""
         self.retired = True
         self.floor = 0
-        effects: list[Effect] = [Deny(ticket, "moved") for ticket in self.tickets]
-        self.tickets.clear()
+        effects = self._deny(Deny(0, "moved"))
         return effects + self._empty(now, "retired") + self.settle(now)
 
     def revive(self, now: float) -> list[Effect]:
@@ -297,6 +265,16 @@ class Pool:
             raise IllegalMove(f"{self.key}: evicted while in use")
         self.evicted = True
         return self._empty(now, "evicted for another pool") + self.settle(now)
+
+    @property
+    def state(self) -> State:
+        """COLD, WAKING, WARM or COOLING."""
+        return self._phase.state
+
+    @property
+    def wakes(self) -> int:
+        """How often it was woken."""
+        return self._phase.wakes
 
     @property
     def idle(self) -> bool:
@@ -343,47 +321,30 @@ class Pool:
         return self._start(wanted - self.places.live, now, reason)
 
     def _start(self, count: int, now: float, reason: str) -> list[Effect]:
-        if now < self._hold_until:
-            return []
         if self.policy.max is not None:
             count = min(count, max(1, self.policy.max) - len(self.places))
         effects: list[Effect] = []
-        while len(effects) < count and self._may_start(now):
-            self._breaker.began(now)
-            self._full.began(now)
+        while len(effects) < count and self._may.allowed(now):
+            self._may.began(now)
             self.starts += 1
             effects.append(Start(self.places.add_next(now).key, reason))
         return effects
 
-    def _may_start(self, now: float) -> bool:
-        return self._breaker.allowed(now) != 0 and self._full.allowed(now) != 0
-
     def _start_failed(self, failure: Failure, now: float, *, hope: bool) -> list[Effect]:
         """Told to the waiting at once, unless another replica is ready or starting, or room is being made."""
-        room = failure.code in ("no_capacity", "unplaceable")
-        tripped, other = (self._full, self._breaker) if room else (self._breaker, self._full)
-        other.abandoned()
-        if hope and failure.code == "no_capacity":
-            tripped.abandoned()
-        else:
-            tripped.failed(now, failure)
-            if not self.places.live:
-                denied: list[Effect] = [Deny(ticket, "failed", failure) for ticket in self.tickets]
-                self.tickets.clear()
-                self.floor = 0
-                self._hold_until = 0.0
-                return denied
-        self._hold_until = now + RETRY_PAUSE
-        return [Recheck(self._hold_until)]
+        self._may.failed(now, failure, hope=hope)
+        if self.places.live or (hope and failure.code == "no_capacity"):
+            return [Recheck(self._may.pause(now))]
+        self.floor = 0
+        self._may.hold_until = 0.0
+        return self._deny(Deny(0, "failed", failure))
 
     def _hopeful(self, now: float) -> bool:
         """Is there anything to wait for: a live replica, a start to come, or one on its way out that makes room."""
-        return now < self._hold_until or self.places.live > 0 or (len(self.places) > 0 and self._may_start(now))
+        return now < self._may.hold_until or self.places.live > 0 or (len(self.places) > 0 and self._may.open(now))
 
-    def _deny_all(self, now: float) -> list[Effect]:
-        shut = max(self._breaker, self._full, key=lambda breaker: breaker.retry_after(now))
-        wait = max(shut.retry_after(now), 1.0)
-        denied: list[Effect] = [Deny(ticket, "broken", shut.last, wait) for ticket in self.tickets]
+    def _deny(self, answer: Deny) -> list[Effect]:
+        denied: list[Effect] = [replace(answer, ticket=ticket) for ticket in self.tickets]
         self.tickets.clear()
         return denied
 
@@ -411,8 +372,7 @@ class Pool:
             if place.state in (PlaceState.READY, PlaceState.STRUCK):
                 effects += self._close(place, now, 0.0, reason)
             elif place.state is PlaceState.STARTING:
-                self._breaker.abandoned()
-                self._full.abandoned()
+                self._may.abandoned()
                 effects += self._kill(place, now, reason)
         return effects
 
@@ -429,21 +389,4 @@ class Pool:
         return [Kill(place.key, reason)]
 
     def _follow(self) -> None:
-        """The pool's state follows from its places."""
-        state = self._now()
-        if state is self.state:
-            return
-        if state not in _MOVES[self.state]:
-            raise IllegalMove(f"{self.key}: {self.state} → {state}")
-        if state is State.WAKING:
-            self.wakes += 1
-        self.state = state
-
-    def _now(self) -> State:
-        if self.places.offered:
-            return State.WARM
-        if self.places.live:
-            return State.WAKING
-        if self.places:
-            return State.COOLING
-        return State.WAKING if self.tickets else State.COLD
+        self._phase.follow(self.places, waiting=bool(self.tickets))
