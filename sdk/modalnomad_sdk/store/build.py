@@ -1,4 +1,4 @@
-"""Fills a building folder: virtual environment, packages, files, commands, bytecode. The caller renames it into place."""
+"""Fills a building folder: environment, packages, files, commands, bytecode. The caller renames it into place."""
 
 from __future__ import annotations
 

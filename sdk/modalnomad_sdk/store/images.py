@@ -173,7 +173,7 @@ class ImageStore:
         interpreter = self._interpreter(definition, inputs)
         final = self.root / digest
         building = self.root / f".building-{digest}-{os.getpid()}-{secrets.token_hex(4)}"
-        masker = Masker(inputs.reveal.values())
+        masker = Masker([*inputs.reveal.values(), *inputs.secrets])
         started = time.time()
         report(f"building image {digest[:12]} (Python {interpreter.version})")
         try:

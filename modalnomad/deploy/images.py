@@ -1,0 +1,209 @@
+"""From an image's chain to an environment in the store: plan, resolve, define, build.
+
+The same image again costs a few file reads: no process is started when its packages were resolved before and its environment
+is in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import tempfile
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from modalnomad.deploy import apt
+from modalnomad.deploy.archive import write_archive
+from modalnomad.deploy.bundle import Collected, image_mounts, inside, mount_files
+from modalnomad.deploy.image_plan import Command, ImagePlan, plan_image
+from modalnomad.deploy.resolve import Resolver
+from modalnomad.model.errors import BackendRefused, ImageBuildFailed, ManifestInvalid, Problem, UserError
+from modalnomad.model.ids import Digest
+from modalnomad.model.manifest import Function, Image, Mount, Notice
+from modalnomad.model.revision import BuiltImage
+from modalnomad_sdk.store import (
+    Child,
+    DiskFull,
+    ImageStore,
+    Inputs,
+    Interpreter,
+    Masker,
+    PythonMissing,
+    StoreError,
+    definition_digest,
+)
+from modalnomad_sdk.store.definition import SCHEMA
+
+T = TypeVar("T")
+Report = Callable[[str], None]
+
+
+def check_images(functions: Iterable[Function]) -> tuple[tuple[Problem, ...], tuple[Notice, ...]]:
+    """Everything about the functions' images that can be told without resolving or building, all at once."""
+    problems: dict[Problem, None] = {}
+    notices: dict[Notice, None] = {}
+    for function in functions:
+        plan = plan_image(function.image)
+        problems.update(dict.fromkeys([*plan.problems, *_misplaced(function.image)]))
+        notices.update(dict.fromkeys(plan.notices))
+    return tuple(problems), tuple(notices)
+
+
+def _misplaced(image: Image | None) -> list[Problem]:
+    found = []
+    for mount in image_mounts(image) if image is not None else ():
+        try:
+            inside(mount)
+        except UserError as error:
+            found.append(Problem(mount.where, error.message))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Builds images into one store; the `ImageBuilder` of a deploy."""
+
+    store: ImageStore
+
+    async def __call__(self, image: Image | None, report: Report) -> BuiltImage:
+        """See `resolve_and_build`."""
+        return await resolve_and_build(image, store=self.store, report=report)
+
+
+async def resolve_and_build(image: Image | None, *, store: ImageStore, report: Report) -> BuiltImage:
+    """The image's environment, built unless the store has it. `report` is told lines of progress, on this event loop.
+
+    Raises ManifestInvalid (steps that cannot be done here), UserError (Python or Debian packages missing),
+    ImageBuildFailed (`output`: the resolver's or command's words), BackendRefused (disk full). Cancelling it ends every
+    process of the build and leaves nothing behind."""
+    loop = asyncio.get_running_loop()
+    cancelled = threading.Event()
+
+    def tell(line: str) -> None:
+        loop.call_soon_threadsafe(report, line)
+
+    work = loop.run_in_executor(None, resolve_and_build_here, image, store, tell, cancelled)
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        cancelled.set()
+        await asyncio.wait([work])
+        work.exception()  # what it ended with no longer matters
+        raise
+
+
+def resolve_and_build_here(
+    image: Image | None, store: ImageStore, report: Report, cancelled: threading.Event | None = None
+) -> BuiltImage:
+    """The same, in the calling thread. `cancelled` may be set from another one."""
+    plan = plan_image(image)
+    if plan.problems:
+        raise ManifestInvalid(plan.problems)
+    with tempfile.TemporaryDirectory(prefix="modalnomad-image-", ignore_cleanup_errors=True) as scratch:
+        try:
+            return _build(plan, store, report, Path(scratch), cancelled)
+        except PythonMissing as error:
+            raise UserError(error.message, error.hint) from error
+        except DiskFull as error:
+            raise BackendRefused(
+                error.message, "free some space there; `modalnomad image prune` removes images"
+            ) from error
+        except StoreError as error:
+            raise ImageBuildFailed(error.message, error.output, error.hint) from error
+
+
+def _build(
+    plan: ImagePlan, store: ImageStore, report: Report, scratch: Path, cancelled: threading.Event | None
+) -> BuiltImage:
+    try:
+        interpreter = store.find_python(plan.python)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    shown, reveal = plan.options.masked()
+    masker = Masker(plan.options.secrets())
+
+    def tell(line: str) -> None:
+        report(masker(line))
+
+    if missing := apt.missing(plan.apt, store.root):
+        raise ManifestInvalid(*_apt_problems(missing, plan.apt))
+    child = Child(on_line=tell, masker=masker, cancelled=cancelled)
+    resolver = Resolver(store.root / ".resolved", lambda: store.uv)
+    resolved = resolver.resolve(plan, interpreter, child, tell)
+    archives: dict[str, Path] = {}
+    definition: dict[str, Any] = {
+        "schema": SCHEMA,
+        "python": interpreter.version,
+        "implementation": interpreter.implementation,
+        "platform": interpreter.platform,
+        "steps": [*resolved.installs, *_later_steps(plan, scratch, archives)],
+        "sources": {"environment": shown | plan.install_environment, "arguments": plan.options.arguments},
+    }
+    if interpreter.threaded:
+        definition["threaded"] = True
+    digest = Digest(definition_digest(definition))
+    if store.path(digest) is None:
+        inputs = Inputs(
+            python=Path(interpreter.executable),
+            archives=archives,
+            reveal=reveal,
+            secrets=plan.options.secrets(),
+            cancelled=cancelled,
+        )
+        store.build(definition, tell, inputs)
+    return BuiltImage(
+        digest=digest,
+        python=interpreter.minor,
+        env=tuple(plan.environment.items()),
+        workdir=None if plan.workdir is None else f"/root/{plan.workdir}".removesuffix("/."),
+    )
+
+
+def _later_steps(plan: ImagePlan, scratch: Path, archives: dict[str, Path]) -> list[dict[str, Any]]:
+    """Files and commands as steps of the definition; the archives they need are made in `scratch`."""
+    steps: list[dict[str, Any]] = []
+    for number, step in enumerate(plan.steps):
+        if isinstance(step, Command):
+            steps.append(
+                {
+                    "kind": "run",
+                    "command": step.command,
+                    "environment": dict(step.environment),
+                    "workdir": "" if step.workdir == "." else step.workdir,
+                }
+            )
+        else:
+            target = scratch / f"{number}.tar.gz"
+            digest = _mount_archive(step, target)
+            archives[digest] = target
+            steps.append({"kind": "files", "archive": digest})
+    return steps
+
+
+def _mount_archive(mount: Mount, target: Path) -> Digest:
+    collected = Collected()
+    for path, local in mount_files(mount):
+        collected.add(path, local, mount.where)
+    return write_archive(collected.files, frozenset(), target)
+
+
+def _apt_problems(missing: tuple[str, ...], asked: list[tuple[str, str]]) -> tuple[list[Problem], str]:
+    where = {name: place for name, place in reversed(asked)}
+    problems = [
+        Problem(where[name], f"Image.apt_install: the Debian package {name} is not installed on this machine")
+        for name in missing
+    ]
+    return problems, f"install {'them' if len(missing) > 1 else 'it'}: sudo apt-get install {' '.join(missing)}"
+
+
+def image_key(image: Image | None) -> str:
+    """Two images with one key are the same chain, wherever they are written."""
+    content = image.model_dump(mode="json", exclude={"where"}) if image is not None else None
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+__all__ = ["Images", "Interpreter", "check_images", "image_key", "resolve_and_build", "resolve_and_build_here"]
