@@ -1,0 +1,38 @@
+"""Entry of a replica: `<image>/bin/python <sdk>/modalnomad_sdk/runner/__main__.py`, a zipapp, or `-m modalnomad_sdk.runner`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def _make_sdk_importable() -> None:
+    """Only the SDK: its folder may be a site-packages full of things that must not leak into the image's environment."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [entry for entry in sys.path if entry != here]  # Python put it there for the script
+    if "modalnomad_sdk" in sys.modules or not os.path.isdir(here):
+        return  # started with -m, or from a zip file, which holds nothing but the SDK
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    package = os.path.dirname(here)
+    spec = spec_from_file_location(
+        "modalnomad_sdk", os.path.join(package, "__init__.py"), submodule_search_locations=[package]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules["modalnomad_sdk"] = module
+    spec.loader.exec_module(module)
+
+
+if __name__ == "__main__":
+    _make_sdk_importable()
+    from modalnomad_sdk.runner.start import main
+
+    sys.exit(main())
+
+if __name__ == "__mp_main__":  # a process that the user's code made with multiprocessing ("spawn")
+    _make_sdk_importable()
+    from modalnomad_sdk.alias import install_alias
+
+    install_alias()

@@ -1,0 +1,92 @@
+"""The HTTP server of managed endpoints: uvicorn's protocols on our loop, without its main loop, signals or logs.
+
+The only file that imports uvicorn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import socket
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from ..contract import WEBSOCKET_MESSAGE_LIMIT
+from .lifespan import App
+from .sockets import BACKLOG
+
+KEEP_ALIVE = 3600
+"""Seconds. The router decides how long an idle connection lives: closing first would race with its next request."""
+HEAD_LIMIT = 1024 * 1024
+"""Bytes; generous, because the router has checked the head."""
+
+
+def _websockets(**arguments: Any) -> asyncio.Protocol:
+    """The WebSocket protocol, imported when the first connection wants it: most replicas never do."""
+    modern = importlib.util.find_spec("uvicorn.protocols.websockets.websockets_sansio_impl")
+    if modern is None:
+        module = importlib.import_module("uvicorn.protocols.websockets.websockets_impl")
+        made: asyncio.Protocol = module.WebSocketProtocol(**arguments)
+        return made
+    http11: Any = importlib.import_module("websockets.http11")
+    http11.MAX_LINE_LENGTH, http11.MAX_NUM_HEADERS = HEAD_LIMIT, 1024
+    made = importlib.import_module(modern.name).WebSocketsSansIOProtocol(**arguments)
+    return made
+
+
+class Server:
+    """Serves one ASGI app on connections."""
+
+    def __init__(self, app: App) -> None:
+        has_httptools = importlib.util.find_spec("httptools") is not None
+        has_websockets = importlib.util.find_spec("websockets") is not None
+        arguments: dict[str, Any] = {
+            "http": "httptools" if has_httptools else "h11",
+            "ws": _websockets if has_websockets else "none",
+            "ws_max_size": WEBSOCKET_MESSAGE_LIMIT,
+            "ws_per_message_deflate": False,
+            "lifespan": "off",
+            "interface": "asgi3",
+            "log_config": None,
+            "log_level": "warning",
+            "access_log": False,
+            "proxy_headers": False,
+            "server_header": False,
+            "date_header": False,
+            "timeout_keep_alive": KEEP_ALIVE,
+            "h11_max_incomplete_event_size": HEAD_LIMIT,
+        }
+        self.config = Config(app, **arguments)
+        self.config.load()
+        self.state = ServerState()
+        self._server: asyncio.AbstractServer | None = None
+
+    def protocol(self) -> asyncio.Protocol:
+        """A protocol for one connection."""
+        factory: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = factory(config=self.config, server_state=self.state, app_state={})
+        return made
+
+    async def listen(self, listener: socket.socket) -> None:
+        """Accept from here on."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self.protocol, sock=listener, backlog=BACKLOG)
+
+    def stop_listening(self) -> None:
+        """Accept no more."""
+        if self._server is not None:
+            self._server.close()
+
+    async def close(self, within: float) -> bool:
+        """End all connections, idle ones at once, others with their request; False: some had to be left."""
+        for connection in list(self.state.connections):
+            connection.shutdown()
+        deadline = asyncio.get_running_loop().time() + within
+        while self.state.connections or self.state.tasks:
+            if asyncio.get_running_loop().time() >= deadline:
+                return False
+            await asyncio.sleep(0.005)
+        return True

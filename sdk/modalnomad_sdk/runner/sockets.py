@@ -1,0 +1,72 @@
+"""The listening socket: there before user code, and never in the hands of what the user starts."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from .config import BadConfiguration, Listen
+
+BACKLOG = 4096
+
+
+def open_listener(listen: Listen) -> socket.socket:
+    """The replica's listening socket, close-on-exec.
+
+    Raises:
+        BadConfiguration: the inherited one is not a listening socket.
+        OSError: the port cannot be bound.
+    """
+    if listen.fd is not None:
+        return _inherited(listen.fd)
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((listen.host, listen.port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, f"cannot listen on {listen.host}:{listen.port}: {error.strerror}") from error
+    return sock
+
+
+def _inherited(fd: int) -> socket.socket:
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError as error:
+        raise BadConfiguration([f"file descriptor {fd} is not a socket: {error.strerror}"]) from error
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise BadConfiguration([f"file descriptor {fd} is a socket that does not listen"])
+    sock.set_inheritable(False)
+    sock.listen(BACKLOG)
+    return sock
+
+
+def keep_from_children(*descriptors: int) -> None:
+    """Also what the user forks without exec (multiprocessing) must not hold these open."""
+    files = [(fd, _identity(fd)) for fd in descriptors]
+
+    def close() -> None:
+        for fd, identity in files:
+            # The number may mean another file by now.
+            if _identity(fd) == identity:
+                os.close(fd)
+
+    os.register_at_fork(after_in_child=close)
+
+
+def _identity(fd: int) -> tuple[int, int] | None:
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None  # closed
+    return status.st_dev, status.st_ino
+
+
+def refuse_newcomers(sock: socket.socket) -> None:
+    """From here on connecting fails, whoever else still holds a copy of this socket."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return  # ended already: nobody can connect
