@@ -1,0 +1,276 @@
+"""The engine of this machine: every replica a child process, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Final, Protocol, Self
+
+from modalnomad_sdk import contract
+
+from modalnomad.embedded.bundles import Bundles, compile_bundle
+from modalnomad.embedded.gpus import Gpus
+from modalnomad.embedded.life import Life, Prepared, SecretValues, Tools
+from modalnomad.embedded.logs import Journal, Origin
+from modalnomad.embedded.network import namespaces_allowed
+from modalnomad.embedded.runs import Run
+from modalnomad.embedded.store import refused
+from modalnomad.kit.tasks import Tasks
+from modalnomad.kit.watch import Cell
+from modalnomad.model.errors import BackendRefused, ModalNomadError, NotFound
+from modalnomad.model.ids import RevisionId
+from modalnomad.model.replica import Failure, LogLine, Replica, ReplicaKey
+from modalnomad.model.revision import Revision
+from modalnomad.ports.artifacts import Artifacts
+from modalnomad.ports.engine import Engine, Verdict
+from modalnomad.render.environment import contract_environment
+from modalnomad.settings import EmbeddedSettings, ScalingSettings
+
+ENDED_KEPT: Final = 75.0
+"""Seconds an ended replica stays in the snapshots, with its output."""
+COMPILE_AFTER: Final = 2.0
+"""Seconds after which a new bundle is byte-compiled: not while its first replica starts."""
+RUNNER: Final = Path(contract.__file__).parent / "runner" / "__main__.py"
+
+WebUrls = Callable[[Revision], Mapping[str, str]]
+"""Endpoint name → public URL."""
+
+
+class ImageStore(Protocol):
+    """Where the environments are (`modalnomad_sdk.store.ImageStore`)."""
+
+    def path(self, digest: str) -> Path | None:
+        """The environment's folder, None when it is not (completely) built."""
+
+
+class EmbeddedEngine(Engine):
+    """Port `Engine` on child processes. `close` ends them all; if this process is killed, they end by themselves."""
+
+    def __init__(
+        self,
+        *,
+        home: Path,
+        settings: EmbeddedSettings,
+        scaling: ScalingSettings,
+        secrets: SecretValues,
+        images: ImageStore,
+        artifacts: Artifacts,
+        platform_key: bytes,
+        web_urls: WebUrls = lambda revision: {},
+        inherited: Mapping[str, str] | None = None,
+        runner: Path = RUNNER,
+        gpus: Gpus | None = None,
+        ended_kept: float = ENDED_KEPT,
+    ) -> None:
+        self._home = home
+        self._settings = settings
+        self._scaling = scaling
+        self._secrets = secrets
+        self._images = images
+        self._platform_key = platform_key
+        self._web_urls = web_urls
+        self._inherited = dict(os.environ if inherited is None else inherited)
+        self._runner = runner
+        self._gpus = gpus or Gpus(home)
+        self._ended_kept = ended_kept
+        self._bundles = Bundles(home, artifacts)
+        self._journal = Journal(settings.log_lines)
+        self._tasks = Tasks("engine")
+        self._prepared: dict[RevisionId, Prepared] = {}
+        self._preparing: set[asyncio.Task[ModalNomadError | None]] = set()
+        self._opening = asyncio.Lock()
+        self._tools: Tools | None = None
+        self._network: str | None = None
+        self._lives: dict[ReplicaKey, Life] = {}
+        self._forgetting: dict[ReplicaKey, asyncio.TimerHandle] = {}
+        self._started = 0
+        self._replicas: Cell[tuple[Replica, ...]] = Cell(())
+        self._closed = False
+
+    # --- revisions -------------------------------------------------------------------------------------------
+
+    async def prepare(self, revision: Revision) -> None:
+        """Make the revision startable: bundle unpacked, image present. Idempotent. Raises BackendError, NotFound."""
+        if self._closed:
+            raise BackendRefused("the engine is closed")
+        # A task of our own: a caller that gives up must not leave a folder locked that nobody frees.
+        task = self._tasks.spawn(self._prepare(revision), f"prepare {revision.id}")
+        self._preparing.add(task)
+        task.add_done_callback(self._preparing.discard)
+        if (error := await asyncio.shield(task)) is not None:
+            raise error
+
+    async def _prepare(self, revision: Revision) -> ModalNomadError | None:
+        try:
+            await self._open()
+            image = await asyncio.to_thread(self._images.path, revision.image.digest)
+            if image is None:
+                raise _image_missing(revision)
+            bundle = await self._bundles.hold(revision.bundle, revision.id)
+            new = revision.id not in self._prepared
+            self._prepared[revision.id] = Prepared(revision, image, bundle, await self._network_for(revision))
+        except ModalNomadError as error:
+            return error
+        except OSError as error:
+            return refused(f"prepare {revision.app}/{revision.function.tag}", error)
+        if new:
+            self._tasks.spawn(_compile_later(bundle, image), f"compile {revision.bundle[:12]}")
+        return None
+
+    async def _open(self) -> Tools:
+        async with self._opening:
+            if self._tools is None:
+                run = await asyncio.to_thread(Run.open, self._home)
+                self._tools = Tools(
+                    run=run,
+                    gpus=self._gpus,
+                    secrets=self._secrets,
+                    runner=self._runner,
+                    inherited=self._inherited,
+                    variables=self._variables,
+                    changed=self._publish,
+                )
+                await asyncio.to_thread(self._bundles.tidy)
+            return self._tools
+
+    async def _network_for(self, revision: Revision) -> str:
+        if not revision.function.web_ports:
+            return "host"  # no fixed port: nothing to keep apart
+        if self._settings.network != "auto":
+            return self._settings.network
+        if self._network is None:
+            self._network = "namespace" if await namespaces_allowed() else "exclusive"
+        return self._network
+
+    async def retire(self, revision: str) -> None:
+        """Forget a revision: its running replicas are killed, what was prepared for it is freed. Unknown: nothing."""
+        known = self._prepared.pop(RevisionId(revision), None)
+        lives = [life for key, life in self._lives.items() if key.pool.revision == revision]
+        await asyncio.gather(*(life.kill() for life in lives))
+        if known is not None:
+            await self._bundles.release(known.revision.id)
+
+    async def explain(self, revision: Revision) -> Verdict:
+        """Could anything run it, and if not, why. Starts nothing."""
+        wanted = revision.function.resources.gpu
+        if wanted and not await asyncio.to_thread(self._gpus.possible, wanted):
+            has = self._gpus.describe()
+            return Verdict("never", f"it asks for the GPU {' or '.join(wanted)}; this machine has: {has}")
+        image = await asyncio.to_thread(self._images.path, revision.image.digest)
+        if image is None:
+            return Verdict("never", _image_missing(revision).message)
+        if wanted and not self._gpus.free(wanted):
+            return Verdict("not_now", f"no GPU is free (wanted {' or '.join(wanted)})")
+        if (full := self._full()) is not None:
+            return Verdict("not_now", full.reason)
+        return Verdict("yes")
+
+    # --- replicas --------------------------------------------------------------------------------------------
+
+    async def start(self, key: ReplicaKey, reason: str) -> None:
+        """Start this replica. The same key twice starts once. Cancelling the call does not stop the start."""
+        life = self._lives.get(key) or self._begin(key, reason)
+        await life.under_way.wait()
+
+    def _begin(self, key: ReplicaKey, reason: str) -> Life:
+        prepared = self._prepared.get(key.pool.revision)
+        if prepared is None or self._tools is None:
+            raise NotFound(f"revision {key.pool.revision} is not prepared on this engine")
+        full = self._full()
+        self._started += 1
+        log = self._journal.open(Origin(key, prepared.revision.app, prepared.revision.function.tag))
+        life = Life(key, prepared, self._tools, log, number=self._started, reason=reason)
+        self._lives[key] = life
+        if full is not None:
+            life.refuse(full)
+            return life
+        try:
+            listener = life.listen()
+        except OSError as error:
+            life.refuse(Failure("start_failed", refused("make a socket", error).message))
+            return life
+        self._tasks.spawn(life.run(listener), f"replica {key}")
+        self._publish()
+        return life
+
+    def _full(self) -> Failure | None:
+        limit = self._settings.max_replicas
+        running = sum(not life.ended.is_set() for life in self._lives.values())
+        if not limit or running < limit:
+            return None
+        return Failure("no_capacity", f"this machine runs {running} replicas, and its limit (max_replicas) is {limit}")
+
+    def _variables(self, prepared: Prepared, key: ReplicaKey, gpus: int) -> dict[str, str]:
+        return contract_environment(
+            prepared.revision,
+            key,
+            platform_key=self._platform_key,
+            grace_period=self._settings.grace_period,
+            orphan_factor=self._scaling.orphan_factor,
+            network=prepared.network,
+            gpus=gpus,
+            web_urls=self._web_urls(prepared.revision),
+        )
+
+    def watch(self) -> AsyncIterator[tuple[Replica, ...]]:
+        """Whole snapshots of all replicas, the first at once, then one per change."""
+        return self._replicas.watch()
+
+    async def kill(self, key: ReplicaKey) -> None:
+        """End it at once with everything it started. Unknown or ended: nothing happens. Returns when it is gone."""
+        if (life := self._lives.get(key)) is not None:
+            await life.kill()
+
+    def logs(self, key: ReplicaKey | None, *, follow: bool) -> AsyncIterator[LogLine]:
+        """Lines of one replica, or of all (None), oldest first. Raises NotFound at the first step."""
+        return self._journal.read(key, follow=follow)
+
+    def _publish(self) -> None:
+        loop = asyncio.get_running_loop()
+        for key, life in self._lives.items():
+            if life.ended.is_set() and key not in self._forgetting:
+                self._forgetting[key] = loop.call_later(self._ended_kept, self._forget, key)
+        self._replicas.set(tuple(life.replica for life in self._lives.values()))
+
+    def _forget(self, key: ReplicaKey) -> None:
+        del self._lives[key], self._forgetting[key]
+        self._journal.forget(key)
+        self._publish()
+
+    # --- the end ---------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Kill everything and remove all that was made. Twice does nothing more."""
+        self._closed = True
+        if self._preparing:
+            await asyncio.wait(set(self._preparing))
+        prepared, self._prepared = self._prepared, {}
+        await asyncio.gather(*(life.kill() for life in self._lives.values()))
+        await self._tasks.close()
+        for timer in self._forgetting.values():
+            timer.cancel()
+        for revision in prepared:
+            await self._bundles.release(revision)
+        tools, self._tools = self._tools, None
+        if tools is not None:
+            await asyncio.to_thread(tools.run.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+
+async def _compile_later(bundle: Path, image: Path) -> None:
+    await asyncio.sleep(COMPILE_AFTER)
+    await compile_bundle(bundle, image / "bin" / "python")
+
+
+def _image_missing(revision: Revision) -> BackendRefused:
+    return BackendRefused(
+        f"the image {revision.image.digest[:12]} of {revision.app}/{revision.function.tag} is not on this machine",
+        "deploy the App again: that builds it",
+    )

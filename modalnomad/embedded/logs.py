@@ -1,0 +1,197 @@
+"""What replicas write: bytes → lines with their request, the newest kept, followers told.
+
+Nothing here grows with the output: lines are cut, rings are bounded in lines and in bytes, and a follower that cannot
+keep up is told that it missed some.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from modalnomad_sdk.contract import LOG_TAG_CLOSE, LOG_TAG_OPEN
+
+from modalnomad.kit.watch import Cell
+from modalnomad.model.errors import NotFound
+from modalnomad.model.replica import LogLine, ReplicaKey
+
+LINE_LIMIT: Final = 64 * 1024
+"""Bytes of one line; a longer one goes on in the next."""
+RING_BYTES: Final = 4 * 1024 * 1024
+"""Bytes of text kept of each replica, however many lines."""
+LEAST_LINES: Final = 200
+"""Kept whatever the settings say: the end of the output is the reason of a failed start."""
+
+Stream = Literal["stdout", "stderr", "system"]
+
+_OPEN: Final = LOG_TAG_OPEN.encode()
+_CLOSE: Final = LOG_TAG_CLOSE.encode()
+TAG_LIMIT: Final = 256
+
+
+class LineSplitter:
+    """Bytes of one stream → (request id, text)."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._request_id: str | None = None
+        """Of the line whose beginning was given out already."""
+        self._continued = False
+
+    def feed(self, data: bytes) -> list[tuple[str | None, str]]:
+        """The lines that are complete now; over-long ones in pieces."""
+        *whole, rest = (self._rest + data).split(b"\n")
+        lines = [piece for line in whole for piece in self._pieces(line, complete=True)]
+        lines += self._pieces(rest, complete=False)
+        return lines
+
+    def end(self) -> list[tuple[str | None, str]]:
+        """What is left when the stream ends without a newline."""
+        rest, self._rest = self._rest, b""
+        return self._pieces(rest, complete=True) if rest else []
+
+    def _pieces(self, line: bytes, *, complete: bool) -> list[tuple[str | None, str]]:
+        pieces = []
+        while len(line) > LINE_LIMIT:
+            cut = _character_boundary(line, LINE_LIMIT)
+            pieces.append(self._line(line[:cut]))
+            line, self._continued = line[cut:], True
+        if complete:
+            # A newline right after a cut ends the line that was cut; it is no empty line of its own.
+            if line or not self._continued:
+                pieces.append(self._line(line.removesuffix(b"\r")))
+            self._rest, self._continued, self._request_id = b"", False, None
+        else:
+            self._rest = line
+        return pieces
+
+    def _line(self, line: bytes) -> tuple[str | None, str]:
+        if not self._continued and line.startswith(_OPEN):
+            end = line.find(_CLOSE, 1, TAG_LIMIT)
+            if end > 0:
+                self._request_id = line[1:end].decode("utf-8", "replace")
+                line = line[end + 1 :]
+        return self._request_id, line.decode("utf-8", "replace")
+
+
+def _character_boundary(line: bytes, cut: int) -> int:
+    """The last place at or before `cut` that is not inside a UTF-8 character."""
+    for back in range(4):
+        if line[cut - back] & 0xC0 != 0x80:
+            return cut - back
+    return cut
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whose lines they are."""
+
+    key: ReplicaKey
+    app: str
+    function: str
+
+
+class ReplicaLog:
+    """The newest lines of one replica."""
+
+    def __init__(self, origin: Origin, journal: Journal, lines: int) -> None:
+        self.origin = origin
+        self._journal = journal
+        self._limit = max(lines, LEAST_LINES)
+        self._kept: deque[tuple[int, LogLine]] = deque()
+        self._bytes = 0
+        self.last = 0
+        """Sequence number of the newest line."""
+        self._dropped = 0
+        """Sequence number of the newest line no longer kept."""
+        self.ended = False
+
+    def write(self, stream: Stream, lines: list[tuple[str | None, str]]) -> None:
+        """Add lines, drop the oldest beyond the limits, tell the followers."""
+        now = time.time()
+        origin = self.origin
+        for request_id, text in lines:
+            self.last = self._journal.next_number()
+            line = LogLine(now, origin.app, origin.function, str(origin.key), stream, text, request_id)
+            self._kept.append((self.last, line))
+            self._bytes += len(text)
+        while len(self._kept) > self._limit or self._bytes > RING_BYTES:
+            number, line = self._kept.popleft()
+            self._bytes -= len(line.text)
+            self._dropped = number
+        self._journal.tell()
+
+    def end(self) -> None:
+        """No more lines will come."""
+        self.ended = True
+        self._journal.tell()
+
+    def after(self, number: int) -> list[tuple[int, LogLine]]:
+        """Lines newer than `number`, oldest first; a line of the platform's own says when some are no longer there."""
+        found: list[tuple[int, LogLine]] = []
+        for entry in reversed(self._kept):
+            if entry[0] <= number:
+                break
+            found.append(entry)
+        if 0 < number < self._dropped:
+            origin = self.origin
+            text = "some lines are left out here: they came faster than they were read"
+            missing = LogLine(time.time(), origin.app, origin.function, str(origin.key), "system", text)
+            found.append((self._dropped, missing))
+        found.reverse()
+        return found
+
+    def tail(self, lines: int) -> str:
+        """The last lines of the replica's own output, for a failure's detail."""
+        own = [line.text for _, line in self._kept if line.stream != "system"]
+        return "\n".join(own[-lines:])
+
+
+class Journal:
+    """The logs of all replicas of an engine."""
+
+    def __init__(self, lines: int) -> None:
+        self._lines = lines
+        self._logs: dict[ReplicaKey, ReplicaLog] = {}
+        self._number = 0
+        self._told = Cell(0)
+
+    def open(self, origin: Origin) -> ReplicaLog:
+        """The log of a new replica."""
+        log = self._logs[origin.key] = ReplicaLog(origin, self, self._lines)
+        return log
+
+    def forget(self, key: ReplicaKey) -> None:
+        """Free the lines of a replica that ended."""
+        self._logs.pop(key, None)
+
+    def next_number(self) -> int:
+        """Numbers order the lines of all replicas."""
+        self._number += 1
+        return self._number
+
+    def tell(self) -> None:
+        """Wake the followers."""
+        self._told.set(self._told.value + 1)
+
+    async def read(self, key: ReplicaKey | None, *, follow: bool) -> AsyncIterator[LogLine]:
+        """As the engine port's `logs`. Raises NotFound for a replica that is not known."""
+        if key is not None and key not in self._logs:
+            raise NotFound(f"there is no replica {key}")
+        only = self._logs[key] if key is not None else None
+        seen = 0
+        while True:
+            told = self._told.value
+            logs = [only] if only is not None else list(self._logs.values())
+            ended = only is not None and only.ended
+            batches = [log.after(seen) for log in logs if log.last > seen]
+            for number, line in heapq.merge(*batches, key=lambda entry: entry[0]):
+                seen = max(seen, number)
+                yield line
+            if not follow or ended:
+                return
+            await self._told.until(lambda now, told=told: now != told)  # type: ignore[misc]
