@@ -68,7 +68,7 @@ def _add_file(tar: tarfile.TarFile, name: str, local: Path) -> None:
     except UnicodeEncodeError:
         raise UserError(f"{os.fsencode(local)!r}: the file's name is not UTF-8", "rename it, or ignore it") from None
     try:
-        file = open(local, "rb")
+        file = open(local, "rb")  # noqa: SIM115 - closed below; only opening it is a question of permission
     except OSError as error:
         raise UserError(f"{local} cannot be read: {error.strerror}", "make it readable, or ignore it") from error
     with file:
@@ -103,8 +103,8 @@ def _check_size(files: Mapping[str, Path]) -> None:
 def walk(folder: Path, rules: IgnoreRules) -> Iterator[tuple[str, Path]]:
     """Files below, as (relative path with `/`, local path); links are followed, what is ignored is not looked at.
 
-    Raises UserError for a folder that cannot be listed, a link that leads nowhere or round in a circle, and anything that
-    is neither file nor folder."""
+    Raises UserError for a folder that cannot be listed, a link that leads nowhere or round in a circle, and anything
+    that is neither file nor folder."""
     yield from _walk(folder, "", rules, (os.path.realpath(folder),))
 
 

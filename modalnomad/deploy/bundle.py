@@ -38,7 +38,7 @@ async def pack(description: Description, functions: tuple[Function, ...], artifa
 
 
 def make_bundle(source: Source, functions: Iterable[Function], target: Path) -> Path:
-    """Write the archive. Raises ManifestInvalid with every problem found, UserError for a file that cannot be packed."""
+    """Write the archive. Raises ManifestInvalid with every problem, UserError for a file that cannot be packed."""
     functions = tuple(functions)
     collected = Collected()
     if any(function.include_source for function in functions):
@@ -98,7 +98,7 @@ def source_files(source: Source) -> Iterator[tuple[str, Path]]:
 
 
 def image_mounts(image: Image) -> Iterator[Mount]:
-    """add_local_* steps, those with copy=True first: they are steps of the image, yet their files are needed here too."""
+    """add_local_* steps, those with copy=True first: steps of the image, yet their files are needed here too."""
     for step in image.steps:
         yield from step_mounts(step)
     yield from image.mounts

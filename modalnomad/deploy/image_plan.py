@@ -1,8 +1,8 @@
 """What an image's chain means on the process driver: packages to resolve together, then files and commands in order.
 
-All packages of a chain, and what the runner needs, are one resolution, installed before anything else; a step that only a
-container could carry out is a problem, and every problem of a chain is found in one pass. Reads the files that steps name;
-starts nothing.
+All packages of a chain, and what the runner needs, are one resolution, installed before anything else; a step that only
+a container could carry out is a problem, and every problem of a chain is found in one pass. Reads the files that steps
+name; starts nothing.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def step_mounts(step: ImageStep) -> Iterator[Mount]:
 def next_workdir(current: str | None, path: str) -> str:
     """Working directory after `workdir(path)`, relative to the replica's root folder (`.`: that folder).
 
-    Relative paths start at the one before, at first /root; an absolute path elsewhere means a folder of that name inside
-    the replica's own: nothing here may write into the machine's."""
+    Relative paths start at the one before, at first /root; an absolute path elsewhere means a folder of that name
+    inside the replica's own: nothing here may write into the machine's."""
     full = PurePosixPath(os.path.normpath(ROOT / (current or ".") / path))
     return (full.relative_to(ROOT) if full.is_relative_to(ROOT) else full.relative_to("/")).as_posix()
 
@@ -159,8 +159,8 @@ class _Step:
         for line in lines:
             if LOCAL.match(line):
                 self.problem(
-                    f"{line!r} is a local path, which other hosts do not have: publish the package, or add its source with "
-                    "add_local_python_source"
+                    f"{line!r} is a local path, which other hosts do not have: publish the package, or add its "
+                    "source with add_local_python_source"
                 )
             elif CREDENTIALS.search(line) and "${" not in line:
                 shown = CREDENTIALS.sub(index_options.MASK, line)

@@ -1,14 +1,12 @@
 """From an image's chain to an environment in the store: plan, resolve, define, build.
 
-The same image again costs a few file reads: no process is started when its packages were resolved before and its environment
-is in the store.
+The same image again costs a few file reads: no process is started when its packages were resolved before and its
+environment is in the store.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
@@ -16,27 +14,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from modalnomad.deploy import apt
-from modalnomad.deploy.archive import write_archive
-from modalnomad.deploy.bundle import Collected, image_mounts, inside, mount_files
-from modalnomad.deploy.image_plan import Command, ImagePlan, plan_image
-from modalnomad.deploy.resolve import Resolver
-from modalnomad.model.errors import BackendRefused, ImageBuildFailed, ManifestInvalid, Problem, UserError
-from modalnomad.model.ids import Digest
-from modalnomad.model.manifest import Function, Image, Mount, Notice
-from modalnomad.model.revision import BuiltImage
 from modalnomad_sdk.store import (
     Child,
     DiskFull,
     ImageStore,
     Inputs,
-    Interpreter,
     Masker,
     PythonMissing,
     StoreError,
     definition_digest,
 )
 from modalnomad_sdk.store.definition import SCHEMA
+
+from modalnomad.deploy import apt
+from modalnomad.deploy.archive import write_archive
+from modalnomad.deploy.bundle import Collected, image_mounts, inside, mount_files
+from modalnomad.deploy.image_plan import Command, ImagePlan, plan_image
+from modalnomad.deploy.resolve import RESOLVED, Resolver
+from modalnomad.model.errors import BackendRefused, ImageBuildFailed, ManifestInvalid, Problem, UserError
+from modalnomad.model.ids import Digest
+from modalnomad.model.manifest import Function, Image, Mount, Notice
+from modalnomad.model.revision import BuiltImage
 
 T = TypeVar("T")
 Report = Callable[[str], None]
@@ -114,6 +112,10 @@ def resolve_and_build_here(
             ) from error
         except StoreError as error:
             raise ImageBuildFailed(error.message, error.output, error.hint) from error
+        except OSError as error:
+            raise BackendRefused(
+                f"the image could not be built: {error}", "free some space, or mend the folder"
+            ) from error
 
 
 def _build(
@@ -131,9 +133,9 @@ def _build(
 
     if missing := apt.missing(plan.apt, store.root):
         raise ManifestInvalid(*_apt_problems(missing, plan.apt))
-    child = Child(on_line=tell, masker=masker, cancelled=cancelled)
-    resolver = Resolver(store.root / ".resolved", lambda: store.uv)
-    resolved = resolver.resolve(plan, interpreter, child, tell)
+    resolver = Resolver(store.root / RESOLVED, lambda: store.uv)
+    # What the resolver says of a failure is in the error; there is no progress to tell of.
+    resolved = resolver.resolve(plan, interpreter, Child(masker=masker, cancelled=cancelled), tell)
     archives: dict[str, Path] = {}
     definition: dict[str, Any] = {
         "schema": SCHEMA,
@@ -155,6 +157,7 @@ def _build(
             cancelled=cancelled,
         )
         store.build(definition, tell, inputs)
+    resolver.note(resolved, digest)
     return BuiltImage(
         digest=digest,
         python=interpreter.minor,
@@ -192,18 +195,9 @@ def _mount_archive(mount: Mount, target: Path) -> Digest:
 
 
 def _apt_problems(missing: tuple[str, ...], asked: list[tuple[str, str]]) -> tuple[list[Problem], str]:
-    where = {name: place for name, place in reversed(asked)}
+    where = dict(reversed(asked))
     problems = [
         Problem(where[name], f"Image.apt_install: the Debian package {name} is not installed on this machine")
         for name in missing
     ]
     return problems, f"install {'them' if len(missing) > 1 else 'it'}: sudo apt-get install {' '.join(missing)}"
-
-
-def image_key(image: Image | None) -> str:
-    """Two images with one key are the same chain, wherever they are written."""
-    content = image.model_dump(mode="json", exclude={"where"}) if image is not None else None
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-__all__ = ["Images", "Interpreter", "check_images", "image_key", "resolve_and_build", "resolve_and_build_here"]

@@ -1,8 +1,8 @@
 """Where packages come from: pip's and uv's options, as one set for the single resolution of an image. Pure.
 
-pip looks at all its indexes and takes the best version; uv takes the first index that has the package at all. An image's
-`index_url` stays in front of the machine's usual index (most such indexes hold only a few packages, and the runner's own
-must come from somewhere); `extra_index_url` of a pip step makes uv look at all of them, as pip does.
+pip looks at all its indexes and takes the best version; uv takes the first index that has the package at all. An
+image's `index_url` stays in front of the machine's usual index (most such indexes hold only a few packages, and the
+runner's own must come from somewhere); `extra_index_url` of a pip step makes uv look at all of them, as pip does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files that name packages: requirements.txt with what it includes, pyproject.toml. Reading only; nothing is resolved."""
+"""Files that name packages: requirements.txt with what it includes, pyproject.toml. Nothing is resolved here."""
 
 from __future__ import annotations
 

@@ -12,29 +12,34 @@ import os
 import re
 import secrets
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from modalnomad_sdk.store import Child, CommandFailed, Interpreter, uv_environment
+from modalnomad_sdk.store.build import out_of_space
 
 from modalnomad.deploy.image_plan import ImagePlan, LockedProject
 from modalnomad.deploy.runtime_requirements import RUNTIME_REQUIREMENTS
 from modalnomad.model.errors import BackendRefused, ImageBuildFailed
-from modalnomad_sdk.store import Child, CommandFailed, Interpreter, uv_environment
-from modalnomad_sdk.store.build import out_of_space
 
 SCHEMA = 1
 _HASH = re.compile(r"--hash=(\w+:[0-9a-f]+)")
 _NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^]]*])?\s*(==\s*[^\s;]+)?")
 
 
+RESOLVED = ".resolved"
+"""Folder in the image store where results are remembered."""
+
+
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Install steps of a definition, and where it is remembered."""
+    """Install steps of a definition, where they are remembered, and the images made with them."""
 
+    path: Path
     installs: tuple[dict[str, Any], ...]
-    remembered: bool
+    images: frozenset[str] = frozenset()
 
 
 class Resolver:
@@ -50,7 +55,7 @@ class Resolver:
         """Raises ImageBuildFailed with the resolver's words; BuildCancelled."""
         path = self.folder / f"{self.key(plan, interpreter)}.json"
         if not plan.force and (known := _remembered(path)) is not None:
-            return Resolved(known, remembered=True)
+            return known
         report(f"resolving packages for Python {interpreter.version}")
         lines = list(plan.requirements)
         for project in plan.projects:
@@ -58,8 +63,24 @@ class Resolver:
         installs = [self._compile(plan, interpreter, child, lines)]
         if plan.without_deps:
             installs.append(self._compile(plan, interpreter, child, plan.without_deps, "--no-deps"))
-        _remember(path, installs)
-        return Resolved(tuple(installs), remembered=False)
+        resolved = Resolved(path, tuple(installs))
+        _remember(resolved)
+        return resolved
+
+    def note(self, resolved: Resolved, digest: str) -> None:
+        """An image was made with it: `forget` keeps it as long as the image lives."""
+        if digest not in resolved.images:
+            _remember(replace(resolved, images=resolved.images | {digest}))
+
+    def forget(self, removed: Collection[str]) -> int:
+        """Forget what was resolved for these images and no other, and what never became one; how many."""
+        count = 0
+        for path in self.folder.glob("*.json"):
+            known = _remembered(path)
+            if known is None or known.images <= set(removed):
+                path.unlink(missing_ok=True)
+                count += 1
+        return count
 
     def key(self, plan: ImagePlan, interpreter: Interpreter) -> str:
         """SHA-256 of everything the result follows from. Addresses count without their credentials."""
@@ -178,19 +199,21 @@ def _normal(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", match[1]).lower() + re.sub(r"\s", "", match[2] or "")
 
 
-def _remembered(path: Path) -> tuple[dict[str, Any], ...] | None:
+def _remembered(path: Path) -> Resolved | None:
     try:
-        return tuple(json.loads(path.read_text("utf-8"))["installs"])
+        known = json.loads(path.read_text("utf-8"))
+        return Resolved(path, tuple(known["installs"]), frozenset(known["images"]))
     except (OSError, ValueError, KeyError, TypeError):
         # Not there, or not readable: resolved again.
         return None
 
 
-def _remember(path: Path, installs: list[dict[str, Any]]) -> None:
+def _remember(resolved: Resolved) -> None:
+    path = resolved.path
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"installs": installs, "resolved": time.time()}), "utf-8")
+        partial.write_text(json.dumps({"installs": resolved.installs, "images": sorted(resolved.images)}), "utf-8")
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
 """The image store: environments made by uv, one folder per definition, built once and reused by every replica.
 
 A definition is plain data that pins everything (packages with hashes, Python, platform, later steps); its digest names
-the folder. Decisions about what a chain of image steps *means* do not belong here: the platform makes definitions. Nothing
-here needs more than the standard library and the `uv` program: hosts that run replicas use it without the platform.
+the folder. Decisions about what a chain of image steps *means* do not belong here: the platform makes definitions.
+Nothing here needs more than the standard library and the `uv` program: hosts that run replicas use it without the
+platform.
 """
 
 from __future__ import annotations

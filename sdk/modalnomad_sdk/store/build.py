@@ -79,7 +79,7 @@ class Builder:
     def _venv(self) -> None:
         self.report("making a virtual environment")
         self._tool(
-            ["venv", "--relocatable", "--no-project", "--python", self.python, str(self.folder)],
+            ["venv", "--quiet", "--relocatable", "--no-project", "--python", self.python, str(self.folder)],
             "making a virtual environment",
         )
 
