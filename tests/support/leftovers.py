@@ -1,0 +1,66 @@
+"""What a run leaves behind: processes, sockets, folders."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process with all its descendants, as they are now."""
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def wait_gone(processes: Iterable[psutil.Process], timeout: float = 10) -> None:
+    """All of them end within the time; the error names those that did not."""
+    _, alive = psutil.wait_procs(list(processes), timeout=timeout)
+    left = []
+    for process in alive:
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                left.append(f"{process.pid} {' '.join(process.cmdline())[:200]}")
+        except psutil.NoSuchProcess:
+            continue
+    assert not left, "still running:\n" + "\n".join(left)
+
+
+def wait_pids_gone(pids: Iterable[int], timeout: float = 10) -> None:
+    """The same by process id, for processes that are nobody's children any more."""
+    deadline = time.monotonic() + timeout
+    left = set(pids)
+    while left and time.monotonic() < deadline:
+        left = {pid for pid in left if psutil.pid_exists(pid) and not _zombie(pid)}
+        time.sleep(0.02)
+    assert not left, f"still running: {left}"
+
+
+def _zombie(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def mentioning(text: str) -> list[psutil.Process]:
+    """Processes whose command line or environment holds the text."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(text in word for word in process.cmdline()) or any(text in v for v in process.environ().values()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def sockets_below(folder: Path) -> list[str]:
+    """Unix sockets bound below a folder, files or not."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return [line.split()[-1] for line in lines if str(folder) in line]
