@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from modalnomad.deploy.hosts import Naming
+from modalnomad.deploy.images import check_images
 from modalnomad.deploy.plan import Plan, make_plan
 from modalnomad.deploy.report import Report
 from modalnomad.model.errors import ManifestInvalid, Problem
@@ -72,7 +73,10 @@ class Builder:
 
     def plan(self, description: Description, name: str | None = None) -> Plan:
         """Raises ManifestInvalid or UserError."""
-        return make_plan(description, self.naming, ephemeral=self.ephemeral, name=name)
+        problems, notices = check_images(function for function in description.app.functions if function.endpoints)
+        return make_plan(
+            description, self.naming, ephemeral=self.ephemeral, name=name, problems=problems, notices=notices
+        )
 
     async def build(self, description: Description, plan: Plan, report: Report) -> Candidate:
         """Raises UserError for the program's problems, BackendError for the machine's."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from modalnomad.model.errors import Problem
 from modalnomad.model.ids import DEFAULT_ENVIRONMENT, LABEL, cut_label, default_label
-from modalnomad.model.manifest import Endpoint, Manifest
+from modalnomad.model.manifest import Endpoint, Function, Manifest
 
 DEV_SUFFIX = "-dev"
 HOST_LIMIT = 253
@@ -52,15 +52,27 @@ def name_endpoints(
     named: list[Named] = []
     problems: list[Problem] = []
     for function in manifest.functions:
-        for endpoint in function.endpoints:
-            label, problem = label_of(endpoint, app, ephemeral=ephemeral)
-            if problem is not None:
-                problems.append(problem)
-                continue
-            domains, bad = custom_domains(endpoint)
-            problems.extend(bad)
-            named.append(Named(endpoint, label, tuple(dict.fromkeys((naming.host(label), *domains)))))
+        good, bad = name_function(function, app, naming, ephemeral=ephemeral)
+        named += good
+        problems += bad
     problems.extend(clashes((entry.endpoint.where, f"{app}/{entry.endpoint.name}", entry.hosts) for entry in named))
+    return tuple(named), tuple(problems)
+
+
+def name_function(
+    function: Function, app: str, naming: Naming, *, ephemeral: bool
+) -> tuple[tuple[Named, ...], tuple[Problem, ...]]:
+    """The same for one function."""
+    named: list[Named] = []
+    problems: list[Problem] = []
+    for endpoint in function.endpoints:
+        label, problem = label_of(endpoint, app, ephemeral=ephemeral)
+        if problem is not None:
+            problems.append(problem)
+            continue
+        domains, bad = custom_domains(endpoint)
+        problems.extend(bad)
+        named.append(Named(endpoint, label, tuple(dict.fromkeys((naming.host(label), *domains)))))
     return tuple(named), tuple(problems)
 
 

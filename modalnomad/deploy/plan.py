@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from modalnomad.deploy.hosts import Named, Naming, clashes, name_endpoints
@@ -66,14 +66,23 @@ class Plan:
         return AppRecord(self.app, self.environment, version, routes, revisions)
 
 
-def make_plan(description: Description, naming: Naming, *, ephemeral: bool, name: str | None = None) -> Plan:
-    """Check everything that can be checked without doing anything. `name` overrides the App's own.
+def make_plan(
+    description: Description,
+    naming: Naming,
+    *,
+    ephemeral: bool,
+    name: str | None = None,
+    problems: Iterable[Problem] = (),
+    notices: Iterable[Notice] = (),
+) -> Plan:
+    """Check everything that can be checked without doing anything. `name` overrides the App's own; `problems` and
+    `notices` were found elsewhere and are told with the rest.
 
     Raises ManifestInvalid with every problem at once, or UserError when there is nothing to serve.
     """
     manifest = description.app
-    app, notices = app_name(manifest, name)
-    problems = [Problem(refusal.where, refusal.message) for refusal in description.refusals]
+    app, unnamed = app_name(manifest, name)
+    problems = [*(Problem(refusal.where, refusal.message) for refusal in description.refusals), *problems]
     if not NAME.fullmatch(app):
         problems.append(Problem("", f"App name {app!r}: 1 to 64 letters, digits, '-', '_' and '.' are allowed"))
     named, bad = name_endpoints(manifest, app, naming, ephemeral=ephemeral)
@@ -82,7 +91,7 @@ def make_plan(description: Description, naming: Naming, *, ephemeral: bool, name
         problems += secret_problems(function)
     if problems:
         raise ManifestInvalid(problems)
-    plan = Plan(app, naming.environment, ephemeral, manifest, named, (*description.notices, *notices))
+    plan = Plan(app, naming.environment, ephemeral, manifest, named, (*description.notices, *notices, *unnamed))
     if not plan.functions:
         tags = ", ".join(function.tag for function in manifest.functions) or "none"
         raise UserError(

@@ -11,15 +11,12 @@ serve wrote.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,21 +26,13 @@ from typing import IO, Any, Self
 
 Event = dict[str, Any]
 
-_shared_home: Path | None = None
-
 
 def shared_home() -> Path:
-    """A MODALNOMAD_HOME that lives as long as this test run: images are built once for all tests that use it.
+    """A MODALNOMAD_HOME that lives as long as the test run: images are built once for all tests that use it.
 
     Its path is short, because Unix socket paths are bounded. Tests that write secrets or tokens use names of their own.
     """
-    global _shared_home  # noqa: PLW0603 - one per process is the point
-    if named := os.environ.get("TEST_SHARED_HOME"):  # made by tests/conftest.py for all its workers
-        return Path(named)
-    if _shared_home is None:
-        _shared_home = Path(tempfile.mkdtemp(prefix="mn-"))
-        atexit.register(shutil.rmtree, _shared_home, ignore_errors=True)
-    return _shared_home
+    return Path(os.environ["TEST_SHARED_HOME"])
 
 
 def command_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -1,0 +1,76 @@
+"""The `modalnomad` command: its sub-commands, and how every one of them ends.
+
+Exit codes: 0 done; 1 the program's or the machine's problem, told in one message and a hint; 2 wrong usage; 130
+interrupted before there was anything to stop in order.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from modalnomad import __version__
+from modalnomad.cli import image, secret, serve, token
+from modalnomad.cli.output import emit, err, error_record, show_error
+from modalnomad.model.errors import ModalNomadError
+
+app = typer.Typer(
+    name="modalnomad",
+    help="Run Modal-style Python web endpoints on machines you own.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"modalnomad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also tell what happens inside.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    for name in ("asyncio", "watchfiles"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+app.command("serve")(serve.serve)
+app.add_typer(secret.app, name="secret")
+app.add_typer(token.app, name="token")
+app.add_typer(image.app, name="image")
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        code = app(standalone_mode=True)
+    except ModalNomadError as error:
+        if "--json" in sys.argv:
+            emit({"event": "error", **error_record(error)})
+        show_error(error)
+        code = 1
+    except BrokenPipeError:
+        # Whoever read our output is gone; nothing can be told any more, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except KeyboardInterrupt:
+        err.print("Aborted.")
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,51 @@
+"""What commands print: text for people, one JSON object a line for programs. Nothing secret passes through here but the
+one time a token is shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from modalnomad.model.errors import ImageBuildFailed, ModalNomadError, UserCodeFailed
+
+out = Console(highlight=False, soft_wrap=True)
+"""Answers: standard output."""
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Progress, notices and errors: standard error."""
+
+
+def emit(record: Mapping[str, Any]) -> None:
+    """One JSON object on one line of standard output, at once."""
+    sys.stdout.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def error_record(error: ModalNomadError) -> dict[str, Any]:
+    """An error for programs."""
+    record: dict[str, Any] = {"message": error.message, "hint": error.hint}
+    if isinstance(error, UserCodeFailed | ImageBuildFailed):
+        record["output"] = error.output
+    return record
+
+
+def show_error(error: ModalNomadError) -> None:
+    """Other people's words first and untouched, then our one line, then what to do next."""
+    if isinstance(error, UserCodeFailed | ImageBuildFailed) and error.output:
+        err.print(error.output, markup=False)
+    err.print(f"[bold red]Error:[/] {escape(error.message)}")
+    if error.hint:
+        err.print(f"[dim]Hint:[/] {escape(error.hint)}")
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Rows under bold headings; nothing is cut."""
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    out.print(table)

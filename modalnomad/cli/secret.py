@@ -1,0 +1,149 @@
+"""`modalnomad secret`: create, list, delete. Values go in and are never shown again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modalnomad.cli.common import EnvOption, JsonOption, load_settings
+from modalnomad.cli.dotenv import parse_dotenv
+from modalnomad.cli.output import emit, out, show_table
+from modalnomad.model.errors import UserError
+
+app = typer.Typer(help="Secrets: named sets of environment variables for Functions.", no_args_is_help=True)
+
+
+@app.command(
+    epilog="Example: `modalnomad secret create my-web-auth-token AUTH_TOKEN=-` asks for the value without showing it."
+)
+def create(
+    name: Annotated[str, typer.Argument(help="Name, as in `modal.Secret.from_name(NAME)`.")],
+    pairs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE...", help="Values; `KEY=-` reads the value from standard input."),
+    ] = None,
+    *,
+    from_dotenv: Annotated[Path | None, typer.Option(help="Also take the KEY=VALUE lines of this file.")] = None,
+    from_json: Annotated[Path | None, typer.Option(help="Also take this file's JSON object of strings.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a secret of this name.")] = False,
+    env: EnvOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Create a secret, or with --force replace one."""
+    from modalnomad.wiring import open_records
+
+    settings = load_settings(env)
+    values = _from_files(from_dotenv, from_json) | _from_arguments(pairs or [])
+    if not values:
+        raise UserError("no values given", f"modalnomad secret create {name} KEY=VALUE")
+    records = open_records(settings)
+    info = asyncio.run(records.secrets.create(name, settings.environment, values, replace=force))
+    if as_json:
+        emit({"name": info.name, "environment": info.environment, "keys": info.keys, "version": info.version})
+    else:
+        out.print(f"Secret {info.name} holds {', '.join(info.keys)} (environment {info.environment}).", markup=False)
+        out.print(f'Use it: secrets=[modal.Secret.from_name("{info.name}")]', markup=False)
+
+
+@app.command("list", epilog="Example: `modalnomad secret list --env staging`")
+def list_(env: EnvOption = None, as_json: JsonOption = False) -> None:
+    """Names and keys of all secrets of the environment; no values."""
+    from modalnomad.wiring import open_records
+
+    settings = load_settings(env)
+    infos = asyncio.run(open_records(settings).secrets.list(settings.environment))
+    if as_json:
+        for info in infos:
+            emit(
+                {
+                    "name": info.name,
+                    "environment": info.environment,
+                    "keys": info.keys,
+                    "version": info.version,
+                    "created_at": info.created_at,
+                    "updated_at": info.updated_at,
+                }
+            )
+    elif infos:
+        rows = ((info.name, ", ".join(info.keys), str(info.version), _when(info.updated_at)) for info in infos)
+        show_table(("Name", "Keys", "Version", "Updated"), rows)
+    else:
+        out.print(f"No secrets in environment {settings.environment}.", markup=False)
+
+
+@app.command(epilog="Example: `modalnomad secret delete my-web-auth-token`")
+def delete(
+    name: Annotated[str, typer.Argument(help="Name of the secret.")],
+    env: EnvOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete a secret. Running replicas keep the values they were started with."""
+    from modalnomad.wiring import open_records
+
+    settings = load_settings(env)
+    asyncio.run(open_records(settings).secrets.delete(name, settings.environment))
+    if as_json:
+        emit({"deleted": name, "environment": settings.environment})
+    else:
+        out.print(f"Secret {name} is deleted (environment {settings.environment}).", markup=False)
+
+
+def _from_arguments(pairs: list[str]) -> dict[str, str]:
+    """KEY=VALUE; nothing of a malformed argument is repeated, as it may be a value."""
+    values: dict[str, str] = {}
+    for position, pair in enumerate(pairs, 1):
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise UserError(f"value {position} is not of the form KEY=VALUE", "write KEY=VALUE, or KEY=- to be asked")
+        if key in values:
+            raise UserError(f"{key} is given twice", "give each key once")
+        values[key] = value
+    asked = [key for key, value in values.items() if value == "-"]
+    if len(asked) > 1 and not sys.stdin.isatty():
+        raise UserError(
+            f"only one value can be read from standard input, not {len(asked)}", "use --from-json or --from-dotenv"
+        )
+    return values | {key: _read_value(key) for key in asked}
+
+
+def _read_value(key: str) -> str:
+    """One line from a terminal without showing it, everything from a pipe (without a final newline)."""
+    if sys.stdin.isatty():
+        return str(typer.prompt(key, hide_input=True))
+    return sys.stdin.read().removesuffix("\n").removesuffix("\r")
+
+
+def _from_files(dotenv: Path | None, json_file: Path | None) -> dict[str, str]:
+    values: dict[str, str] = {}
+    if dotenv is not None:
+        values |= parse_dotenv(_text(dotenv), str(dotenv))
+    if json_file is not None:
+        try:
+            content = json.loads(_text(json_file))
+        except ValueError as error:
+            # The decoder's own message quotes nothing of the document; its position is enough to find the place.
+            position = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "the file"
+            raise UserError(f"{json_file} is not JSON ({position})", "it must hold one object of strings") from None
+        if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+            raise UserError(f"{json_file} does not hold one JSON object of strings", 'for example {"KEY": "VALUE"}')
+        values |= content
+    return values
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", "check the path") from error
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

@@ -1,0 +1,167 @@
+"""The programs of one `serve`: built, published, watched, told about, and taken away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Self
+
+from modalnomad.cli.serve_view import ServeView, Shown
+from modalnomad.deploy.collect import Reference
+from modalnomad.deploy.plan import Plan, check_together
+from modalnomad.deploy.session import Platform, Session
+from modalnomad.kit.tasks import Tasks
+from modalnomad.model.errors import BackendError
+from modalnomad.model.ids import RevisionId
+from modalnomad.model.replica import LogLine, Replica, ReplicaKey, ReplicaState
+from modalnomad.wiring import ServeParts, address
+
+HELD_LINES = 1000
+"""Lines kept of a replica whose revision may never be served."""
+
+
+class Serving:
+    """Owns the sessions and the tasks that follow replicas and their output."""
+
+    def __init__(self, parts: ServeParts, view: ServeView) -> None:
+        self._parts = parts
+        self._view = view
+        self._sessions: list[Session] = []
+        self._tasks = Tasks("serve", self._died)
+        self._death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._started = False
+        self._shown: dict[str, Shown] = {}
+        """Host → what was told of it."""
+        self._held: dict[RevisionId, deque[LogLine]] = {}
+        self._states: dict[ReplicaKey, ReplicaState] = {}
+
+    async def start(self, references: Sequence[Reference], name: str | None) -> None:
+        """Build every program, then publish all and say where they are. Raises ModalNomadError."""
+        parts = self._parts
+        platform = Platform(
+            builder=parts.builder,
+            engine=parts.engine,
+            discovery=parts.discovery,
+            pools=parts.pools,
+            succession=parts.succession,
+            report=self._view,
+        )
+        plans: dict[Reference, Plan] = {}
+        for reference in references:
+            session = Session(
+                reference, platform, name=name, check=self._checker(plans, reference), on_published=self._published
+            )
+            self._sessions.append(session)
+            await session.build()
+        self._tasks.guard(self._follow_logs(), "logs")
+        self._tasks.guard(self._follow_replicas(), "replicas")
+        for session in self._sessions:
+            await session.publish()
+        self._started = True
+        await self._published()
+        self._view.ready(sorted({path for session in self._sessions for path in session.watched}))
+
+    @staticmethod
+    def _checker(plans: dict[Reference, Plan], reference: Reference) -> Callable[[Plan], None]:
+        def check(plan: Plan) -> None:
+            check_together((*(other for key, other in plans.items() if key != reference), plan))
+            plans[reference] = plan
+
+        return check
+
+    async def watch(self) -> None:
+        """Reload until cancelled. Raises BackendError when a part of the platform died."""
+        for session in self._sessions:
+            self._tasks.guard(session.run(), "reload")
+        await self._death
+
+    def _died(self, name: str, error: BaseException) -> None:
+        if not self._death.done():
+            self._death.set_exception(
+                BackendError(f"serve cannot go on: {name} ended: {error}", "run it with --verbose to see what happened")
+            )
+
+    async def stop(self) -> None:
+        """The orderly end: no more reloads, requests finished, replicas drained."""
+        for session in self._sessions:
+            await session.close()
+        await self._parts.drain()
+
+    async def _published(self) -> None:
+        """After a publication: ports of new endpoints open, ports of gone ones close, changes are told."""
+        parts = self._parts
+        for session in self._sessions:
+            for revision in session.current.revisions:
+                parts.revisions[revision.id] = revision
+                for line in self._held.pop(revision.id, ()):
+                    self._tell_line(line)
+        if not self._started:
+            return
+        wanted: dict[str, Shown] = {}
+        for session in self._sessions:
+            plan = session.current.plan
+            for named in plan.named:
+                host = named.hosts[0]
+                port = await parts.router.direct_port(host)
+                urls = tuple(address(custom, parts.router.port) for custom in named.hosts[1:])
+                wanted[host] = Shown(
+                    plan.app, named.endpoint, named.label, parts.url(host), f"http://127.0.0.1:{port}", urls
+                )
+        for host in self._shown.keys() - wanted.keys():
+            await parts.router.close_direct(host)
+        told, self._shown = self._shown, wanted
+        for host, shown in wanted.items():
+            if host not in told or _differs(shown, told[host]):
+                self._view.endpoint(shown)
+
+    async def _follow_logs(self) -> None:
+        async with aclosing(self._parts.engine.logs(None, follow=True)) as lines:  # type: ignore[type-var]
+            async for line in lines:
+                revision = RevisionId(line.replica[:32])
+                if revision in self._parts.revisions:
+                    self._tell_line(line)
+                else:
+                    # Started on a guess, or before its routes flip: shown when it is served.
+                    self._held.setdefault(revision, deque(maxlen=HELD_LINES)).append(line)
+
+    def _tell_line(self, line: LogLine) -> None:
+        number, epoch = line.replica.rsplit(".", 2)[1:]
+        self._view.log(line, f"{number}.{epoch}")
+
+    async def _follow_replicas(self) -> None:
+        async for replicas in self._parts.pools.replicas.watch():
+            self._tell_replicas(replicas)
+
+    def _tell_replicas(self, replicas: tuple[Replica, ...]) -> None:
+        present = {replica.key for replica in replicas}
+        for key in [key for key in self._states if key not in present]:
+            del self._states[key]
+        for replica in replicas:
+            revision = self._parts.revisions.get(replica.key.pool.revision)
+            if revision is not None and self._states.get(replica.key) != replica.state:
+                self._states[replica.key] = replica.state
+                self._view.replica(revision, replica)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for session in self._sessions:
+            await session.close()
+        # What the last replicas wrote is in the engine by now; its followers run before the next line of ours does.
+        for _ in range(10):
+            await asyncio.sleep(0)
+        await self._tasks.close()
+        self._death.cancel()
+
+
+def _differs(one: Shown, other: Shown) -> bool:
+    def visible(shown: Shown) -> Any:
+        return (shown.app, shown.endpoint.model_copy(update={"where": ""}), shown.label, shown.url, shown.direct_url)
+
+    return bool(visible(one) != visible(other))

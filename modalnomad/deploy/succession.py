@@ -1,0 +1,69 @@
+"""Succession: where two revisions of a function cannot live at once, the new one's start waits for the old one's end.
+
+A fixed port without network namespaces, or the only GPU: the routes flip first, so requests wait in the new pool while
+the old replicas finish theirs and go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+from modalnomad.deploy.warming import is_alive
+from modalnomad.model.ids import RevisionId
+from modalnomad.model.replica import LogLine, Replica, ReplicaKey
+from modalnomad.model.revision import Revision
+from modalnomad.ports.engine import Engine, Verdict
+
+
+class OrderedEngine(Engine):
+    """An engine with that order added; everything else passes through."""
+
+    def __init__(self, engine: Engine, apart: Callable[[Revision], bool]) -> None:
+        """`apart`: whether this revision and the one before it cannot live at the same time."""
+        self._engine = engine
+        self._apart = apart
+        self._earlier: dict[RevisionId, set[RevisionId]] = {}
+
+    def apart(self, revision: Revision) -> bool:
+        """See `warming.Succession`."""
+        return self._apart(revision)
+
+    def after(self, revision: RevisionId, earlier: RevisionId) -> None:
+        """See `warming.Succession`. Going back to an earlier revision turns the order round."""
+        self._earlier.pop(earlier, None)
+        self._earlier.setdefault(revision, set()).add(earlier)
+
+    async def start(self, key: ReplicaKey, reason: str) -> None:
+        """As the port says, once those that have to go first are gone."""
+        revision = key.pool.revision
+        if revision in self._earlier:
+            async for replicas in self._engine.watch():
+                if not any(is_alive(replicas, earlier) for earlier in self._earlier.get(revision, ())):
+                    break
+            self._earlier.pop(revision, None)
+        await self._engine.start(key, reason)
+
+    async def prepare(self, revision: Revision) -> None:
+        """As the port says."""
+        await self._engine.prepare(revision)
+
+    async def retire(self, revision: str) -> None:
+        """As the port says."""
+        self._earlier.pop(RevisionId(revision), None)
+        await self._engine.retire(revision)
+
+    def watch(self) -> AsyncIterator[tuple[Replica, ...]]:
+        """As the port says."""
+        return self._engine.watch()
+
+    async def kill(self, key: ReplicaKey) -> None:
+        """As the port says."""
+        await self._engine.kill(key)
+
+    def logs(self, key: ReplicaKey | None, *, follow: bool) -> AsyncIterator[LogLine]:
+        """As the port says."""
+        return self._engine.logs(key, follow=follow)
+
+    async def explain(self, revision: Revision) -> Verdict:
+        """As the port says."""
+        return await self._engine.explain(revision)

@@ -1,0 +1,200 @@
+"""The composition root: settings in, parts that work together out. Nothing else knows which back end there is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from modalnomad_sdk.store import ImageStore
+
+from modalnomad.deploy.build import Builder
+from modalnomad.deploy.bundle import pack
+from modalnomad.deploy.hosts import Naming, name_function
+from modalnomad.deploy.images import Images
+from modalnomad.deploy.succession import OrderedEngine
+from modalnomad.deploy.warming import is_alive
+from modalnomad.embedded.artifacts import EmbeddedArtifacts
+from modalnomad.embedded.discovery import EmbeddedDiscovery, EphemeralDiscovery
+from modalnomad.embedded.engine import EmbeddedEngine
+from modalnomad.embedded.gpus import Gpus
+from modalnomad.embedded.keys import platform_key
+from modalnomad.embedded.network import namespaces_allowed
+from modalnomad.embedded.secrets import EmbeddedSecrets
+from modalnomad.kit.watch import Cell
+from modalnomad.model.errors import UserCodeFailed
+from modalnomad.model.ids import RevisionId
+from modalnomad.model.replica import PoolKey, Replica
+from modalnomad.model.revision import Revision
+from modalnomad.ports.discovery import Discovery
+from modalnomad.ports.engine import Engine
+from modalnomad.ports.secrets import Secrets
+from modalnomad.router.activator import StartFailed
+from modalnomad.router.server import RouterServer
+from modalnomad.settings import Settings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What commands need that only read or write records."""
+
+    secrets: Secrets
+    discovery: Discovery
+
+
+def open_records(settings: Settings) -> Records:
+    """Starts nothing."""
+    return Records(EmbeddedSecrets(settings.home), EmbeddedDiscovery(settings.home))
+
+
+def image_store(settings: Settings) -> ImageStore:
+    """The images of this machine's replicas."""
+    return ImageStore(settings.home / "images")
+
+
+@dataclass(frozen=True, slots=True)
+class RouterPools:
+    """What a reload asks of the router (`deploy.warming.Pools`)."""
+
+    router: RouterServer
+
+    @property
+    def replicas(self) -> Cell[tuple[Replica, ...]]:
+        """All replicas, with the router's knowledge of who is ready."""
+        return self.router.replicas
+
+    async def warm(self, revision: Revision, key: PoolKey, count: int) -> None:
+        """Return when that many are ready. Raises UserCodeFailed with the replica's last output."""
+        try:
+            await self.router.activator.warm(revision, key, count)
+        except StartFailed as error:
+            failure = error.failure
+            raise UserCodeFailed(
+                f"{revision.app}/{revision.function.tag} does not start: {failure.reason}", failure.detail
+            ) from error
+
+    async def retire(self, revision: RevisionId) -> None:
+        """Drain all replicas of the revision."""
+        await self.router.activator.retire(revision)
+
+
+@dataclass(slots=True)
+class ServeParts:
+    """A router with an engine behind it, for Apps that live as long as this process."""
+
+    settings: Settings
+    naming: Naming
+    engine: Engine
+    discovery: Discovery
+    builder: Builder
+    router: RouterServer
+    pools: RouterPools
+    succession: OrderedEngine
+    revisions: dict[RevisionId, Revision] = field(default_factory=dict)
+    """All that were ever published."""
+
+    def url(self, host: str) -> str:
+        """Public address of a host name."""
+        return address(host, self.router.port)
+
+    async def drain(self) -> None:
+        """Let every replica finish and end; returns when none is left or the grace period is over."""
+        for revision in list(self.revisions):
+            await self.pools.retire(revision)
+        try:
+            async with asyncio.timeout(self.settings.embedded.grace_period + 1):
+                await self.pools.replicas.until(lambda all: not any(is_alive(all, r) for r in self.revisions))
+        except TimeoutError:
+            pass
+
+
+@asynccontextmanager
+async def open_serve(settings: Settings) -> AsyncIterator[ServeParts]:
+    """The parts of `serve`, the router listening. Leaving it ends every replica at once; `drain` before for an orderly
+    end. Raises BackendError: port taken, home not writable."""
+    key = platform_key(settings.home)
+    secrets = EmbeddedSecrets(settings.home)
+    artifacts = EmbeddedArtifacts(settings.home)
+    discovery = EphemeralDiscovery(settings.home)
+    store = image_store(settings)
+    gpus = Gpus(settings.home)
+    naming = Naming(settings.router.domain, settings.router.workspace, settings.environment)
+    port = 0
+
+    def web_urls(revision: Revision) -> Mapping[str, str]:
+        return urls_of(revision, naming, port)
+
+    embedded = EmbeddedEngine(
+        home=settings.home,
+        settings=settings.embedded,
+        scaling=settings.scaling,
+        secrets=secrets,
+        images=store,
+        artifacts=artifacts,
+        platform_key=key,
+        web_urls=web_urls,
+        gpus=gpus,
+    )
+    shared_ports = settings.embedded.network in {"exclusive", "host"} or not (
+        settings.embedded.network == "namespace" or await namespaces_allowed()
+    )
+
+    def apart(revision: Revision) -> bool:
+        gpu = revision.function.resources.gpu
+        return bool(shared_ports and revision.function.web_ports) or bool(gpu and not gpus.free(gpu))
+
+    engine = OrderedEngine(embedded, apart)
+    builder = Builder(
+        engine=engine,
+        secrets=secrets,
+        images=Images(store),
+        bundles=lambda description, functions: pack(description, functions, artifacts),
+        naming=naming,
+        ephemeral=True,
+    )
+    router = RouterServer(
+        engine=engine,
+        discovery=discovery,
+        settings=settings.router,
+        scaling=settings.scaling,
+        platform_key=key,
+    )
+    try:
+        await router.start()
+        port = router.port
+        try:
+            yield ServeParts(settings, naming, engine, discovery, builder, router, RouterPools(router), engine)
+        finally:
+            await router.stop()
+    finally:
+        await embedded.close()
+
+
+def urls_of(revision: Revision, naming: Naming, port: int) -> Mapping[str, str]:
+    """Endpoint name → public URL, as the Function's own `get_web_url` is to say it."""
+    return {
+        named.endpoint.name: address(named.hosts[0], port)
+        for named in name_function(revision.function, revision.app, naming, ephemeral=True)[0]
+    }
+
+
+def address(host: str, port: int) -> str:
+    """`http://host[:port]`."""
+    return f"http://{host}" if port == 80 else f"http://{host}:{port}"
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run to the end, on uvloop where it is installed."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None
+    try:
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    except ImportError:
+        factory = None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main)
