@@ -12,7 +12,7 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.support.doors import direct_door, doors, host_door, web_socket
+from tests.support.doors import direct_door, doors, host_door, replicas, web_socket
 from tests.support.repository import ROOT
 from tests.support.serve import run_command, serve
 
@@ -147,7 +147,7 @@ def test_dictionary_class() -> None:
         assert client.get("/?word=star&size=1").json() == {"language": "german", "word": None}
         assert client.get("/?word=star&size=big").status_code == 422
         assert client.get("/").status_code == 422, "the handler's own argument is missing"
-        pools = {event["replica"] for event in s.events if event["event"] == "replica"}
+        pools = replicas(s)
         assert len(pools) == 3
     lines = [log["line"] for log in s.logs()]
     for language in ("german", "latin"):
@@ -238,7 +238,7 @@ def test_private_api() -> None:
             assert client.get("/?city=Oslo", headers=wrong).status_code == 401
             other = {"Modal-Key": foreign["id"], "Modal-Secret": foreign["secret"]}
             assert client.get("/?city=Oslo", headers=other).status_code == 403
-        assert not [event for event in s.events if event["event"] == "replica"], "a stranger never starts a replica"
+        assert not replicas(s), "a stranger never starts a replica"
         for client in clients:
             right = {"Modal-Key": token["id"], "Modal-Secret": token["secret"]}
             assert client.get("/?city=Oslo", headers=right).json() == {"city": "Oslo", "key_ends_with": "23"}

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.support import guides
-from tests.support.doors import direct_door, doors
+from tests.support.doors import direct_door, doors, replicas
 from tests.support.guides import ALL, BY_NAME, Program
 from tests.support.serve import Serve, run_command, serve
 
@@ -100,7 +100,7 @@ async def test_a_hundred_at_once_share_one_replica(tmp_path: Path) -> None:
         await asyncio.to_thread(s.stop)
 
     assert [answer.json() for answer in answers] == [{"n": n} for n in range(100)]
-    assert len({event["replica"] for event in s.events if event["event"] == "replica"}) == 1, s.output()
+    assert len(replicas(s)) == 1, s.output()
 
 
 def test_three_pools_at_once_on_one_port(tmp_path: Path) -> None:
@@ -118,12 +118,8 @@ def test_three_pools_at_once_on_one_port(tmp_path: Path) -> None:
             assert root.status_code == 200
             assert "etc/" in root.text
             assert path.name not in root.text
-        ready = {event["replica"] for event in s.events if event["event"] == "replica" and event["state"] == "ready"}
-        ended = {
-            event["replica"]
-            for event in s.events
-            if event["event"] == "replica" and event["state"] in {"failed", "gone", "draining"}
-        }
+        ready = replicas(s, "ready")
+        ended = replicas(s, "failed", "gone", "draining")
 
         assert len(ready) == 3, s.output()
         assert not ended, s.output()
@@ -133,7 +129,7 @@ def test_three_pools_at_once_on_one_port(tmp_path: Path) -> None:
 def test_a_default_given_explicitly_is_the_same_pool(tmp_path: Path) -> None:
     with serve(BY_NAME["g2025_parametrized"].write(tmp_path)) as s, direct_door(s) as client:
         first, second = client.get("/"), client.get("/?root=.")
-        replicas = {event["replica"] for event in s.events if event["event"] == "replica"}
+        replicas = replicas(s)
 
     assert first.text == second.text.replace("/?root=.", "/")
     assert len(replicas) == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.doors import direct_door, web_socket
+from tests.support.doors import direct_door, replicas, web_socket
 from tests.support.leftovers import family, wait_gone, wait_pids_gone
 from tests.support.repository import persona
 from tests.support.serve import Serve, run_command, serve
@@ -137,7 +137,7 @@ def test_a_handler_that_raises_is_the_apps_own_answer() -> None:
         assert "must not read" not in answer.text
         assert client.get("/?wrong=false").json() == "fine"
         s.wait_log("something the caller must not read", timeout=10)
-        assert len({event["replica"] for event in s.events if event["event"] == "replica"}) == 1
+        assert len(replicas(s)) == 1
 
 
 def test_an_app_that_knows_no_lifespan() -> None:
@@ -165,7 +165,7 @@ async def test_many_at_once_wake_one_replica() -> None:
 
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.json() for answer in answers}) == 1
-    assert len({event["replica"] for event in s.events if event["event"] == "replica"}) == 1
+    assert len(replicas(s)) == 1
 
 
 def test_a_flood_of_log_lines_neither_stops_nor_swells_anything() -> None:

@@ -60,3 +60,12 @@ def web_socket(
     raw = socket.create_connection(("127.0.0.1", url.port or 80), timeout=60)
     with websockets.sync.client.connect(f"ws://{url.netloc}{path}", sock=raw, proxy=None, **options) as connection:
         yield connection
+
+
+def replicas(s: Serve, *states: str) -> set[tuple[str, str, str]]:
+    """Function, pool and name of every replica there was, or of those that were in one of the states."""
+    return {
+        (event["function"], event["pool"], event["replica"])
+        for event in list(s.events)
+        if event["event"] == "replica" and (not states or event["state"] in states)
+    }
