@@ -22,6 +22,8 @@ REASONS: Final[dict[int, tuple[FailureCode, str]]] = {
     Exit.PARENT_GONE: ("replica_gone", "its starter went away"),
 }
 
+SIGNALLED: Final = 128
+
 
 def outcome(code: int, *, killed: bool, output: str) -> tuple[ReplicaState, Failure | None]:
     """`killed`: we were asked to end it. A failure's code is `start_failed` where readiness decides: whoever saw the
@@ -33,11 +35,11 @@ def outcome(code: int, *, killed: bool, output: str) -> tuple[ReplicaState, Fail
 
 
 def _other(code: int) -> str:
-    if code >= 0:
-        return f"the process ended with code {code}"
+    # A negative code is the supervisor's own end; it tells the program's by 128 + signal, as a shell does.
+    number = -code if code < 0 else code - SIGNALLED
     try:
-        name = signal.Signals(-code).name
+        name = signal.Signals(number).name
     except ValueError:
-        name = f"signal {-code}"
-    hint = " (often: out of memory)" if -code == signal.SIGKILL else ""
+        return f"the process ended with code {code}"
+    hint = " (often: out of memory)" if number == signal.SIGKILL else ""
     return f"the process was ended by {name}{hint}"

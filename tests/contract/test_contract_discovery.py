@@ -1,0 +1,179 @@
+"""The discovery port, wherever the records are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from modalnomad.embedded.discovery import EmbeddedDiscovery, EphemeralDiscovery
+from modalnomad.model.errors import BackendConflict, NotFound
+from modalnomad.model.manifest import Endpoint, Function, Source
+from modalnomad.model.revision import BuiltImage, Revision
+from modalnomad.model.routes import Route, RouteSnapshot, Token
+from modalnomad.ports.discovery import AppRecord, DeleteToken, Discovery, PublishApp, PutToken, WithdrawApp
+from tests.support.engines import IMAGE, within
+
+
+@pytest.fixture(params=[EmbeddedDiscovery, EphemeralDiscovery])
+def discovery(request: pytest.FixtureRequest, tmp_path: Path) -> Discovery:
+    """One of each kind, empty."""
+    made: Discovery = request.param(tmp_path / "home")
+    return made
+
+
+def record(app: str, version: int = 1, *, environment: str = "main", label: str | None = None) -> AppRecord:
+    """An App with one endpoint."""
+    endpoint = Endpoint(name="f", kind="asgi_app", label=label)
+    revision = Revision.make(
+        app=app,
+        environment=environment,
+        function=Function(tag="f", endpoints=(endpoint,), timeout=version),
+        source=Source(mode="script", entry="a.py", root="/r", module="a"),
+        bundle=IMAGE,
+        image=BuiltImage(digest=IMAGE, python="3.11", env=(("A", "1"),)),
+    )
+    host = f"{label or app}.localhost"
+    route = Route(hosts=(host,), environment=environment, app=app, endpoint=endpoint, revision=revision.id)
+    return AppRecord(app, environment, version, (route,), (revision,))
+
+
+def publish(app: str, version: int = 1, **options: str) -> PublishApp:
+    return PublishApp(record(app, version, **options), expected=version - 1)
+
+
+def token(id: str, environment: str = "main") -> Token:
+    return Token(id=id, secret_sha256="0" * 64, environment=environment, name="ci", created_at=1.5, rate=3)
+
+
+async def current(discovery: Discovery) -> RouteSnapshot:
+    async with aclosing(discovery.watch()) as watch:  # type: ignore[type-var]
+        snapshot: RouteSnapshot = await within(anext(watch), 5)
+        return snapshot
+
+
+async def until(discovery: Discovery, wanted: Callable[[RouteSnapshot], bool]) -> RouteSnapshot:
+    async with asyncio.timeout(5), aclosing(discovery.watch()) as watch:  # type: ignore[type-var]
+        async for snapshot in watch:
+            if wanted(snapshot):
+                return snapshot
+    raise AssertionError("watch ended")
+
+
+def apps(snapshot: RouteSnapshot) -> list[str]:
+    return sorted(route.app for route in snapshot.routes)
+
+
+async def test_nothing_published_is_an_empty_snapshot_at_once(discovery: Discovery) -> None:
+    snapshot = await current(discovery)
+
+    assert (snapshot.routes, snapshot.revisions, snapshot.tokens) == ((), {}, ())
+    assert await discovery.app("a", "main") is None
+
+
+async def test_what_was_published_is_read_back_whole(discovery: Discovery) -> None:
+    await discovery.publish(publish("a"))
+    await discovery.publish(publish("b", environment="staging"))
+
+    snapshot = await current(discovery)
+
+    assert await discovery.app("a", "main") == record("a")
+    assert apps(snapshot) == ["a", "b"]
+    assert set(snapshot.revisions) == {route.revision for route in snapshot.routes}
+    assert snapshot.revisions[record("a").revisions[0].id] == record("a").revisions[0]
+
+
+async def test_a_watcher_sees_every_publication_as_a_whole_snapshot(discovery: Discovery) -> None:
+    async with aclosing(discovery.watch()) as watch:  # type: ignore[type-var]
+        seen = [await within(anext(watch), 5)]
+        for change in (publish("a"), publish("b"), publish("a", 2), WithdrawApp("b", "main")):
+            await discovery.publish(change)
+            seen.append(await within(anext(watch), 5))
+
+    assert [apps(snapshot) for snapshot in seen] == [[], ["a"], ["a", "b"], ["a", "b"], ["a"]]
+    assert [snapshot.index for snapshot in seen] == sorted({snapshot.index for snapshot in seen})
+    assert list(seen[3].revisions.values()) == [record("a", 2).revisions[0], record("b").revisions[0]]
+    assert [apps(await current(discovery))] == [["a"]]
+
+
+@pytest.mark.parametrize("expected", [0, 2, 7])
+async def test_only_the_expected_version_is_replaced(discovery: Discovery, expected: int) -> None:
+    await discovery.publish(publish("a"))
+
+    with pytest.raises(BackendConflict, match="version 1"):
+        await discovery.publish(PublishApp(record("a", expected + 1), expected))
+
+    assert await discovery.app("a", "main") == record("a")
+
+
+async def test_of_many_publishers_of_one_version_one_wins(discovery: Discovery) -> None:
+    tries = [discovery.publish(publish("a", label=f"l{n}")) for n in range(8)]
+    results = await asyncio.gather(*tries, return_exceptions=True)
+
+    assert sum(isinstance(result, BackendConflict) for result in results) == 7
+    assert len((await current(discovery)).routes) == 1
+
+
+async def test_a_withdrawn_app_can_be_published_anew(discovery: Discovery) -> None:
+    await discovery.publish(publish("a"))
+    await discovery.publish(WithdrawApp("a", "main"))
+    with pytest.raises(NotFound):
+        await discovery.publish(WithdrawApp("a", "main"))
+
+    await discovery.publish(publish("a"))
+
+    assert apps(await current(discovery)) == ["a"]
+
+
+async def test_tokens_are_put_listed_by_environment_watched_and_deleted(discovery: Discovery) -> None:
+    for id, environment in (("wk-1", "main"), ("wk-2", "main"), ("wk-3", "staging")):
+        await discovery.publish(PutToken(token(id, environment)))
+
+    assert await discovery.tokens("main") == (token("wk-1"), token("wk-2"))
+    assert [found.id for found in (await current(discovery)).tokens] == ["wk-1", "wk-2", "wk-3"]
+
+    renamed = token("wk-1").model_copy(update={"name": "other"})
+    await discovery.publish(PutToken(renamed))
+    await discovery.publish(DeleteToken("wk-2", "main"))
+
+    assert await discovery.tokens("main") == (renamed,)
+    for id, environment in (("wk-2", "main"), ("wk-1", "staging"), ("../x", "main")):
+        with pytest.raises(NotFound):
+            await discovery.publish(DeleteToken(id, environment))
+
+
+async def test_tokens_made_elsewhere_reach_a_watcher(discovery: Discovery, tmp_path: Path) -> None:
+    elsewhere = EmbeddedDiscovery(tmp_path / "home")
+    async with aclosing(discovery.watch()) as watch:  # type: ignore[type-var]
+        await within(anext(watch), 5)
+        await elsewhere.publish(PutToken(token("wk-1")))
+        snapshot = await within(anext(watch), 5)
+
+    assert snapshot.tokens == (token("wk-1"),)
+
+
+async def test_a_lock_has_one_holder_and_names_it(discovery: Discovery) -> None:
+    async with discovery.lock("deploy", lifetime=5):
+        with pytest.raises(BackendConflict, match=r"'deploy' is held by process \d+"):
+            async with discovery.lock("deploy", lifetime=5):
+                pass
+        async with discovery.lock("another", lifetime=5):
+            pass
+
+    async with discovery.lock("deploy", lifetime=5):
+        pass
+
+
+async def test_a_watch_that_is_closed_leaves_no_task(discovery: Discovery) -> None:
+    before = asyncio.all_tasks()
+    watch: AsyncIterator[RouteSnapshot] = discovery.watch()
+    await anext(watch)
+    waiting = asyncio.ensure_future(anext(watch))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+    assert asyncio.all_tasks() == before

@@ -1,0 +1,438 @@
+"""The engine port, whatever runs the replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from pathlib import Path
+
+import pytest
+from modalnomad_sdk import contract
+
+from modalnomad.model.errors import BackendError, NotFound, SecretMissing
+from modalnomad.model.ids import Digest
+from modalnomad.model.manifest import Resources, Scaling, SecretRef
+from modalnomad.model.replica import LogLine, PoolKey, ReplicaKey, ReplicaState
+from modalnomad.model.revision import BuiltImage
+from tests.support.engines import HELLO, IMAGE, Harness, embedded, program, revision_id, within
+from tests.support.repository import persona
+
+FAILED, GONE, STARTING = ReplicaState.FAILED, ReplicaState.GONE, ReplicaState.STARTING
+
+
+@pytest.fixture(params=["embedded"])
+async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
+    """An engine of each kind."""
+    async with embedded(tmp_path / "home") as h:
+        yield h
+
+
+def read_persona(name: str) -> str:
+    return persona(name).read_text("utf-8")
+
+
+async def lines(harness: Harness, key: ReplicaKey | None, *, follow: bool = False) -> list[LogLine]:
+    """To the end; with `follow` until the replica ends."""
+    return [line async for line in harness.engine.logs(key, follow=follow)]
+
+
+# --- starting ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_started_replica_answers_at_its_address_and_names_itself(harness: Harness) -> None:
+    revision = await harness.revision(HELLO)
+    key = await harness.start(revision)
+
+    replica = await harness.replica(key)
+    ready = await harness.ask(key, contract.READY_PATH)
+    answer = await harness.ask(key, "/there")
+
+    assert (replica.state, replica.reason) == (STARTING, "a test")
+    assert (ready.status, ready.headers[contract.HEADER_REPLICA]) == (200, f"{key.pool} 0.1")
+    assert answer.body == b"hello /there"
+
+
+async def test_the_address_takes_connections_before_the_program_is_ready(harness: Harness) -> None:
+    key = await harness.start(await harness.revision(read_persona("hangs_in_import"), "f", startup_timeout=60))
+
+    held = asyncio.ensure_future(harness.ask(key, contract.READY_PATH))
+    await harness.engine.kill(key)
+
+    with pytest.raises(ConnectionError):
+        await within(held)
+
+
+async def test_the_same_key_twice_starts_once(harness: Harness) -> None:
+    revision = await harness.revision(program("import os; return str(os.getpid()).encode()"))
+    key = ReplicaKey(PoolKey(revision.id), 0, 1)
+
+    await asyncio.gather(*(harness.engine.start(key, f"caller {n}") for n in range(5)))
+    first = (await harness.ask(key)).body
+    await harness.engine.start(key, "late caller")
+
+    assert [replica.key for replica in await harness.snapshot()] == [key]
+    assert (await harness.ask(key)).body == first
+
+
+async def test_other_numbers_epochs_and_parameters_are_other_replicas(harness: Harness) -> None:
+    revision = await harness.revision(HELLO)
+    keys = [
+        await harness.start(revision),
+        await harness.start(revision, 1),
+        await harness.start(revision, 0, 2),
+        await harness.start(revision, parameters='{"a":1}'),
+    ]
+
+    replicas = await harness.snapshot()
+
+    assert {replica.key for replica in replicas} == set(keys)
+    assert len({replica.address for replica in replicas}) == len(keys)
+
+
+async def test_an_unprepared_revision_is_not_found(harness: Harness) -> None:
+    with pytest.raises(NotFound):
+        await harness.engine.start(ReplicaKey(PoolKey(revision_id("none")), 0, 1), "a test")
+
+    assert await harness.snapshot() == ()
+
+
+async def test_preparing_twice_is_preparing_once(harness: Harness) -> None:
+    revision = await harness.revision(HELLO)
+
+    await asyncio.gather(*(harness.engine.prepare(revision) for _ in range(4)))
+    key = await harness.started(revision)
+
+    assert (await harness.ask(key)).status == 200
+
+
+async def test_a_missing_image_or_bundle_refuses_preparation(harness: Harness) -> None:
+    without_image = BuiltImage(digest=Digest("2" * 64), python="3.11")
+    good = await harness.revision(HELLO, prepare=False)
+
+    with pytest.raises(BackendError, match="is not on this machine"):
+        await harness.revision(HELLO, image=without_image)
+    with pytest.raises(NotFound, match="3333"):
+        await harness.engine.prepare(good.model_copy(update={"bundle": Digest("3" * 64)}))
+
+
+async def test_a_cancelled_caller_leaves_the_replica_to_the_others(harness: Harness) -> None:
+    revision = await harness.revision(HELLO)
+    key = ReplicaKey(PoolKey(revision.id), 0, 1)
+    impatient = asyncio.ensure_future(harness.engine.start(key, "impatient"))
+    await asyncio.sleep(0)
+    impatient.cancel()
+
+    await harness.engine.start(key, "patient")
+
+    assert (await harness.ask(key, contract.READY_PATH)).status == 200
+    assert (await harness.replica(key)).reason == "impatient"
+
+
+# --- what a replica is given ----------------------------------------------------------------------------------------
+
+SHOW_ENVIRONMENT = program(
+    """
+import json, os
+return json.dumps({**os.environ, "cwd": os.getcwd()}).encode()
+"""
+)
+
+
+async def test_secrets_reach_the_replica_to_the_byte_and_later_ones_win(harness: Harness) -> None:
+    hard = {
+        "LINES": "a\n b\r\n\tc ",
+        "QUOTES": "'\"\\$HOME `x` ${y}",
+        "WIDE": "žluťoučký 🐎",
+        "LONG": "x" * 30_000,
+        "E": "",
+    }
+    await harness.secrets.create("hard", "main", hard)
+    await harness.secrets.create("late", "main", {"E": "late"})
+    refs = (SecretRef(name="hard"), SecretRef(name="late"))
+    key = await harness.started(await harness.revision(SHOW_ENVIRONMENT, secrets=refs))
+
+    seen = (await harness.ask(key)).json()
+
+    assert {name: seen[name] for name in hard} == {**hard, "E": "late"}
+
+
+async def test_a_secret_that_is_gone_fails_the_start_by_name(harness: Harness) -> None:
+    await harness.secrets.create("brief", "main", {"A": "s3cr3t"})
+    revision = await harness.revision(HELLO, secrets=(SecretRef(name="brief"),))
+    await harness.secrets.delete("brief", "main")
+
+    replica = await harness.until(await harness.start(revision), FAILED)
+
+    assert replica.failure is not None
+    assert "brief" in replica.failure.reason
+
+
+async def test_the_environment_is_made_not_inherited(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = BuiltImage(digest=IMAGE, python="3.11", env=(("COLOUR", "red"), ("MODALNOMAD_APP", "forged")))
+    revision = await harness.revision(SHOW_ENVIRONMENT, image=image)
+    seen = (await harness.ask(await harness.started(revision))).json()
+
+    assert seen["COLOUR"] == "red"
+    assert seen["MODAL_IS_REMOTE"] == "1"
+    assert seen.get(contract.ENV_APP, "app") == "app"
+    assert not {"PYTEST_CURRENT_TEST", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH"} & set(seen)
+
+
+async def test_class_parameters_reach_the_replica(harness: Harness) -> None:
+    text = """
+import modal
+app = modal.App("app")
+
+@app.cls()
+class Server:
+    root: str = modal.parameter()
+    count: int = modal.parameter(default=3)
+
+    @modal.asgi_app()
+    def site(self):
+        async def web(scope, receive, send):
+            if scope["type"] != "http":
+                raise RuntimeError("no lifespan here")
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": f"{self.root} {self.count}".encode()})
+        return web
+"""
+    revision = await harness.revision(text, "Server", is_class=True)
+    key = await harness.start(revision, parameters=json.dumps({"count": 7, "root": "ů/"}, separators=(",", ":")))
+
+    assert (await harness.ask(key)).text == "ů/ 7"
+
+
+async def test_a_replica_works_in_a_copy_of_the_bundle_of_its_own(harness: Harness) -> None:
+    text = program(
+        """
+with open("prog.py", "a") as file:
+    file.write("\\n# changed")
+with open("prog.py") as file:
+    return str(file.read().count("# changed")).encode()
+"""
+    )
+    revision = await harness.revision(text)
+    one, two = await harness.started(revision, 0), await harness.started(revision, 1)
+
+    assert [(await harness.ask(key)).text for key in (one, one, two)] == ["3", "4", "3"]
+    assert (await harness.ask(await harness.started(revision, 2))).text == "3"
+
+
+# --- ends ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_drained_replica_is_gone(harness: Harness) -> None:
+    key = await harness.started(await harness.revision(HELLO))
+
+    answer = await harness.ask(key, f"{contract.DRAIN_PATH}?idle_for=0", "POST")
+    replica = await harness.until(key, GONE, FAILED)
+
+    assert answer.status == 202
+    assert (replica.state, replica.failure) == (GONE, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [("raises_in_import", contract.Exit.USER_CODE_FAILED, "Traceback"), ("exits_at_once", 3, "leaving already")],
+)
+async def test_an_end_before_ready_is_a_failed_start_with_its_output(
+    harness: Harness, name: str, code: int, said: str
+) -> None:
+    key = await harness.start(await harness.revision(read_persona(name), "f"))
+
+    failure = (await harness.until(key, FAILED, GONE)).failure
+
+    assert failure is not None
+    assert (failure.code, failure.exit_code) == ("start_failed", code)
+    assert said in failure.detail
+
+
+async def test_a_replica_that_is_killed_from_outside_has_failed(harness: Harness) -> None:
+    text = program("import os, signal; os.kill(os.getpid(), signal.SIGSEGV); return b''")
+    key = await harness.started(await harness.revision(text))
+
+    with suppress(ConnectionError):
+        await harness.ask(key)
+    failure = (await harness.until(key, FAILED, GONE)).failure
+
+    assert failure is not None
+    assert signal.SIGSEGV.name in failure.reason
+
+
+async def test_ended_replicas_stay_in_the_snapshots_with_their_reason(harness: Harness) -> None:
+    revision = await harness.revision(read_persona("raises_in_import"), "f")
+    first = await harness.start(revision)
+    await harness.until(first, FAILED)
+    second = await harness.start(revision, epoch=2)
+    await harness.until(second, FAILED)
+
+    assert [replica.key.epoch for replica in await harness.snapshot()] == [1, 2]
+    assert (await harness.replica(first)).failure is not None
+
+
+# --- killing -------------------------------------------------------------------------------------------------------
+
+
+async def test_kill_ends_the_replica_and_everything_it_started(harness: Harness) -> None:
+    key = await harness.started(await harness.revision(read_persona("ignores_sigterm"), scaling=Scaling(max_inputs=10)))
+    await harness.ask(key)
+
+    await within(harness.engine.kill(key), 10)
+
+    replica = await harness.replica(key)
+    assert (replica.state, replica.failure) == (GONE, None)
+
+
+@pytest.mark.parametrize("name", ["hangs_in_import", "slow_start"])
+async def test_kill_ends_a_start(harness: Harness, name: str) -> None:
+    key = await harness.start(await harness.revision(read_persona(name), "f", startup_timeout=60))
+
+    await within(harness.engine.kill(key), 10)
+
+    assert (await harness.replica(key)).state is GONE
+
+
+async def test_kill_at_any_moment_of_a_start_leaves_nothing_running(harness: Harness) -> None:
+    revision = await harness.revision(HELLO)
+    for number in range(6):
+        key = ReplicaKey(PoolKey(revision.id), number, 1)
+        starting = asyncio.ensure_future(harness.engine.start(key, "a test"))
+        await asyncio.sleep(0.002 * number)
+        await within(harness.engine.kill(key), 10)
+        await starting
+
+        assert number == 0 or (await harness.replica(key)).state is GONE
+
+
+async def test_killing_nobody_or_somebody_twice_is_nothing(harness: Harness) -> None:
+    revision = await harness.revision(HELLO)
+    await harness.engine.kill(ReplicaKey(PoolKey(revision.id), 9, 9))
+    key = await harness.started(revision)
+
+    await asyncio.gather(*(within(harness.engine.kill(key), 10) for _ in range(3)))
+    await harness.engine.kill(key)
+
+    assert (await harness.replica(key)).state is GONE
+
+
+async def test_retiring_a_revision_ends_its_replicas_and_forgets_it(harness: Harness) -> None:
+    revision = await harness.revision(HELLO)
+    other = await harness.revision(HELLO + "\n# another")
+    key, kept = await harness.started(revision), await harness.started(other)
+
+    await within(harness.engine.retire(revision.id), 10)
+    await harness.engine.retire(revision.id)
+    await harness.engine.retire("never heard of")
+
+    assert (await harness.replica(key)).state is GONE
+    assert (await harness.ask(kept)).status == 200
+    with pytest.raises(NotFound):
+        await harness.start(revision, 1)
+
+
+# --- watching ------------------------------------------------------------------------------------------------------
+
+
+async def test_every_watcher_gets_the_present_snapshot_at_once_and_each_change(harness: Harness) -> None:
+    revision = await harness.revision(HELLO)
+    async with aclosing(harness.engine.watch()) as watch:  # type: ignore[type-var]
+        assert await within(anext(watch)) == ()
+        key = await harness.start(revision)
+        assert [r.state for r in await within(anext(watch))] == [STARTING]
+        assert [r.state for r in await harness.snapshot()] == [STARTING]
+        await harness.engine.kill(key)
+        assert [r.state for r in await within(anext(watch))] == [GONE]
+
+
+# --- output --------------------------------------------------------------------------------------------------------
+
+
+async def test_logs_hold_the_lines_of_both_streams_in_order(harness: Harness) -> None:
+    text = program(
+        "return b''", "import sys\nfor n in range(3):\n    print('out', n)\n    print('err', n, file=sys.stderr)\n"
+    )
+    key = await harness.started(await harness.revision(text))
+    followed = asyncio.ensure_future(lines(harness, key, follow=True))
+
+    await harness.ask(key, f"{contract.DRAIN_PATH}?idle_for=0", "POST")
+    seen = await within(followed)
+
+    assert [line.text for line in seen if line.stream == "stdout"] == ["out 0", "out 1", "out 2"]
+    assert [line.text for line in seen if line.stream == "stderr"] == ["err 0", "err 1", "err 2"]
+    assert {(line.app, line.function, line.replica) for line in seen} == {("app", "site", str(key))}
+    assert await lines(harness, None) == await lines(harness, key)
+
+
+async def test_lines_written_during_a_request_carry_its_id(harness: Harness) -> None:
+    text = program("print('at', path); return b''", "print('outside')\n")
+    key = await harness.started(await harness.revision(text))
+    await harness.ask(key, "/x", **{contract.HEADER_REQUEST_ID: "req-77"})
+    await harness.engine.kill(key)
+
+    tags = {line.text: line.request_id for line in await lines(harness, key) if line.stream == "stdout"}
+
+    assert tags == {"outside": None, "at /x": "req-77"}
+
+
+async def test_logs_of_an_unknown_replica_are_not_found(harness: Harness) -> None:
+    with pytest.raises(NotFound):
+        await lines(harness, ReplicaKey(PoolKey(revision_id("none")), 0, 1))
+
+
+async def test_a_flood_of_output_neither_blocks_the_replica_nor_is_kept_whole(harness: Harness) -> None:
+    text = program(
+        """
+import sys
+for n in range(60_000):
+    print("line", n, "x" * 80)
+sys.stdout.buffer.write(b"y" * 300_000 + b"\\n\\xff\\xfe not text\\n")
+print("the last line")
+return b"done"
+"""
+    )
+    key = await harness.started(await harness.revision(text))
+
+    assert (await within(harness.ask(key))).body == b"done"
+    await harness.engine.kill(key)
+    kept = [line for line in await lines(harness, key) if line.stream == "stdout"]
+
+    assert kept[-1].text == "the last line"
+    assert kept[-2].text == "�� not text"
+    assert len(kept) <= 10_000
+    assert max(len(line.text) for line in kept) <= 64 * 1024
+    assert sum(len(line.text) for line in kept if line.text.startswith("yyy")) == 300_000
+
+
+# --- explaining ----------------------------------------------------------------------------------------------------
+
+
+async def test_explain_says_whether_anything_could_run_it(harness: Harness) -> None:
+    fine = await harness.revision(HELLO)
+    impossible = await harness.revision(HELLO, resources=Resources(gpu=("H100:64",)), prepare=False)
+    unbuilt = fine.model_copy(update={"image": BuiltImage(digest=Digest("2" * 64), python="3.11")})
+
+    assert (await harness.engine.explain(fine)).answer == "yes"
+    verdict = await harness.engine.explain(impossible)
+    assert verdict.answer == "never"
+    assert "H100:64" in verdict.reason
+    assert (await harness.engine.explain(unbuilt)).answer == "never"
+    assert await harness.snapshot() == ()
+
+
+async def test_values_of_secrets_stand_in_no_state_and_no_line(harness: Harness) -> None:
+    await harness.secrets.create("s", "main", {"TOKEN": "tell-nobody"})
+    revision = await harness.revision(
+        HELLO + "\nraise RuntimeError('on purpose')\n", secrets=(SecretRef(name="s", required_keys=("TOKEN",)),)
+    )
+    replica = await harness.until(await harness.start(revision), FAILED)
+
+    assert "tell-nobody" not in repr(replica)
+    assert "tell-nobody" not in repr(await lines(harness, None))
+    assert "tell-nobody" not in repr(revision)
+    with pytest.raises(SecretMissing) as missing:
+        await harness.secrets.check([SecretRef(name="s", required_keys=("TOKEN", "OTHER"))], "main")
+    assert "tell-nobody" not in f"{missing.value} {missing.value.hint}"
