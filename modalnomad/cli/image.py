@@ -16,7 +16,7 @@ app = typer.Typer(help="Images: the environments that were built on this machine
 @app.command("list", epilog="Example: `modalnomad image list`")
 def list_(env: EnvOption = None, as_json: JsonOption = False) -> None:
     """Every image with its size, last used first. Images belong to all environments."""
-    from modalnomad.wiring import image_store
+    from modalnomad.wiring.records import image_store
 
     images = image_store(load_settings(env)).list()
     if as_json:
@@ -56,7 +56,7 @@ def prune(
     as_json: JsonOption = False,
 ) -> None:
     """Remove images that nothing runs from; they are built again when needed."""
-    from modalnomad.wiring import image_store
+    from modalnomad.wiring.records import image_store
 
     store = image_store(load_settings(env))
     recent = time.time() - unused_for * 86400

@@ -36,7 +36,7 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Create a secret, or with --force replace one."""
-    from modalnomad.wiring import open_records
+    from modalnomad.wiring.records import open_records
 
     settings = load_settings(env)
     values = _from_files(from_dotenv, from_json) | _from_arguments(pairs or [])
@@ -54,7 +54,7 @@ def create(
 @app.command("list", epilog="Example: `modalnomad secret list --env staging`")
 def list_(env: EnvOption = None, as_json: JsonOption = False) -> None:
     """Names and keys of all secrets of the environment; no values."""
-    from modalnomad.wiring import open_records
+    from modalnomad.wiring.records import open_records
 
     settings = load_settings(env)
     infos = asyncio.run(open_records(settings).secrets.list(settings.environment))
@@ -84,7 +84,7 @@ def delete(
     as_json: JsonOption = False,
 ) -> None:
     """Delete a secret. Running replicas keep the values they were started with."""
-    from modalnomad.wiring import open_records
+    from modalnomad.wiring.records import open_records
 
     settings = load_settings(env)
     asyncio.run(open_records(settings).secrets.delete(name, settings.environment))

@@ -40,7 +40,7 @@ def serve(
     from modalnomad.cli.serve_json import JsonView
     from modalnomad.cli.serve_text import TextView
     from modalnomad.deploy.collect import Reference
-    from modalnomad.wiring import run
+    from modalnomad.wiring.loop import run
 
     if name is not None and len(references) > 1:
         raise UserError("--name goes with one program only", "leave it out, or serve the programs one by one")
@@ -55,7 +55,7 @@ async def _serve(settings: Settings, references: Sequence[Reference], name: str 
     """Exit code: 0 after an orderly end, 130 when interrupted before anything was served or a second time."""
     from modalnomad.cli.interrupts import Interrupts
     from modalnomad.cli.serving import Serving
-    from modalnomad.wiring import open_serve
+    from modalnomad.wiring.serve import open_serve
 
     with Interrupts() as interrupts:
         async with open_serve(settings) as parts, Serving(parts, view) as serving:

@@ -17,7 +17,7 @@ from modalnomad.kit.tasks import Tasks
 from modalnomad.model.errors import BackendError
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import LogLine, Replica, ReplicaKey, ReplicaState
-from modalnomad.wiring import ServeParts, address
+from modalnomad.wiring.serve import ServeParts, address
 
 HELD_LINES = 1000
 """Lines kept of a replica whose revision may never be served."""

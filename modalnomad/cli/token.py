@@ -28,7 +28,7 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Create a token and show its secret, this once."""
-    from modalnomad.wiring import open_records
+    from modalnomad.wiring.records import open_records
 
     settings = load_settings(env)
     token, secret = new_token(settings.environment, name, rate, now=time.time())
@@ -59,7 +59,7 @@ def new_token(environment: str, name: str, rate: float | None, *, now: float) ->
 @app.command("list", epilog="Example: `modalnomad token list`")
 def list_(env: EnvOption = None, as_json: JsonOption = False) -> None:
     """All tokens of the environment; no secrets."""
-    from modalnomad.wiring import open_records
+    from modalnomad.wiring.records import open_records
 
     settings = load_settings(env)
     tokens = asyncio.run(open_records(settings).discovery.tokens(settings.environment))
@@ -88,7 +88,7 @@ def delete(
     as_json: JsonOption = False,
 ) -> None:
     """Delete a token; running routers refuse it within a second."""
-    from modalnomad.wiring import open_records
+    from modalnomad.wiring.records import open_records
 
     settings = load_settings(env)
     asyncio.run(open_records(settings).discovery.publish(DeleteToken(id, settings.environment)))

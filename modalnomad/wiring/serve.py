@@ -1,14 +1,12 @@
-"""The composition root: settings in, parts that work together out. Nothing else knows which back end there is."""
+"""The parts of `serve`: a router with an engine behind it, for Apps that live as long as this process."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+import contextlib
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-from modalnomad_sdk.store import ImageStore
 
 from modalnomad.deploy.build import Builder
 from modalnomad.deploy.bundle import pack
@@ -17,7 +15,7 @@ from modalnomad.deploy.images import Images
 from modalnomad.deploy.succession import OrderedEngine
 from modalnomad.deploy.warming import is_alive
 from modalnomad.embedded.artifacts import EmbeddedArtifacts
-from modalnomad.embedded.discovery import EmbeddedDiscovery, EphemeralDiscovery
+from modalnomad.embedded.discovery import EphemeralDiscovery
 from modalnomad.embedded.engine import EmbeddedEngine
 from modalnomad.embedded.gpus import Gpus
 from modalnomad.embedded.keys import platform_key
@@ -30,30 +28,10 @@ from modalnomad.model.replica import PoolKey, Replica
 from modalnomad.model.revision import Revision
 from modalnomad.ports.discovery import Discovery
 from modalnomad.ports.engine import Engine
-from modalnomad.ports.secrets import Secrets
 from modalnomad.router.activator import StartFailed
 from modalnomad.router.server import RouterServer
 from modalnomad.settings import Settings
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Records:
-    """What commands need that only read or write records."""
-
-    secrets: Secrets
-    discovery: Discovery
-
-
-def open_records(settings: Settings) -> Records:
-    """Starts nothing."""
-    return Records(EmbeddedSecrets(settings.home), EmbeddedDiscovery(settings.home))
-
-
-def image_store(settings: Settings) -> ImageStore:
-    """The images of this machine's replicas."""
-    return ImageStore(settings.home / "images")
+from modalnomad.wiring.records import image_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +83,9 @@ class ServeParts:
         """Let every replica finish and end; returns when none is left or the grace period is over."""
         for revision in list(self.revisions):
             await self.pools.retire(revision)
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.embedded.grace_period + 1):
-                await self.pools.replicas.until(lambda all: not any(is_alive(all, r) for r in self.revisions))
-        except TimeoutError:
-            pass
+                await self.pools.replicas.until(lambda found: not any(is_alive(found, r) for r in self.revisions))
 
 
 @asynccontextmanager
@@ -185,16 +161,3 @@ def urls_of(revision: Revision, naming: Naming, port: int) -> Mapping[str, str]:
 def address(host: str, port: int) -> str:
     """`http://host[:port]`."""
     return f"http://{host}" if port == 80 else f"http://{host}:{port}"
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run to the end, on uvloop where it is installed."""
-    factory: Callable[[], asyncio.AbstractEventLoop] | None
-    try:
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    except ImportError:
-        factory = None
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(main)
