@@ -1,0 +1,109 @@
+"""Every client connection of a router: who is inside, what has waited too long, and how all of it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from modalnomad.kit.clock import Clock, monotonic
+from modalnomad.kit.tasks import Tasks
+from modalnomad.router.headers import Trusted
+from modalnomad.router.request import Exchange
+from modalnomad.router.telemetry import Counters
+from modalnomad.settings import RouterSettings
+
+
+class Guest(Protocol):
+    """A client connection, or what became of it."""
+
+    @property
+    def busy(self) -> bool:
+        """A request is being answered."""
+
+    def tick(self, now: float) -> None:
+        """Look at the clock."""
+
+    def drain(self) -> None:
+        """End as soon as what runs is answered."""
+
+    def abort(self) -> None:
+        """End now."""
+
+
+class Gate:
+    """`handle` answers one request; it never raises but CancelledError."""
+
+    def __init__(
+        self,
+        handle: Callable[[Exchange], Awaitable[None]],
+        settings: RouterSettings,
+        *,
+        counters: Counters | None = None,
+        clock: Clock = monotonic,
+    ) -> None:
+        self.handle = handle
+        self.settings = settings
+        self.trusted = Trusted(settings.trusted_proxies)
+        self.counters = counters or Counters()
+        self.clock = clock
+        self.tasks = Tasks("requests")
+        self.draining = False
+        self._guests: set[Guest] = set()
+        self._left = asyncio.Event()
+        self._interval = min(1.0, settings.head_timeout / 4, settings.idle_timeout / 4)
+
+    @property
+    def guests(self) -> int:
+        """Connections that are open."""
+        return len(self._guests)
+
+    def enter(self, guest: Guest) -> None:
+        """A connection was accepted, or turned into something else."""
+        self._guests.add(guest)
+        self.counters.connections = len(self._guests)
+
+    def leave(self, guest: Guest) -> None:
+        """It ended."""
+        self._guests.discard(guest)
+        self.counters.connections = len(self._guests)
+        self._left.set()
+
+    async def sweep(self) -> None:
+        """Runs as long as the router does: one clock for all connections costs each request nothing."""
+        while True:
+            await asyncio.sleep(self._interval)
+            now = self.clock()
+            for guest in tuple(self._guests):
+                guest.tick(now)
+
+    def drain(self) -> None:
+        """No connection outlives the request it is busy with, and new requests are answered 503 `draining`."""
+        self.draining = True
+        for guest in tuple(self._guests):
+            guest.drain()
+
+    async def empty(self, timeout: float) -> bool:
+        """Wait until nothing is busy; False: `timeout` seconds were not enough."""
+        deadline = self.clock() + timeout
+        while any(guest.busy for guest in self._guests):
+            self._left.clear()
+            # A connection that stops being busy without leaving is seen at the next look.
+            wait = min(deadline - self.clock(), 0.05)
+            if wait <= 0:
+                return False
+            try:
+                async with asyncio.timeout(wait):
+                    await self._left.wait()
+            except TimeoutError:
+                continue
+        return True
+
+    async def close(self) -> None:
+        """Abort whatever is left and wait until no task and no connection is."""
+        for guest in tuple(self._guests):
+            guest.abort()
+        await self.tasks.close()
+        while self._guests:
+            self._left.clear()
+            await self._left.wait()
