@@ -15,7 +15,7 @@ HOSTS = ("py" + "pi.org", "pythonhosted" + ".org", "registry.npm" + "js", "crate
 SECRETS = (
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----\n[A-Za-z0-9+/=]{40}"),
     re.compile(r"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36}|xox[abp]-[0-9A-Za-z-]{20})"),
-    re.compile(r"://[^/\s:@{}'\"<>]+:[^/\s:@{}'\"<>]+@(?!localhost|127\.|example)"),
+    re.compile(r"://[^/\s:@{}'\"<>]+:[^/\s:@{}'\"<>]+@(?!localhost|127\.|example|[\w.-]+\.test\b)"),
 )
 
 
