@@ -10,6 +10,7 @@ from . import state, where
 from .cls import Cls
 from .declarations import FunctionDeclaration
 from .declare import declare_class, declare_function, declare_server
+from .entrypoints import LocalEntrypoint
 from .exception import InvalidError, UnimplementedError
 from .functions import Function
 from .image import Image
@@ -32,21 +33,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _APP_COMMANDS = "See `modalnomad app --help`"
-_CLS_DEFAULTS = {"network_file_systems": {}, "retries": None, "timeout": 300}
-
-
-class LocalEntrypoint:
-    """A function that runs on the user's machine."""
-
-    def __init__(self, raw: Callable[..., Any], tag: str, app: App) -> None:
-        self.raw = raw
-        self.tag = tag
-        self.app = app
-        self.__name__ = raw.__name__
-        self.__doc__ = raw.__doc__
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.raw(*args, **kwargs)
+_CLS_DEFAULTS: dict[str, Any] = {"network_file_systems": {}, "retries": None, "timeout": 300}
 
 
 class FunctionDecorator:
@@ -104,6 +91,7 @@ class App:
         self.where = place
         self.declarations: dict[str, FunctionDeclaration] = {}
         self.entrypoints: dict[str, LocalEntrypoint] = {}
+        self.included: list[App] = []
 
     @property
     def name(self) -> str | None:
@@ -295,6 +283,7 @@ class App:
 
     def include(self, /, other_app: App, inherit_tags: bool = True) -> App:
         """Take over the Functions and classes of another App (and its tags)."""
+        self.included.append(other_app)
         for declaration in other_app.declarations.values():
             self._register(declaration)
         if inherit_tags:
@@ -318,8 +307,8 @@ class App:
         if older is not None:
             note(
                 "duplicate",
-                f"the App has two Functions named `{declaration.tag}` ({older.where} and {declaration.where}): the last one "
-                "wins; give one of them another name",
+                f"two Functions of the App are named `{declaration.tag}` ({older.where} and {declaration.where}): the last "
+                "one wins; give one of them another name",
                 declaration.where,
             )
         self.declarations[declaration.tag] = declaration

@@ -68,8 +68,8 @@ class Cls(Handle):
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> NoReturn:
         raise InvalidError(
-            f"{where.caller()}: `{self.tag}` has @app.cls() on it and cannot be a base class: put what is shared into a "
-            "plain class, and derive both from that"
+            f"{where.caller()}: `{self.tag}` has @app.cls() on it and cannot be a base class: put what is shared into "
+            "a plain class, and derive both from that"
         )
 
     def with_options(
@@ -103,8 +103,8 @@ class Cls(Handle):
 
     def _no_variants(self, method: str) -> NoReturn:
         raise UnimplementedError(
-            f"{where.caller()}: `{self.tag}.{method}(…)` makes a variant for .remote() calls, which this platform does not "
-            "have yet: write the options into @app.cls(…)"
+            f"{where.caller()}: `{self.tag}.{method}(…)` makes a variant for .remote() calls, which this platform does "
+            "not have yet: write the options into @app.cls(…)"
         )
 
     @Twin
@@ -161,7 +161,7 @@ class Obj:
         if self._instance is None:
             if self._args:
                 raise InvalidError(
-                    f"{where.caller()}: `{self._cls.tag}(…)` takes its parameters by name, not {len(self._args)} by position"
+                    f"{where.caller()}: `{self._cls.tag}(…)` takes its parameters by name, not by position"
                 )
             self._instance = make_instance(declaration, self._kwargs)
         if enter and not self._entered:

@@ -85,7 +85,7 @@ def declare_class(target: Any, options: FunctionOptions, place: str, *, server: 
     if settings.sessioned and not server:
         raise InvalidError(f"{settings.sessioned.where}: @modal.sessioned() only goes with @app.server()")
     _check_top_level(cls, options, place)
-    if cls.__init__ is not object.__init__:
+    if inspect.getattr_static(cls, "__init__") is not object.__init__:
         raise InvalidError(
             f"{place}: the class `{name}` has an `__init__` of its own, which is not supported: do what it does in a "
             f"method with @modal.enter(), and take values as `value: str = modal.parameter()`"
@@ -147,7 +147,7 @@ def declare_server(target: Any, name: str | None, options: FunctionOptions, plac
             )
         if parameters_of(raw):
             raise InvalidError(f"{place}: `{shown}` has @app.server(), which has no modal.parameter()")
-    return declare_class(target, options, place, server=name or getattr(raw, "__name__", "?"))
+    return declare_class(target, options, place, server=name or str(getattr(raw, "__name__", "?")))
 
 
 def _members(cls: type) -> Iterator[tuple[str, PartialFunction[Any, Any]]]:
@@ -169,15 +169,15 @@ def _check_members(
     if len(batched) > 1 or (batched and called):
         others = ", ".join(attribute for attribute in (*batched, *called))
         raise InvalidError(
-            f"{place}: the class `{name}` has a @modal.batched method beside other methods ({others}): a batched method "
-            "must be the only one"
+            f"{place}: the class `{name}` has a @modal.batched method beside other methods ({others}): a batched "
+            "method must be the only one"
         )
     for attribute, partial in members:
         settings = partial.settings
         if settings.concurrent:
             raise InvalidError(
-                f"{settings.concurrent.where}: @modal.concurrent(…) is on the method `{name}.{attribute}`: decorate the "
-                "class with it"
+                f"{settings.concurrent.where}: @modal.concurrent(…) is on the method `{name}.{attribute}`: decorate "
+                "the class with it"
             )
         if settings.sessioned or settings.clustered:
             raise InvalidError(f"{place}: `{name}.{attribute}` has {_spelled(settings)}, which goes on a class")
@@ -196,8 +196,8 @@ def _check_top_level(target: Any, options: FunctionOptions, place: str) -> None:
     qualified = getattr(target, "__qualname__", target.__name__ if isinstance(target, type) else "")
     if "<locals>" in qualified and not options.serialized:
         raise LocalFunctionError(
-            f"{place}: `{qualified}` is defined inside another function, where a replica cannot import it: move it to the "
-            "top level of its module"
+            f"{place}: `{qualified}` is defined inside another function, where a replica cannot import it: move it to "
+            "the top level of its module"
         )
 
 
@@ -207,8 +207,8 @@ def _check_schedulable(raw: Any, shown: str, place: str) -> None:
     ]
     if required:
         raise InvalidError(
-            f"{place}: `{shown}` has a schedule, so it is called without arguments, but it needs {', '.join(required)}: "
-            "give them defaults"
+            f"{place}: `{shown}` has a schedule, so it is called without arguments, but it needs {', '.join(required)}"
+            ": give them defaults"
         )
 
 

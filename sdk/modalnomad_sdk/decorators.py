@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar
 
 from . import where
 from .declarations import EndpointKind
@@ -157,8 +157,8 @@ def _check_nullary(kind: EndpointKind, place: str, raw: Callable[..., Any]) -> N
     name = _name(raw)
     if inspect.iscoroutinefunction(raw):
         raise InvalidError(
-            f"{place}: `{name}` is an async function; @modal.{kind}() needs a plain `def`, which is called once when the "
-            "replica starts"
+            f"{place}: `{name}` is an async function; @modal.{kind}() needs a plain `def`, which is called once when "
+            "the replica starts"
         )
     if is_generator(raw):
         raise InvalidError(f"{place}: `{name}` is a generator; @modal.{kind}() needs a function that returns")
@@ -265,8 +265,8 @@ def concurrent(
             raise InvalidError(f"{place}: concurrent({name}={value!r}): a whole number of at least 1 is needed")
     if max_inputs is not None and target_inputs is not None and target_inputs > max_inputs:
         raise InvalidError(
-            f"{place}: concurrent(target_inputs={target_inputs}) is more than max_inputs={max_inputs}: the target cannot "
-            "be above the most"
+            f"{place}: concurrent(target_inputs={target_inputs}) is more than max_inputs={max_inputs}: the target "
+            "cannot be above the most"
         )
     setting = Concurrent(place, max_inputs, target_inputs)
     return lambda target: add("concurrent", setting, target)

@@ -63,7 +63,7 @@ class Function(Handle, Generic[P, R]):
         """A reference to a Function of a deployed App. Nothing is looked up before it is used."""
         if "." in name:
             raise InvalidError(
-                f"{where.caller()}: Function.from_name({app_name!r}, {name!r}): methods are reached by their class, as in "
+                f"{where.caller()}: Function.from_name({app_name!r}, {name!r}): methods are reached by their class: "
                 f"modal.Cls.from_name({app_name!r}, {name.split('.', maxsplit=1)[0]!r})"
             )
         return Function(None, f"{app_name}/{name}")
@@ -91,14 +91,14 @@ class Function(Handle, Generic[P, R]):
         """Run the function here, in this process; of an `asgi_app` this gives the app object."""
         if self._call is None:
             raise ExecutionError(
-                f"{where.caller()}: `{self.tag}` is a reference to a deployed Function; its code is not here, so .local() "
-                "has nothing to run"
+                f"{where.caller()}: `{self.tag}` is a reference to a deployed Function; its code is not here, so "
+                ".local() has nothing to run"
             )
         result: R = self._call(*args, **kwargs)
         return result
 
     @Twin
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function in another replica. Not available."""
         self._no_calls("remote")
 
@@ -108,7 +108,7 @@ class Function(Handle, Generic[P, R]):
         self._no_calls("remote_gen")
 
     @Twin
-    def spawn(self, *args: P.args, **kwargs: P.kwargs) -> FunctionCall:
+    def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> FunctionCall:
         """Start the function in another replica and go on. Not available."""
         self._no_calls("spawn")
 
@@ -158,12 +158,12 @@ class Function(Handle, Generic[P, R]):
         place = where.caller()
         if self.is_web:
             raise InvalidError(
-                f"{place}: `{self.tag}` is a web endpoint (a webhook), so .{method}() cannot call it: send a request to its "
-                f"web URL (`{self.tag}.get_web_url()`), or run it here with .local()"
+                f"{place}: `{self.tag}` is a web endpoint (a webhook), so .{method}() cannot call it: send a request to "
+                f"its web URL (`{self.tag}.get_web_url()`), or run it here with .local()"
             )
         raise UnimplementedError(
-            f"{place}: `{self.tag}.{method}()` would run the function in another replica, which this platform does not do "
-            f"yet: `{self.tag}.local(…)` runs it here"
+            f"{place}: `{self.tag}.{method}()` would run the function in another replica, which this platform does not "
+            f"do yet: `{self.tag}.local(…)` runs it here"
         )
 
     @Twin
@@ -173,8 +173,8 @@ class Function(Handle, Generic[P, R]):
         if replica is not None and self._call is not None:
             return replica.web_urls.get(self._endpoint) if self._endpoint is not None else None
         raise ExecutionError(
-            f"{where.caller()}: the URL of `{self.tag}` is known where the App runs; here, `modalnomad serve` and `deploy` "
-            "print it"
+            f"{where.caller()}: the URL of `{self.tag}` is known where the App runs; here, `modalnomad serve` and "
+            "`deploy` print it"
         )
 
     @Twin
@@ -223,8 +223,8 @@ class Function(Handle, Generic[P, R]):
 
     def _no_variants(self, method: str) -> NoReturn:
         raise UnimplementedError(
-            f"{where.caller()}: `{self.tag}.{method}(…)` makes a variant for .remote() calls, which this platform does not "
-            "have yet: write the options into @app.function(…)"
+            f"{where.caller()}: `{self.tag}.{method}(…)` makes a variant for .remote() calls, which this platform does "
+            "not have yet: write the options into @app.function(…)"
         )
 
     @Twin

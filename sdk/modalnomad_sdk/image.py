@@ -76,7 +76,7 @@ class Image(InstallSteps):
         tag: str,
         secret: Secret | None = None,
         *,
-        setup_dockerfile_commands: list[str] = [],
+        setup_dockerfile_commands: Sequence[str] = [],
         force_build: bool = False,
         add_python: str | None = None,
     ) -> Image:
@@ -88,7 +88,7 @@ class Image(InstallSteps):
         tag: str,
         secret: Secret | None = None,
         *,
-        setup_dockerfile_commands: list[str] = [],
+        setup_dockerfile_commands: Sequence[str] = [],
         force_build: bool = False,
         add_python: str | None = None,
     ) -> Image:
@@ -100,7 +100,7 @@ class Image(InstallSteps):
         tag: str,
         secret: Secret | None = None,
         *,
-        setup_dockerfile_commands: list[str] = [],
+        setup_dockerfile_commands: Sequence[str] = [],
         force_build: bool = False,
         add_python: str | None = None,
     ) -> Image:
@@ -114,7 +114,7 @@ class Image(InstallSteps):
         force_build: bool = False,
         context_dir: Path | str | None = None,
         ignore: Ignore = AUTO_DOCKERIGNORE,
-        build_args: dict[str, str] = {},
+        build_args: Mapping[str, str] = {},
         registry_secret: Secret | None = None,
         secrets: Collection[Secret] | None = None,
         env: Mapping[str, str | None] | None = None,
@@ -171,14 +171,14 @@ class Image(InstallSteps):
     def dockerfile_commands(
         self,
         *dockerfile_commands: str | list[str],
-        context_files: dict[str, str] = {},
+        context_files: Mapping[str, str] = {},
         env: Mapping[str, str | None] | None = None,
         secrets: Collection[Secret] | None = None,
         gpu: str | None = None,
         context_dir: Path | str | None = None,
         force_build: bool = False,
         ignore: Ignore = AUTO_DOCKERIGNORE,
-        build_args: dict[str, str] = {},
+        build_args: Mapping[str, str] = {},
     ) -> Image:
         """Lines of a Dockerfile. Needs the docker driver."""
         found = texts("dockerfile_commands", "commands", dockerfile_commands)
@@ -209,7 +209,7 @@ class Image(InstallSteps):
         region: str | Sequence[str] | None = None,
         force_build: bool = False,
         args: Sequence[Any] = (),
-        kwargs: dict[str, Any] = {},
+        kwargs: Mapping[str, Any] = {},
         include_source: bool = True,
     ) -> Image:
         """Run a function of the program while the image is built; its source is part of the image's identity."""
@@ -267,7 +267,7 @@ class Image(InstallSteps):
         for module in modules:
             if not isinstance(module, str):
                 raise InvalidError(
-                    f"{where.caller()}: Image.add_local_python_source needs names of modules, as 'helpers', not {module!r}"
+                    f"{where.caller()}: Image.add_local_python_source needs names of modules, not {module!r}"
                 )
             target = f"/root/{module.replace('.', '/')}"
             image = image._add(LocalFiles("python", module, target, ignore, where.caller()), copy)
@@ -334,7 +334,7 @@ def _base(base: str, python_version: str | None, **arguments: Any) -> Image:
 
 
 def _registry(
-    base: str, tag: str, secret: Secret | None, commands: list[str], add_python: str | None, force_build: bool
+    base: str, tag: str, secret: Secret | None, commands: Sequence[str], add_python: str | None, force_build: bool
 ) -> Image:
     made = _base(
         base,

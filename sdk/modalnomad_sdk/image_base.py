@@ -91,8 +91,8 @@ class ImageBase:
         if self.recipe.mounts:
             first = self.recipe.mounts[-1]
             raise InvalidError(
-                f"{place}: Image.{kind} is a build step after local files that are only added at start ({first.where}): "
-                "move the add_local_… call to the end of the chain, or give it copy=True"
+                f"{place}: Image.{kind} is a build step after local files that are only added at start ({first.where})"
+                ": move the add_local_… call to the end of the chain, or give it copy=True"
             )
         given = {name: value for name, value in (arguments or {}).items() if value is not None and value is not False}
         given = {name: value for name, value in given.items() if value not in ("", [], (), {})}

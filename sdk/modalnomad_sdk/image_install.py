@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 from . import where
@@ -137,7 +137,7 @@ class InstallSteps(ImageBase):
     def pip_install_from_pyproject(
         self: I,
         pyproject_toml: str,
-        optional_dependencies: list[str] = [],
+        optional_dependencies: Sequence[str] = [],
         *,
         find_links: str | None = None,
         index_url: str | None = None,
@@ -203,9 +203,9 @@ class InstallSteps(ImageBase):
         *,
         ignore_lockfile: bool = False,
         force_build: bool = False,
-        with_: list[str] = [],
-        without: list[str] = [],
-        only: list[str] = [],
+        with_: Sequence[str] = [],
+        without: Sequence[str] = [],
+        only: Sequence[str] = [],
         poetry_version: str | None = "latest",
         old_installer: bool = False,
         env: Mapping[str, str | None] | None = None,
@@ -234,7 +234,7 @@ class InstallSteps(ImageBase):
         self: I,
         *packages: str | list[str],
         spec_file: str | None = None,
-        channels: list[str] = [],
+        channels: Sequence[str] = [],
         force_build: bool = False,
         env: Mapping[str, str | None] | None = None,
         secrets: Collection[Secret] | None = None,
@@ -250,7 +250,7 @@ class InstallSteps(ImageBase):
             "micromamba_install",
             arguments,
             common=Common(env, secrets, gpu, force_build),
-            refusal="micromamba is not used here; Image.pip_install or Image.uv_pip_install take packages from an index",
+            refusal="micromamba is not used here; Image.pip_install or Image.uv_pip_install use a package index",
         )
 
     def apt_install(

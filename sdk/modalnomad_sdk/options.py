@@ -128,7 +128,7 @@ class _Check:
             raise self.error(name, value, f"a modal.{kind.__name__}")
         return value
 
-    def number(self, name: str, value: Any, kinds: tuple[type, ...], low: float, high: float | None) -> Any:
+    def number(self, name: str, value: Any, kinds: tuple[type[Any], ...], low: float, high: float | None) -> Any:
         if value is None:
             return None
         rule = f"a number from {low} to {high}" if high is not None else f"a number of at least {low}"

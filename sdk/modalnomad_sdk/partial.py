@@ -132,7 +132,7 @@ class PartialFunction(Generic[P, R]):
     def __get__(self, instance: object | None, owner: type | None = None) -> Any:
         if instance is None:
             return self
-        bound = self.raw.__get__(instance, owner)  # type: ignore[attr-defined]
+        bound = self.raw.__get__(instance, owner)
         if self.settings.enter or self.settings.exit:
             return bound
         return BoundMethod(self, bound, type(instance).__name__)
@@ -229,7 +229,7 @@ def _check_combination(target: PartialFunction[Any, Any], setting: str, made: Se
     lifecycle = together & {"enter", "exit"}
     callables = together & {"method", "web", "batched", "concurrent"}
     if lifecycle and callables:
-        other = spelling(sorted(callables)[0], replace(there, **{setting: getattr(made, setting)}))
+        other = spelling(min(callables), replace(there, **{setting: getattr(made, setting)}))
         raise InvalidError(
             f"{place}: {other} cannot be combined with lifecycle decorators (@modal.enter, @modal.exit) on `{name}`: "
             "use two methods"

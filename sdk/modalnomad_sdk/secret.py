@@ -72,9 +72,7 @@ class Secret:
             return Secret(load=dict)
         absent = sorted(key for key in env_keys if key not in os.environ)
         if absent:
-            raise InvalidError(
-                f"{where.caller()}: Secret.from_local_environ: not set here: {', '.join(absent)}; set them, or leave them out"
-            )
+            raise InvalidError(f"{where.caller()}: Secret.from_local_environ: not set here: {', '.join(absent)}")
         return Secret(load=_constant({key: os.environ[key] for key in env_keys}))
 
     @staticmethod

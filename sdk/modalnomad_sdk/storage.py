@@ -184,7 +184,7 @@ class CloudBucketMount(Unavailable):
 
     _instead: ClassVar[str] = _FILES
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the API that programs are written against
         self,
         bucket_name: str,
         bucket_endpoint_url: str | None = None,
@@ -219,8 +219,8 @@ def check_volumes(volumes: Any, place: str, what: str) -> dict[str, Any]:
         parts = text.split("/")
         if not text.startswith("/") or any(part in {"", ".", ".."} for part in parts[1:]) or text in {"/root", "/tmp"}:
             raise InvalidError(
-                f"{place}: {what}(volumes=…): {text!r} cannot be mounted on; an absolute path without . or .. is needed, "
-                "and not /, /root or /tmp"
+                f"{place}: {what}(volumes=…): {text!r} cannot be mounted on; an absolute path without . or .. is "
+                "needed, and not /, /root or /tmp"
             )
         if not isinstance(volume, (Volume, CloudBucketMount)):
             raise InvalidError(f"{place}: {what}(volumes=…): {text!r} is a {type(volume).__name__}, not a modal.Volume")

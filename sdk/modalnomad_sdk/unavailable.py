@@ -1,7 +1,7 @@
 """Objects of the API that this platform does not have yet.
 
-They can be declared, so that programs import; a Function that uses one is refused at deploy, and calling one raises with
-the limit's name.
+They can be declared, so that programs import; a Function that uses one is refused at deploy, and calling one raises
+with the limit's name.
 """
 
 from __future__ import annotations

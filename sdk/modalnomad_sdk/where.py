@@ -16,6 +16,11 @@ def set_root(root: str | None) -> None:
     _root = root
 
 
+def root() -> str | None:
+    """That folder, if one was set."""
+    return _root
+
+
 def show(filename: str, line: int) -> str:
     """`file.py:12`, relative to the program's root where the file is below it."""
     base = _root if _root is not None else os.getcwd()
@@ -36,9 +41,3 @@ def caller() -> str:
     """Line of the nearest frame outside the SDK; empty when there is none."""
     frame = _user_frame()
     return show(frame.f_code.co_filename, frame.f_lineno) if frame is not None else ""
-
-
-def caller_module() -> str:
-    """`__name__` of the module of that frame."""
-    frame = _user_frame()
-    return str(frame.f_globals.get("__name__", "")) if frame is not None else ""
