@@ -30,7 +30,9 @@ OUTSIDE = (
 
 
 async def pack(description: Description, functions: tuple[Function, ...], artifacts: Artifacts) -> Digest:
-    """Make the bundle of these functions and store it."""
+    """Make the bundle of these functions and store it. Raises ManifestInvalid, UserError, BackendRefused."""
+    if problems := missing_sources(description, functions):
+        raise ManifestInvalid(problems)
     with tempfile.TemporaryDirectory(prefix="modalnomad-bundle-") as folder:
         target = Path(folder) / "bundle.tar.gz"
         await asyncio.to_thread(make_bundle, description.app.source, functions, target)
@@ -140,6 +142,34 @@ def image_workdir(image: Image) -> str | None:
         if step.kind == "workdir":
             found = next_workdir(found, str(step.arguments.get("path", ".")))
     return found
+
+
+def missing_sources(description: Description, functions: Iterable[Function]) -> tuple[Problem, ...]:
+    """Local modules that the program imports and that no image takes along: replicas would not find them."""
+    source = description.app.source
+    root = Path(source.root)
+    if source.mode == "module":
+        return ()  # the whole package is there
+    entry = root / source.entry
+    problems: dict[Problem, None] = {}
+    for function in functions:
+        taken = [Path(mount.local) for mount in image_mounts(function.image)] if function.image is not None else []
+        for path in map(Path, description.watched):
+            if path.suffix != ".py" or path == entry or not path.is_relative_to(root) or not function.include_source:
+                continue
+            if not any(path == local or path.is_relative_to(local) for local in taken):
+                name = path.relative_to(root).parts[0].removesuffix(".py")
+                problems[_not_taken(function, entry.name, name)] = None
+    return tuple(problems)
+
+
+def _not_taken(function: Function, entry: str, name: str) -> Problem:
+    base = "its image" if function.image is not None else "image=modal.Image.debian_slim()"
+    return Problem(
+        function.where or function.tag,
+        f"{entry} imports the local module {name}, which replicas of {function.tag} would not have: only {entry} is "
+        f'taken along. Add .add_local_python_source("{name}") to {base}, or make it a package and name it with -m',
+    )
 
 
 def watch_set(description: Description) -> tuple[Path, ...]:

@@ -113,7 +113,7 @@ def _all_candidates() -> list[Path]:
     found = [
         Path(path) for folder in os.get_exec_path() for path in glob.glob(os.path.join(glob.escape(folder), "python3*"))
     ]
-    return [p for p in found if re.fullmatch(r"python3(\.\d+t?)?", p.name)] + _managed("3*")
+    return [p for p in found if re.fullmatch(r"python3(\.\d+t?)?", p.name)] + _managed("3.")
 
 
 def _managed(minor: str) -> list[Path]:
@@ -122,7 +122,7 @@ def _managed(minor: str) -> list[Path]:
     pyenv = Path(os.environ.get("PYENV_ROOT") or home / ".pyenv") / "versions"
     data = Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share")
     uv = Path(os.environ.get("UV_PYTHON_INSTALL_DIR") or data / "uv" / "python")
-    name = minor.rstrip("t")
+    name = minor.rstrip("t")  # `3.1` also lists 3.11: who asks compares what they say of themselves
     found = [*pyenv.glob(f"{name}*/bin/python3"), *uv.glob(f"*-{name}*/bin/python3")]
     return sorted(found, key=lambda p: [int(n) for n in re.findall(r"\d+", p.parent.parent.name)[:3]], reverse=True)
 
@@ -160,7 +160,7 @@ def _remember(known: Path | None, memory: dict[str, Interpreter]) -> None:
         return
     partial = known.with_name(f"{known.name}.{os.getpid()}")
     try:
-        known.parent.mkdir(parents=True, exist_ok=True)
+        known.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial.write_text(json.dumps({key: asdict(value) for key, value in memory.items()}), "utf-8")
         os.replace(partial, known)
     except OSError:
