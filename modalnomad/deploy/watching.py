@@ -107,7 +107,6 @@ def _notices(folders: list[str], *, recursive: bool) -> AsyncIterator[object]:
         rust_timeout=10_000,
         force_polling=False,
         ignore_permission_denied=True,
-        raise_interrupt=False,
     )
 
 
