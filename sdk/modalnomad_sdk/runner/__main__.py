@@ -1,4 +1,5 @@
-"""Entry of a replica: `<image>/bin/python <sdk>/modalnomad_sdk/runner/__main__.py`, a zipapp, or `-m modalnomad_sdk.runner`."""
+"""Entry of a replica: `<image>/bin/python <sdk>/modalnomad_sdk/runner/__main__.py`, a zipapp, or
+`-m modalnomad_sdk.runner`."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import sys
 
 
 def _make_sdk_importable() -> None:
-    """Only the SDK: its folder may be a site-packages full of things that must not leak into the image's environment."""
+    """Only the SDK: its folder may be a site-packages full of things that must not leak into the image."""
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if entry != here]  # Python put it there for the script
     if "modalnomad_sdk" in sys.modules or not os.path.isdir(here):

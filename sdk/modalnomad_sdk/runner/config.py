@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .. import contract as c
+from modalnomad_sdk import contract as c
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 NETWORKS = ("host", "namespace", "exclusive")
 
@@ -84,7 +85,7 @@ class _Reader:
             self.problems.append(f"{name} is {value!r}: it must be {what}")
         return value or ""
 
-    def get(self, name: str, convert: Callable[[str], T], default: T, what: str) -> T:
+    def get(self, name: str, convert: Callable[[str], T], default: D, what: str) -> T | D:
         value = self.environ.get(name)
         if not value:
             return default
@@ -169,7 +170,9 @@ def _where_to_listen(read: _Reader) -> Listen:
     if read.environ.get("NOMAD_PORT_http"):
         host = read.environ.get("NOMAD_IP_http") or "127.0.0.1"
         return Listen(host=host, port=read.get("NOMAD_PORT_http", _port, 0, "a port"))
-    read.problems.append(f"{c.ENV_LISTEN} is missing (and so is NOMAD_PORT_http): it must be fd:<number> or port:<port>")
+    read.problems.append(
+        f"{c.ENV_LISTEN} is missing (and so is NOMAD_PORT_http): it must be fd:<number> or port:<port>"
+    )
     return Listen()
 
 
@@ -196,7 +199,7 @@ def read_config(environ: Mapping[str, str]) -> Config:
         listen=_where_to_listen(read),
         environment=environ.get(c.ENV_ENVIRONMENT) or "main",
         workdir=environ.get(c.ENV_WORKDIR) or None,
-        parameters=read.get(c.ENV_PARAMETERS, _parameters, {}, "base64url of a JSON object"),
+        parameters=read.get(c.ENV_PARAMETERS, _parameters, None, "base64url of a JSON object"),
         lifeline=read.get(c.ENV_LIFELINE, _fd, None, "fd:<number>"),
         network=read.get(c.ENV_NETWORK, _network, "exclusive", " | ".join(NETWORKS)),
         web_ports=read.get(c.ENV_WEB_PORTS, lambda v: tuple(map(_port, v.split(","))), (), "ports, comma-separated"),
@@ -205,7 +208,7 @@ def read_config(environ: Mapping[str, str]) -> Config:
         startup_timeout=read.get(c.ENV_STARTUP_TIMEOUT, _seconds, timeout, "seconds"),
         grace_period=read.get(c.ENV_GRACE_PERIOD, _seconds, 30.0, "seconds"),
         orphan_after=read.get(c.ENV_ORPHAN_AFTER, _seconds, 0.0, "seconds"),
-        web_urls=read.get(c.ENV_WEB_URLS, _urls, {}, "a JSON object of URLs"),
+        web_urls=read.get(c.ENV_WEB_URLS, _urls, None, "a JSON object of URLs"),
         log_tags=environ.get(c.ENV_LOG_TAGS) == "1",
         gpus=read.get(c.ENV_GPUS, _whole, 0, "a whole number"),
         image=environ.get(c.ENV_IMAGE) or None,

@@ -8,7 +8,8 @@ import json
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
-from ..contract import DRAIN_PATH, HEADER_BUSY, HEADER_REPLICA, READY_PATH
+from modalnomad_sdk.contract import DRAIN_PATH, HEADER_BUSY, HEADER_REPLICA, READY_PATH
+
 from .doors import Doors
 
 

@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ..declarations import EndpointDeclaration
+from modalnomad_sdk.declarations import EndpointDeclaration
+
 from .lifespan import App
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import state
-from ..contract import (
+from modalnomad_sdk import state
+from modalnomad_sdk.contract import (
     HEADER_CLIENT,
     HEADER_ENDPOINT,
     HEADER_REQUEST_ID,
@@ -17,6 +17,7 @@ from ..contract import (
     PREFIX,
     PRIVATE_HEADER_PREFIX,
 )
+
 from .door_answers import BUSY, FORBIDDEN, NO_ENDPOINT, Answer, Porter
 from .doors import Doors
 from .lifespan import App, Lifespan, Message, Receive, Scope, Send
@@ -66,7 +67,9 @@ class Gate:
         self.doors.contact()
         path: str = scope["path"]
         if path.startswith(PREFIX):
-            return await _reply(scope, send, self.porter.private(scope.get("method", ""), path, scope["query_string"]), head)
+            return await _reply(
+                scope, send, self.porter.private(scope.get("method", ""), path, scope["query_string"]), head
+            )
         mounted = self.endpoints.get(head.endpoint) or (self._only if not head.endpoint else None)
         if mounted is None:
             return await _reply(scope, send, NO_ENDPOINT, head)

@@ -1,8 +1,8 @@
 """The ASGI lifespan of one app (ASGI specification, lifespan protocol 2.0), as Modal treats it.
 
-    idle ─start─▶ starting ─complete─▶ running ─stop─▶ stopping ─▶ ended
-                     ├─raised or returned before it asked for anything─▶ unsupported
-                     └─failed, or raised later─▶ LifespanFailed
+idle ─start─▶ starting ─complete─▶ running ─stop─▶ stopping ─▶ ended
+                 ├─raised or returned before it asked for anything─▶ unsupported
+                 └─failed, or raised later─▶ LifespanFailed
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class Lifespan:
         self._events.put_nowait({"type": f"lifespan.{phase}"})
         await asyncio.wait({answer, self._task}, return_when=asyncio.FIRST_COMPLETED)
         if answer.done():
-            return answer.result()
+            said: Message = answer.result()
+            return said
         answer.cancel()
         error = self._task.exception()
         if error is not None and self._asked:

@@ -73,3 +73,18 @@ def raise_loopback() -> None:
         request = struct.pack("16sH14x", b"lo", 0)
         flags = struct.unpack_from("16sH", fcntl.ioctl(sock, _SIOCGIFFLAGS, request))[1]
         fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | _IFF_UP))
+
+
+_CAPABILITIES = (10, 12, 21)  # CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_SYS_ADMIN
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2
+
+
+def keep_capabilities_over_exec() -> None:
+    """In a user namespace of ours: a program that configures the network keeps what it needs, without being root."""
+    bits = sum(1 << number for number in _CAPABILITIES)
+    header = struct.pack("Ii", _LINUX_CAPABILITY_VERSION_3, 0)
+    # effective, permitted, inheritable; then the same for capabilities from 32 on
+    _check(_libc.capset(header, struct.pack("6I", bits, bits, bits, 0, 0, 0)))
+    for number in _CAPABILITIES:
+        _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, ctypes.c_ulong(number), 0, 0))

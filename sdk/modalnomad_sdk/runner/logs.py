@@ -8,20 +8,19 @@ import sys
 import threading
 from typing import Any
 
-from .. import state
-from ..contract import LOG_TAG_CLOSE, LOG_TAG_OPEN
+from modalnomad_sdk import state
+from modalnomad_sdk.contract import LOG_TAG_CLOSE, LOG_TAG_OPEN
 
 LONGEST = 64 * 1024
 """Characters a line may have before it is passed on in pieces."""
 
 
 class Lines(io.TextIOWrapper):
-    """A text stream that passes on whole lines. Unfinished ones wait, one per request or thread, so that lines which are
-    written at the same time do not run into each other."""
+    """A text stream that passes on whole lines. Unfinished ones wait, one per request or thread, so that lines which
+    are written at the same time do not run into each other."""
 
     def __init__(self, fd: int, tagged: bool) -> None:
         super().__init__(os.fdopen(fd, "wb", 0, closefd=False), "utf-8", "backslashreplace", write_through=True)
-        self.mode = "w"
         self._fd = fd
         self._tagged = tagged
         self._unfinished: dict[object, str] = {}
@@ -73,9 +72,11 @@ class Lines(io.TextIOWrapper):
 
 def install(tagged: bool) -> None:
     """From here on sys.stdout and sys.stderr are such streams."""
-    streams: Any = Lines(1, tagged), Lines(2, tagged)
-    sys.stdout, sys.stderr = streams
-    sys.__stdout__, sys.__stderr__ = streams
+    out: Any = Lines(1, tagged)
+    err: Any = Lines(2, tagged)
+    for name, stream in (("stdout", out), ("stderr", err)):
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 def finish() -> None:

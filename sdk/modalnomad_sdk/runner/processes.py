@@ -3,9 +3,9 @@
     supervisor ─▶ init ─▶ runner ─▶ whatever the user starts
      (outside)    (PID 1 of a namespace where allowed)
 
-The supervisor is what the engine started: it holds the lifeline, keeps the clocks and turns the end of anything into the end
-of everything. init reaps, and dies with the supervisor; in a PID namespace the kernel then kills the rest. Where namespaces
-are not to be had, both adopt orphans and walk their descendants instead.
+The supervisor is what the engine started: it holds the lifeline, keeps the clocks and turns the end of anything into
+the end of everything. init reaps, and dies with the supervisor; in a PID namespace the kernel then kills the rest. Where
+namespaces are not to be had, both adopt orphans and walk their descendants instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from ..contract import Exit
+from modalnomad_sdk.contract import Exit
+
 from . import linux
 from .config import Config
 
@@ -109,7 +110,7 @@ def signal_all(number: int, namespaced: bool = False) -> bool:
 
 def reap() -> list[tuple[int, int]]:
     """(pid, exit code) of children that ended; 128 + signal for killed ones."""
-    ended = []
+    ended: list[tuple[int, int]] = []
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -165,8 +166,9 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 class Init:
     """The parent of the runner: reaps, passes signals on, ends with the supervisor."""
 
-    def __init__(self, leash: int, namespaced: bool) -> None:
+    def __init__(self, leash: int, namespaced: bool, child_ended: Callable[[int, int], None]) -> None:
         self.leash = leash
+        self.child_ended = child_ended
         self.namespaced = namespaced
         self.signals = Signals(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -187,6 +189,7 @@ class Init:
             for pid, code in reap():
                 if pid == runner:
                     return code
+                self.child_ended(pid, code)
 
     def _end_all(self) -> None:
         if not self.namespaced:
@@ -288,10 +291,6 @@ class Supervisor:
         time.sleep(0.2)  # it writes to our standard error itself; nothing tells when it has
 
     def _end(self, code: int) -> int:
-        try:
-            os.kill(self.init, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # reaped
         kill_below()
         if code > 128:
             _explain_signal(code - 128)
@@ -314,13 +313,25 @@ def _explain_signal(number: int) -> None:
     say(f"the replica was killed by {name}{hint}")
 
 
-def supervise(config: Config, listener: socket.socket, runner: Callable[[socket.socket], int]) -> int:
-    """Fork the tree; `runner(link)` is called in its innermost process. Returns the replica's exit code, in the supervisor
-    only: the other processes end here."""
+class Inside:
+    """What the tree runs; its owner says what happens where."""
+
+    def before_fork(self, namespaced: bool) -> None:
+        """In init, before the runner is forked: no thread exists, no user code has run."""
+
+    def child_ended(self, pid: int, code: int) -> None:
+        """In init: a child that is not the runner ended."""
+
+    def run(self, link: socket.socket) -> int:
+        """In the runner: its whole life."""
+        raise NotImplementedError
+
+
+def supervise(config: Config, listener: socket.socket, inside: Inside) -> int:
+    """Fork the tree. Returns the replica's exit code, in the supervisor only: the other processes end here."""
     namespaced = isolate()
     leash_read, leash_write = os.pipe()
     link, inner_link = socket.socketpair()
-    sys.stdout.flush()
     signals = Signals(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
     linux.adopt_orphans()
     init = os.fork()
@@ -328,19 +339,19 @@ def supervise(config: Config, listener: socket.socket, runner: Callable[[socket.
         signals.release()
         os.close(leash_write)
         link.close()
-        guard(lambda: _inside(namespaced, leash_read, inner_link, listener, runner))
+        guard(lambda: _inside(namespaced, leash_read, inner_link, listener, inside))
     listener.close()
     inner_link.close()
     os.close(leash_read)
     return Supervisor(config, init, leash_write, link, signals).watch()
 
 
-def _inside(
-    namespaced: bool, leash: int, link: socket.socket, listener: socket.socket, runner: Callable[[socket.socket], int]
-) -> int:
+def _inside(namespaced: bool, leash: int, link: socket.socket, listener: socket.socket, inside: Inside) -> int:
     """init, and the runner below it."""
     linux.die_with_parent()
     os.setsid()
+    init = Init(leash, namespaced, inside.child_ended)
+    inside.before_fork(namespaced)
     if namespaced:
         try:
             linux.mount_own_proc()
@@ -348,14 +359,13 @@ def _inside(
             say(f"/proc shows the processes of the whole machine here ({error.strerror})")
     else:
         linux.adopt_orphans()
-    init = Init(leash, namespaced)
     pid = os.fork()
     if pid == 0:
         init.signals.release()
         linux.die_with_parent()
         os.close(leash)
         os.setsid()
-        return runner(link)
+        return inside.run(link)
     link.close()
     listener.close()
     code = init.watch(pid)

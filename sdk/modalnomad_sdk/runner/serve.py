@@ -14,7 +14,8 @@ from typing import Any
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from ..contract import WEBSOCKET_MESSAGE_LIMIT
+from modalnomad_sdk.contract import WEBSOCKET_MESSAGE_LIMIT
+
 from .lifespan import App
 from .sockets import BACKLOG
 
@@ -33,8 +34,8 @@ def _websockets(**arguments: Any) -> asyncio.Protocol:
         return made
     http11: Any = importlib.import_module("websockets.http11")
     http11.MAX_LINE_LENGTH, http11.MAX_NUM_HEADERS = HEAD_LIMIT, 1024
-    made = importlib.import_module(modern.name).WebSocketsSansIOProtocol(**arguments)
-    return made
+    sansio: asyncio.Protocol = importlib.import_module(modern.name).WebSocketsSansIOProtocol(**arguments)
+    return sansio
 
 
 class Server:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import socket
 
-from ..contract import Exit
+from modalnomad_sdk.contract import Exit
+
 from .config import BadConfiguration, Config, read_config
-from .processes import say, supervise
+from .network import Outbound, PortTaken, claim_ports, enter_namespace
+from .processes import Inside, say, supervise
 from .sockets import open_listener
 
 
@@ -22,10 +24,46 @@ def main() -> int:
     if config.lifeline is not None:
         os.set_blocking(config.lifeline, False)
         os.set_inheritable(config.lifeline, False)
-    return supervise(config, listener, lambda link: _replica(config, listener, link))
+    return run_replica(config, listener)
 
 
-def _replica(config: Config, listener: socket.socket, link: socket.socket) -> int:
-    from .replica import Replica
+def run_replica(config: Config, listener: socket.socket) -> int:
+    """The process tree of one replica, from its outermost process; the exit code."""
+    inside = _Runner(config, listener)
+    try:
+        if config.network == "exclusive":
+            inside.claims = claim_ports(config.web_ports)
+        return supervise(config, listener, inside)
+    except PortTaken as error:
+        say(str(error))
+        return error.code
 
-    return Replica(config, listener, link).run()
+
+class _Runner(Inside):
+    """What happens in init and in the runner."""
+
+    def __init__(self, config: Config, listener: socket.socket) -> None:
+        self.config = config
+        self.listener = listener
+        self.claims: list[socket.socket] = []
+        self.outbound: Outbound | None = None
+
+    def before_fork(self, namespaced: bool) -> None:
+        if self.config.network != "namespace" or not self.config.web_ports:
+            return
+        try:
+            self.outbound = enter_namespace(namespaced)
+        except OSError as error:
+            say(f"no network namespace is to be had here ({error.strerror}): the port is taken on the host itself")
+            self.claims = claim_ports(self.config.web_ports)
+
+    def child_ended(self, pid: int, code: int) -> None:
+        if self.outbound is not None and pid == self.outbound.pid:
+            self.outbound.ended(code)
+
+    def run(self, link: socket.socket) -> int:
+        from .replica import run
+
+        for claim in self.claims:
+            claim.close()  # init and supervisor hold them
+        return run(self.config, self.listener, link, self.outbound)

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Union
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from .lifespan import Message, Receive, Scope, Send
 
-ExcInfo = Union[tuple[type[BaseException], BaseException, TracebackType], tuple[None, None, None], None]
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None] | None
 StartResponse = Callable[..., Callable[[bytes], None]]
 WsgiApp = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 

@@ -1,0 +1,188 @@
+"""Where the fixed port of a `web_server` lives: in a network namespace of the replica's own, or on the host.
+
+Called in init before any thread exists and before user code: the listening socket was made outside and goes on serving
+there, while user code binds its port inside. Outbound traffic goes through `pasta`, when that is installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+
+from modalnomad_sdk.contract import Exit
+
+from . import linux
+
+WAYS_OUT = (
+    "three ways out: run modalnomad as root or allow unprivileged user namespaces, so that each replica gets a network "
+    'of its own; use another port; or set network = "host" and max_containers=1'
+)
+
+
+class PortTaken(Exception):
+    """Somebody holds the fixed port; the message names port, holder and ways out."""
+
+    code = Exit.PORT_TAKEN
+
+
+@dataclass
+class Outbound:
+    """`pasta` on its way to connect the namespace: `pid` exits when it does; the runner reads `ready` to its end."""
+
+    pid: int
+    ready: int
+    tell: int
+
+    def ended(self, code: int) -> None:
+        """In init: the launcher has ended."""
+        if code == 0:
+            os.write(self.tell, b"1")
+        os.close(self.tell)
+
+    def wait(self) -> bool:
+        """In the runner: does traffic leave the namespace?"""
+        connected = os.read(self.ready, 1) == b"1"
+        os.close(self.ready)
+        return connected
+
+
+def enter_namespace(mapped: bool) -> Outbound | None:
+    """Move this process, and what it forks from now on, into a network namespace. `mapped`: it is already in a user
+    namespace of ours, or root.
+
+    Raises:
+        OSError: not allowed here.
+    """
+    uid, gid = os.getuid(), os.getgid()
+    outbound = _prepare_outbound(uid)
+    try:
+        if mapped or uid == 0:
+            linux.unshare(linux.CLONE_NEWNET)
+        else:
+            linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNET)
+            linux.map_own_user(uid, gid)
+        linux.raise_loopback()
+    except OSError:
+        if outbound is not None:
+            os.close(outbound[1])
+        raise
+    return _start_outbound(*outbound) if outbound is not None else None
+
+
+def _prepare_outbound(uid: int) -> tuple[int, int] | None:
+    """Fork the launcher of pasta while still outside: it waits for the namespace's descriptor."""
+    program = shutil.which("pasta")
+    if program is None:
+        return None
+    theirs, ours = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ours.close()
+            _become_pasta(program, theirs, uid)
+        finally:
+            os._exit(127)
+    theirs.close()
+    return pid, ours.detach()
+
+
+def _become_pasta(program: str, orders: socket.socket, uid: int) -> None:
+    _, descriptors, _, _ = socket.recv_fds(orders, 1, 1)
+    if not descriptors:
+        return  # there is no namespace
+    namespace = descriptors[0]
+    os.set_inheritable(namespace, True)
+    if uid != 0:
+        linux.keep_capabilities_over_exec()
+    quiet = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(quiet, fd)
+    # Nothing comes in through it, and the host's loopback stays out of reach. A path under /proc/self/fd needs no right
+    # to look into another process.
+    arguments = ["--config-net", "--quiet", "--netns-only", "--netns", f"/proc/self/fd/{namespace}", "--no-map-gw"]
+    arguments += ["-t", "none", "-u", "none", "-T", "none", "-U", "none"]
+    if uid == 0:
+        arguments += ["--runas", "0:0"]
+    os.execv(program, [program, *arguments])
+
+
+def _start_outbound(pid: int, orders: int) -> Outbound:
+    ready, tell = os.pipe()
+    namespace = os.open("/proc/self/ns/net", os.O_RDONLY)
+    with socket.socket(fileno=orders) as sock:
+        socket.send_fds(sock, [b"n"], [namespace])
+    os.close(namespace)
+    return Outbound(pid, ready, tell)
+
+
+def claim_ports(ports: tuple[int, ...]) -> list[socket.socket]:
+    """Hold fixed ports of the host for this replica, against other replicas, for as long as the sockets live.
+
+    Raises:
+        PortTaken: another replica, or any other program, has one.
+    """
+    claims = []
+    for port in ports:
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            claim.bind(f"\0modalnomad-port-{port}")
+        except OSError as error:
+            raise PortTaken(_taken(port, f"another replica, {_peer(port)}")) from error
+        claim.listen(1)
+        claims.append(claim)
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # passes over connections that are closing
+            try:
+                probe.bind(("0.0.0.0", port))
+            except OSError as error:
+                raise PortTaken(_taken(port, listener_of(port) or "another program")) from error
+    return claims
+
+
+def _taken(port: int, holder: str) -> str:
+    return f"port {port} of web_server({port}) is held by {holder}; {WAYS_OUT}"
+
+
+def _peer(port: int) -> str:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(1)
+        try:
+            sock.connect(f"\0modalnomad-port-{port}")
+            pid = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little")
+        except OSError:
+            return "gone meanwhile"
+    return f"process {pid}"
+
+
+def listener_of(port: int) -> str | None:
+    """Who listens on a TCP port, as far as /proc shows it to us."""
+    inodes = {inode for number, inode in _listening() if number == port}
+    for pid in filter(str.isdigit, os.listdir("/proc") if inodes else []):
+        with contextlib.suppress(OSError):  # gone meanwhile, or not ours to look into
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{pid}/fd/{fd}").removeprefix("socket:[").rstrip("]") in inodes:
+                        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+                            return f"process {pid} ({file.read().strip()})"
+    return None
+
+
+def listening_ports() -> list[int]:
+    """TCP ports somebody listens on in this network namespace."""
+    return sorted({port for port, _ in _listening()})
+
+
+def _listening() -> list[tuple[int, str]]:
+    """(port, inode) of listening TCP sockets, from /proc/net/tcp and tcp6."""
+    found = []
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError), open(f"/proc/self/net/{name}", encoding="ascii") as file:
+            next(file, None)
+            for line in file:
+                columns = line.split()
+                if columns[3] == "0A":
+                    found.append((int(columns[1].rpartition(":")[2], 16), columns[9]))
+    return found
