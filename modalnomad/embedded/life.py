@@ -122,7 +122,7 @@ class Life:
         except ModalNomadError as error:
             state, failure = ReplicaState.FAILED, Failure("start_failed", error.message)
         except OSError as error:
-            message = refused("start a process", error).message
+            message = refused(f"start {self._prepared.image / 'bin' / 'python'}", error).message
             state, failure = ReplicaState.FAILED, Failure("start_failed", message)
         except Exception:
             state, failure = ReplicaState.FAILED, Failure("start_failed", "the engine failed; see its log")

@@ -171,7 +171,7 @@ async def test_a_watch_that_is_closed_leaves_no_task(discovery: Discovery) -> No
     before = asyncio.all_tasks()
     watch: AsyncIterator[RouteSnapshot] = discovery.watch()
     await anext(watch)
-    waiting = asyncio.ensure_future(anext(watch))  # type: ignore[arg-type]
+    waiting = asyncio.ensure_future(anext(watch))
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.wait([waiting])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,9 @@ ANONYMOUS = "a" * 64
 
 
 @pytest.fixture(params=["embedded"])
-def secrets(tmp_path: Path) -> Iterator[Secrets]:
+def secrets(tmp_path: Path) -> Secrets:
     """A store of each kind, empty."""
-    yield EmbeddedSecrets(tmp_path / "home")
+    return EmbeddedSecrets(tmp_path / "home")
 
 
 def ref(name: str, *keys: str, environment: str | None = None) -> SecretRef:

@@ -105,7 +105,7 @@ class Harness:
         self, text: str, tag: str = "site", *, image: BuiltImage | None = None, prepare: bool = True, **function: Any
     ) -> Revision:
         """The program as a prepared revision; `function`: fields of the manifest's Function."""
-        with tempfile.NamedTemporaryFile(dir=self.home.parent) as file:
+        with tempfile.NamedTemporaryFile(prefix="bundle-") as file:
             file.write(archive({"prog.py": text}))
             file.flush()
             bundle = await self.artifacts.put(Path(file.name))
