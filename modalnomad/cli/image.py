@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Annotated
 
@@ -55,13 +56,13 @@ def prune(
     env: EnvOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove images that nothing runs from; they are built again when needed."""
-    from modalnomad.wiring.records import image_store
+    """Remove images that no deployed App needs and nothing runs from; they are built again when needed."""
+    from modalnomad.deploy.image_admin import prune_images
+    from modalnomad.wiring.records import image_store, open_records
 
-    store = image_store(load_settings(env))
-    recent = time.time() - unused_for * 86400
-    kept = [image.digest for image in store.list() if image.last_used > recent] if unused_for else []
-    pruned = store.prune(kept)
+    settings = load_settings(env)
+    discovery = open_records(settings).discovery
+    pruned = asyncio.run(prune_images(image_store(settings), discovery, unused_for=unused_for * 86400))
     if as_json:
         emit({"removed": pruned.removed, "busy": pruned.busy, "freed": pruned.freed})
         return

@@ -9,6 +9,7 @@ Paths in the archive are relative to that root, which a container would call /ro
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import os
 import tempfile
@@ -145,31 +146,42 @@ def image_workdir(image: Image) -> str | None:
 
 
 def missing_sources(description: Description, functions: Iterable[Function]) -> tuple[Problem, ...]:
-    """Local modules that the program imports and that no image takes along: replicas would not find them."""
+    """Local modules that the program imports wherever it runs and that no image takes along: replicas would not start.
+
+    Imports that may not happen in a replica (under `if modal.is_local():`, in a function) are not counted."""
     source = description.app.source
     root = Path(source.root)
-    if source.mode == "module":
-        return ()  # the whole package is there
+    functions = tuple(function for function in functions if function.include_source)
+    if source.mode == "module" or not functions:
+        return ()
+    taken = [Path(mount.local) for f in functions if f.image is not None for mount in image_mounts(f.image)]
+    local = [Path(path) for path in description.watched if path.endswith(".py") and Path(path).is_relative_to(root)]
     entry = root / source.entry
-    problems: dict[Problem, None] = {}
-    for function in functions:
-        taken = [Path(mount.local) for mount in image_mounts(function.image)] if function.image is not None else []
-        for path in map(Path, description.watched):
-            if path.suffix != ".py" or path == entry or not path.is_relative_to(root) or not function.include_source:
-                continue
-            if not any(path == local or path.is_relative_to(local) for local in taken):
-                name = path.relative_to(root).parts[0].removesuffix(".py")
-                problems[_not_taken(function, entry.name, name)] = None
-    return tuple(problems)
-
-
-def _not_taken(function: Function, entry: str, name: str) -> Problem:
-    base = "its image" if function.image is not None else "image=modal.Image.debian_slim()"
-    return Problem(
-        function.where or function.tag,
-        f"{entry} imports the local module {name}, which replicas of {function.tag} would not have: only {entry} is "
-        f'taken along. Add .add_local_python_source("{name}") to {base}, or make it a package and name it with -m',
+    imported = set().union(*(always_imported(path) for path in {entry, *local}))
+    missing: dict[str, None] = {}
+    for path in local:
+        name = path.relative_to(root).parts[0].removesuffix(".py")
+        if path != entry and name in imported and not any(path.is_relative_to(place) for place in taken):
+            missing[name] = None
+    return tuple(
+        Problem(
+            source.entry,
+            f"it imports the local module {name}, which replicas would not have: only {source.entry} is taken along. "
+            f'Add .add_local_python_source("{name}") to the image, or make all of it a package and name it with -m',
+        )
+        for name in missing
     )
+
+
+def always_imported(path: Path) -> frozenset[str]:
+    """Top-level names that the file imports in its outermost block; none when it cannot be read as Python."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return frozenset()
+    found = [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
+    found += [node.module for node in body if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    return frozenset(name.partition(".")[0] for name in found)
 
 
 def watch_set(description: Description) -> tuple[Path, ...]:

@@ -10,7 +10,7 @@ import asyncio
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,15 +61,34 @@ def _misplaced(image: Image | None) -> list[Problem]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
 class Images:
-    """Builds images into one store; the `ImageBuilder` of a deploy."""
+    """Builds images into one store; the `ImageBuilder` of a deploy.
 
-    store: ImageStore
+    What it has built is safe from `image prune` as long as it lives, replicas asleep or not: `close` lets go, as does
+    the end of the process."""
+
+    def __init__(self, store: ImageStore) -> None:
+        self.store = store
+        self._held: set[Digest] = set()
+        self._holds = ExitStack()
 
     async def __call__(self, image: Image | None, report: Report) -> BuiltImage:
         """See `resolve_and_build`."""
-        return await resolve_and_build(image, store=self.store, report=report)
+        while True:
+            built = await resolve_and_build(image, store=self.store, report=report)
+            if built.digest in self._held:
+                return built
+            try:
+                self._holds.enter_context(self.store.hold(built.digest))
+            except StoreError:
+                continue  # pruned since it was built: built again
+            self._held.add(built.digest)
+            return built
+
+    def close(self) -> None:
+        """Let go of all images."""
+        self._held.clear()
+        self._holds.close()
 
 
 async def resolve_and_build(image: Image | None, *, store: ImageStore, report: Report) -> BuiltImage:
@@ -101,21 +120,19 @@ def resolve_and_build_here(
     plan = plan_image(image)
     if plan.problems:
         raise ManifestInvalid(plan.problems)
-    with tempfile.TemporaryDirectory(prefix="modalnomad-image-", ignore_cleanup_errors=True) as scratch:
-        try:
+    try:
+        if not plan.steps:
+            return _build(plan, store, report, store.root, cancelled)
+        with tempfile.TemporaryDirectory(prefix="modalnomad-image-", ignore_cleanup_errors=True) as scratch:
             return _build(plan, store, report, Path(scratch), cancelled)
-        except PythonMissing as error:
-            raise UserError(error.message, error.hint) from error
-        except DiskFull as error:
-            raise BackendRefused(
-                error.message, "free some space there; `modalnomad image prune` removes images"
-            ) from error
-        except StoreError as error:
-            raise ImageBuildFailed(error.message, error.output, error.hint) from error
-        except OSError as error:
-            raise BackendRefused(
-                f"the image could not be built: {error}", "free some space, or mend the folder"
-            ) from error
+    except PythonMissing as error:
+        raise UserError(error.message, error.hint) from error
+    except DiskFull as error:
+        raise BackendRefused(error.message, "free some space there; `modalnomad image prune` removes images") from error
+    except StoreError as error:
+        raise ImageBuildFailed(error.message, error.output, error.hint) from error
+    except OSError as error:
+        raise BackendRefused(f"the image could not be built: {error}", "free some space, or mend the folder") from error
 
 
 def _build(

@@ -176,18 +176,31 @@ def described(src: Path, *functions: Function, watched: tuple[str, ...]) -> Desc
     return Description(contract=1, sdk_version="0", python="3.11", app=app, watched=watched)
 
 
+PROGRAM = """
+import modal, helper
+from lib.x import y
+if modal.is_local():
+    import only_here
+def f():
+    import later
+"""
+
+
 def test_local_imports_that_replicas_would_miss(tmp_path: Path) -> None:
-    src = tree(tmp_path / "src", {"app.py": "", "helper.py": "", "lib/__init__.py": "", "lib/x.py": ""})
-    watched = tuple(str(src / name) for name in ("app.py", "helper.py", "lib/__init__.py", "lib/x.py"))
+    modules = {f"{name}.py": "" for name in ("helper", "only_here", "later", "deep")}
+    src = tree(tmp_path / "src", {"app.py": PROGRAM, "lib/__init__.py": "import deep", "lib/x.py": "", **modules})
+    watched = tuple(str(path) for path in sorted(src.rglob("*.py")))
     bare = Function(tag="bare", where="app.py:9")
     lib = with_mounts(Mount(kind="python", local=str(src / "lib"), remote="/root/lib"))
-    description = described(src, bare, lib, watched=watched)
-    told = [str(problem) for problem in missing_sources(description, (bare, lib))]
-    assert len(told) == 3
-    assert told[0].startswith("app.py:9: app.py imports the local module helper")
-    assert 'add_local_python_source("helper")' in told[0]
-    assert 'add_local_python_source("lib")' in told[1]
-    assert "helper" in told[2]
+    description = described(src, bare, watched=watched)
+
+    told = [str(problem) for problem in missing_sources(description, [bare])]
+    assert [text.split(", which")[0] for text in told] == [
+        f"app.py: it imports the local module {name}" for name in ("deep", "helper", "lib")
+    ]
+    assert 'add_local_python_source("helper")' in told[1]
+    # All functions of an App share one bundle: what one image takes along is there for all.
+    assert len(missing_sources(description, [bare, lib])) == 2
     assert missing_sources(description, [Function(tag="g", include_source=False)]) == ()
 
 

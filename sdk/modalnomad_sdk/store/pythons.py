@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -98,15 +99,16 @@ def _matches(interpreter: Interpreter, wanted: str) -> bool:
     )
 
 
-def _candidates(wanted: str) -> list[Path]:
+def _candidates(wanted: str) -> Iterator[Path]:
+    """Lazily: mostly the first is the one, and it costs no look at the disk to name it."""
+    yield Path(getattr(sys, "_base_executable", None) or sys.executable)
     minor = ".".join(wanted.rstrip("t").split(".")[:2]) + ("t" if wanted.endswith("t") else "")
-    found = [Path(getattr(sys, "_base_executable", None) or sys.executable)]
     for folder in os.get_exec_path():
         path = Path(folder) / f"python{minor}"
         # A virtual environment on PATH is not a place to build upon: its interpreter names the one below it.
         if path.is_file() and os.access(path, os.X_OK):
-            found.append(path)
-    return found + _managed(minor)
+            yield path
+    yield from _managed(minor)
 
 
 def _all_candidates() -> list[Path]:
