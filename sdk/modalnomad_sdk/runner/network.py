@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 from dataclasses import dataclass
 
@@ -44,6 +45,7 @@ class Outbound:
 
     def wait(self) -> bool:
         """In the runner: does traffic leave the namespace?"""
+        os.close(self.tell)
         connected = os.read(self.ready, 1) == b"1"
         os.close(self.ready)
         return connected
@@ -100,6 +102,8 @@ def _become_pasta(program: str, orders: socket.socket, uid: int) -> None:
     quiet = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(quiet, fd)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and pasta takes that for an error
+        signal.signal(number, signal.SIG_DFL)
     # Nothing comes in through it, and the host's loopback stays out of reach. A path under /proc/self/fd needs no right
     # to look into another process.
     arguments = ["--config-net", "--quiet", "--netns-only", "--netns", f"/proc/self/fd/{namespace}", "--no-map-gw"]

@@ -4,8 +4,8 @@
      (outside)    (PID 1 of a namespace where allowed)
 
 The supervisor is what the engine started: it holds the lifeline, keeps the clocks and turns the end of anything into
-the end of everything. init reaps, and dies with the supervisor; in a PID namespace the kernel then kills the rest. Where
-namespaces are not to be had, both adopt orphans and walk their descendants instead.
+the end of everything. init reaps, and dies with the supervisor; in a PID namespace the kernel then kills the rest.
+Where namespaces are not to be had, both adopt orphans and walk their descendants instead.
 """
 
 from __future__ import annotations
@@ -222,6 +222,9 @@ class Supervisor:
         self.signals = signals
         self.ready = False
         self.terminating = False
+        """The grace period runs."""
+        self.asked = False
+        """A signal asked us to end."""
         self.deadline: float | None = time.monotonic() + config.startup_timeout
 
     def watch(self) -> int:
@@ -268,9 +271,10 @@ class Supervisor:
         for _ in range(arrived.count(signal.SIGTERM) + arrived.count(signal.SIGINT)):
             if not self.ready:
                 return Exit.OK  # nothing was served
-            if self.terminating:
+            if self.asked:
                 say("asked a second time to end: ending at once")
                 return Exit.GRACE_EXPIRED
+            self.asked = True
             self._start_grace()
             self.link.send(TERMINATE)
         return None
