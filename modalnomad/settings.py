@@ -69,6 +69,8 @@ class ScalingSettings(Group):
     """Seconds the breaker stays open at first; doubled by each further failure."""
     breaker_backoff_max: float = Field(default=60.0, gt=0)
     """Upper end of that back-off, seconds."""
+    overstay: float = Field(default=90.0, gt=0)
+    """Seconds a drained replica may take to end before it is killed; more than its grace period."""
     orphan_factor: float = Field(default=3.0, ge=1)
     """A replica that no router talks to for this many scaledown windows drains itself."""
 
