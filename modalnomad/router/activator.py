@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
 
 from modalnomad.kit.clock import Clock, monotonic
 from modalnomad.model.errors import BackendError
 from modalnomad.model.ids import RevisionId
-from modalnomad.model.replica import Address, Failure, PoolKey, Replica, ReplicaKey
+from modalnomad.model.replica import Address, Failure, PoolKey, Replica, ReplicaKey, ReplicaState
 from modalnomad.model.revision import Revision
 from modalnomad.ports.engine import Starter
-from modalnomad.router.probe import Asker
+from modalnomad.router import outcomes
+from modalnomad.router.actions import Actions
+from modalnomad.router.leases import Lease, Leasing, PlaceLease
+from modalnomad.router.load import Load, count
+from modalnomad.router.parameters import still_valid
+from modalnomad.router.places import (
+    Deny,
+    Drain,
+    Effect,
+    Ended,
+    Failed,
+    Grant,
+    Kill,
+    Opened,
+    Place,
+    PlaceState,
+    Probe,
+    Recheck,
+    Start,
+    Ticket,
+)
+from modalnomad.router.pool import Pool
+from modalnomad.router.pools import Pools
+from modalnomad.router.probe import Asker, Prober
 from modalnomad.router.table import Match
 from modalnomad.settings import RouterSettings, ScalingSettings
+
+__all__ = ["Activator", "Lease", "Load", "StartFailed"]
+
+logger = logging.getLogger("modalnomad.router.activator")
+
+_CLOSING = Failure("start_failed", "The router is shutting down.")
+_SLACK = 0.002
+"""Seconds: an event loop's clock may be a millisecond behind ours."""
 
 
 class StartFailed(BackendError):
@@ -26,37 +59,23 @@ class StartFailed(BackendError):
         self.failure = failure
 
 
-class Lease(Protocol):
-    """One request's place in one replica."""
+@dataclass(slots=True, eq=False)
+class _Warmer:
+    """Somebody waits in `warm`."""
 
-    key: ReplicaKey
-    address: Address
-    ticket: bytes
-    match: Match
+    pool: Pool
+    count: int
+    done: asyncio.Future[Failure | None]
 
-    def refused(self) -> None:
-        """The runner said Busy: not offered for a moment."""
-
-    def gone(self, *, timed_out: bool = False) -> None:
-        """Connection refused or reset before any byte of an answer: a strike. `timed_out`: the connect timed out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Counts of one revision's pools."""
-
-    pools: int = 0
-    waiting: int = 0
-    running: int = 0
-    starting: int = 0
-    ready: int = 0
-    leaving: int = 0
-    wakes: int = 0
-    starts: int = 0
+    def finish(self, failure: Failure | None) -> None:
+        """None: enough are ready."""
+        if not self.done.done():
+            self.done.set_result(failure)
 
 
 class Activator:
-    """See the module."""
+    """`resolve` finds the present match of a host name (Reply 404: there is none any more), for requests whose route
+    moves while they wait. `on_change` is called when a replica became ready, leaves, or is gone."""
 
     def __init__(
         self,
@@ -70,31 +89,306 @@ class Activator:
         platform_key: bytes,
         clock: Clock = monotonic,
     ) -> None:
-        raise NotImplementedError
+        self._prober = Prober(ask, platform_key)
+        self._actions = Actions(engine, self._prober, forget, self)
+        self._pools = Pools(settings, scaling)
+        self._resolve = resolve
+        self._settings = settings
+        self._clock = clock
+        self._tickets = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Place | Deny]] = {}
+        self._warmers: list[_Warmer] = []
+        self._rechecks: set[asyncio.TimerHandle] = set()
+        self._closed = False
+        self.on_change: Callable[[], None] = lambda: None
+
+    # --- Requests ---------------------------------------------------------------------------------------------
 
     def lease(
         self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey] = frozenset()
     ) -> AbstractAsyncContextManager[Lease]:
-        """A place for one request; `avoid`: replicas that just refused it, taken only when there is no other. Raises
-        Reply."""
-        raise NotImplementedError
+        """A place for one request; `avoid`: replicas that just refused it, taken only when there is no other. Entering
+        raises Reply: 429 queue_full, too_many_pools; 503 start_failed, unplaceable, no_capacity, queue_timeout,
+        draining; 504 startup_timeout; 404, 422 when the route moved meanwhile."""
+        return Leasing(self, match, key, avoid)
+
+    def take(self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey]) -> PlaceLease | None:
+        """A free place at once, or None."""
+        pool = self._pools.get(key)
+        if pool is None or (place := pool.take(self._clock(), avoid)) is None:
+            return None
+        if pool.crowded(place):
+            self.apply(pool, pool.settle(self._clock()))
+        return self._leased(pool, place, match)
+
+    async def wait(self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey]) -> PlaceLease:
+        """A place once there is one. Raises Reply."""
+        ticket = Ticket(next(self._tickets), self._clock() + self._settings.queue_timeout, avoid)
+        while True:
+            if self._closed:
+                raise outcomes.draining()
+            now = self._clock()
+            if self._pools.is_retired(key.revision):
+                match, key = self._follow(match, key)
+            pool = self._open(match.revision, key, now)
+            outcome = await self._queue(pool, ticket)
+            if isinstance(outcome, Place):
+                return self._leased(pool, outcome, match)
+            if outcome.why != "moved":
+                raise outcomes.reply_for(outcome, match.revision)
+
+    async def _queue(self, pool: Pool, ticket: Ticket) -> Place | Deny:
+        """Subscribe, then look: the answer may come while the ticket is put in."""
+        future: asyncio.Future[Place | Deny] = asyncio.get_running_loop().create_future()
+        self._waiting[ticket.id] = future
+        try:
+            self.apply(pool, pool.arrive(ticket, self._clock()))
+            return await future
+        except asyncio.CancelledError:
+            granted = future.result() if future.done() and not future.cancelled() else None
+            if isinstance(granted, Place):
+                self.apply(pool, pool.release(granted, self._clock()))
+            else:
+                self.apply(pool, pool.leave(ticket.id, self._clock()))
+            raise
+        finally:
+            del self._waiting[ticket.id]
+
+    def release(self, lease: PlaceLease) -> None:
+        """The place is free again."""
+        if lease.taken:
+            lease.place.refusals = 0
+        effects = lease.pool.release(lease.place, self._clock())
+        if effects:
+            self.apply(lease.pool, effects)
+
+    def missed(self, lease: PlaceLease, *, busy: bool, timed_out: bool) -> None:
+        """The replica did not take the request."""
+        lease.taken = False
+        now = self._clock()
+        if busy:
+            self.apply(lease.pool, lease.pool.refused(lease.place, now))
+        else:
+            self.apply(lease.pool, lease.pool.strike(lease.place, now, timed_out=timed_out))
+
+    def _leased(self, pool: Pool, place: Place, match: Match) -> PlaceLease:
+        address = place.address
+        if address is None:
+            raise RuntimeError(f"{place.key} is ready but has no address")
+        return PlaceLease(self, pool, place, place.key, address, self._prober.ticket(place.key.pool.revision), match)
+
+    def _follow(self, match: Match, key: PoolKey) -> tuple[Match, PoolKey]:
+        """Where the request's host leads now. When that is the same revision, it is served after all."""
+        now = self._resolve(match.route.hosts[0])
+        if now.revision.id == key.revision:
+            self._revive(key.revision)
+            return match, key
+        moved = still_valid(key, now)
+        if moved is None:
+            raise outcomes.other_parameters()
+        return now, moved
+
+    def _open(self, revision: Revision, key: PoolKey, now: float) -> Pool:
+        """The pool, made when there is none. Raises Reply 429 too_many_pools."""
+        pool = self._pools.get(key)
+        if pool is None:
+            victim = self._pools.victim(revision)
+            if victim is not None:
+                self.apply(victim, victim.evict(now))
+            pool = self._pools.make(revision, key, now)
+            for replica in self._pools.listed(key):
+                self._take_in(pool, replica, now)
+        return pool
+
+    # --- Revisions --------------------------------------------------------------------------------------------
 
     async def warm(self, revision: Revision, key: PoolKey, count: int) -> None:
-        """Start replicas until `count` are ready. Raises StartFailed."""
-        raise NotImplementedError
+        """Start replicas until `count` are ready (within max_containers). Raises StartFailed."""
+        if self._closed:
+            raise StartFailed(_CLOSING)
+        self._revive(revision.id)
+        pool = self._open(revision, key, self._clock())
+        wanted = count if pool.policy.max is None else min(count, max(1, pool.policy.max))
+        warmer = _Warmer(pool, wanted, asyncio.get_running_loop().create_future())
+        self._warmers.append(warmer)
+        try:
+            self.apply(pool, pool.warm(wanted, self._clock()))
+            self._check_warmers(pool)
+            failure = await warmer.done
+        finally:
+            self._warmers.remove(warmer)
+            pool.floor = max((other.count for other in self._warmers if other.pool is pool), default=0)
+        if failure is not None:
+            raise StartFailed(failure)
 
     async def retire(self, revision: RevisionId) -> None:
-        """Drain every replica of the revision; they finish what they hold."""
-        raise NotImplementedError
+        """Drain every replica of the revision; they finish what they hold. Who waits follows the route."""
+        self._retire(revision)
+
+    def _retire(self, revision: RevisionId) -> None:
+        self._pools.retire(revision)
+        for pool in self._pools.of(revision):
+            self.apply(pool, pool.retire(self._clock()))
+
+    def routes_changed(self, added: Mapping[RevisionId, Revision], removed: Iterable[RevisionId]) -> None:
+        """Revisions that routes lead to now, and those they no longer lead to."""
+        for revision in added.values():
+            self._revive(revision.id)
+            if revision.function.scaling.min_containers and not revision.function.parameters:
+                self._open(revision, PoolKey(revision.id), self._clock())
+        for gone in removed:
+            self._retire(gone)
+
+    def _revive(self, revision: RevisionId) -> None:
+        if self._pools.revive(revision):
+            for pool in self._pools.of(revision):
+                self.apply(pool, pool.revive(self._clock()))
+
+    # --- Replicas ---------------------------------------------------------------------------------------------
 
     def observe(self, replicas: Iterable[Replica]) -> None:
         """Take in one whole snapshot of the engine."""
-        raise NotImplementedError
+        now = self._clock()
+        self._pools.list_all(replicas)
+        for pool in self._pools:
+            listed = self._pools.listed(pool.key)
+            for replica in listed:
+                self._take_in(pool, replica, now)
+            known = {replica.key for replica in listed}
+            for place in pool.places:
+                if place.listed and place.key not in known:
+                    self.heard_ended(place.key, None)
+
+    def _take_in(self, pool: Pool, replica: Replica, now: float) -> None:
+        if replica.state in (ReplicaState.FAILED, ReplicaState.GONE):
+            pool.seen(replica.key, None, now, alive=False)
+            self.heard_ended(replica.key, replica.failure)
+            return
+        place = pool.seen(replica.key, replica.address, now, alive=True)
+        if place is not None:
+            place.listed = True
+            if place.state is PlaceState.STARTING:
+                self._actions.probe(place)
+
+    def heard_ready(self, key: ReplicaKey) -> None:
+        """It said so itself."""
+        if (pool := self._pools.get(key.pool)) is not None:
+            self.apply(pool, pool.ready(key, self._clock()))
+
+    def heard_ended(self, key: ReplicaKey, failure: Failure | None) -> None:
+        """It is gone, or it could not be started."""
+        if (pool := self._pools.get(key.pool)) is not None and pool.places.get(key) is not None:
+            self.apply(pool, pool.ended(key, failure, self._clock(), hope=self._pools.leaving(key)))
+
+    def heard_refusal(self, key: ReplicaKey, idle_for: float) -> None:
+        """It does not drain: something ran `idle_for` seconds ago."""
+        if (pool := self._pools.get(key.pool)) is not None:
+            self.apply(pool, pool.drain_refused(key, self._clock(), idle_for))
+            self.on_change()
+
+    def drain_due(self, key: ReplicaKey) -> Place | None:
+        """Asked right before a drain is sent. None: do not."""
+        pool = self._pools.get(key.pool)
+        place = pool.drain_sent(key, self._clock()) if pool is not None else None
+        if place is not None:
+            self.on_change()
+        return place
+
+    def state_of(self, replica: Replica) -> ReplicaState:
+        """The engine's view, with what only the router knows: READY and DRAINING."""
+        if replica.state in (ReplicaState.FAILED, ReplicaState.GONE):
+            return replica.state
+        pool = self._pools.get(replica.key.pool)
+        place = pool.places.get(replica.key) if pool is not None else None
+        if place is None or place.state is PlaceState.STARTING:
+            return replica.state
+        return ReplicaState.READY if place.live or place.running else ReplicaState.DRAINING
+
+    # --- Effects ----------------------------------------------------------------------------------------------
+
+    def apply(self, pool: Pool, effects: Iterable[Effect]) -> None:
+        """Carry out what a change of the pool asks for."""
+        for effect in effects:
+            match effect:
+                case Grant():
+                    self._answer(pool, effect.ticket, effect.place)
+                case Deny():
+                    self._answer(pool, effect.ticket, effect)
+                case Start():
+                    self._actions.start(effect)
+                case Opened():
+                    self._check_warmers(pool)
+                    self.on_change()
+                case Failed():
+                    logger.warning("%s did not start: %s", effect.key, effect.failure.reason)
+                    self._fail_warmers(pool, effect.failure)
+                case Ended():
+                    if effect.failure is not None:
+                        logger.warning("%s died: %s", effect.place.key, effect.failure.reason)
+                    self._actions.ended(effect.place)
+                    self.on_change()
+                case Drain():
+                    self._actions.drain(effect)
+                case Probe():
+                    self._actions.probe(effect.place)
+                case Kill():
+                    self._actions.kill(effect)
+                case Recheck():
+                    self._recheck(pool, effect.at)
+
+    def _answer(self, pool: Pool, ticket: int, answer: Place | Deny) -> None:
+        future = self._waiting.get(ticket)
+        if future is not None and not future.done():
+            future.set_result(answer)
+        elif isinstance(answer, Place):  # its client went away at this very moment
+            self.apply(pool, pool.release(answer, self._clock()))
+
+    def _recheck(self, pool: Pool, at: float) -> None:
+        def due() -> None:
+            self._rechecks.discard(handle)
+            self.apply(pool, pool.settle(self._clock()))
+
+        delay = max(0.0, at - self._clock()) + _SLACK
+        handle = asyncio.get_running_loop().call_later(delay, due)
+        self._rechecks.add(handle)
+
+    def _check_warmers(self, pool: Pool) -> None:
+        for warmer in self._warmers:
+            if warmer.pool is pool and len(pool.places.offered) >= warmer.count:
+                warmer.finish(None)
+
+    def _fail_warmers(self, pool: Pool, failure: Failure) -> None:
+        for warmer in self._warmers:
+            if warmer.pool is pool:
+                warmer.finish(failure)
+
+    # --- For the scaler, tests, the end -----------------------------------------------------------------------
+
+    def pools(self) -> Iterator[Pool]:
+        """All pools at this moment."""
+        return iter(self._pools)
+
+    def drop(self, pool: Pool) -> None:
+        """Forget a pool that is cold."""
+        self._pools.drop(pool.key)
+
+    def greet(self, place: Place, every: float) -> None:
+        """Tell an idle replica that is kept that somebody still cares."""
+        self._actions.greet(place, self._clock(), every)
 
     def load(self, revision: RevisionId) -> Load:
         """Counts for tests, `serve` and admin."""
-        raise NotImplementedError
+        return count(self._pools.of(revision))
 
     async def close(self) -> None:
         """Answer everybody waiting 503 `draining`, end all background work. Replicas are left as they are."""
-        raise NotImplementedError
+        self._closed = True
+        for handle in self._rechecks:
+            handle.cancel()
+        self._rechecks.clear()
+        for ticket, future in self._waiting.items():
+            if not future.done():
+                future.set_result(Deny(ticket, "draining"))
+        for warmer in self._warmers:
+            warmer.finish(_CLOSING)
+        await self._actions.close()

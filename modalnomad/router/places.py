@@ -60,6 +60,10 @@ class Place:
     spent: bool = False
     """Single-use, and used: it is never reopened."""
     killed: bool = False
+    listed: bool = False
+    """The engine has shown it."""
+    refusals: int = 0
+    """How often in a row its runner said Busy."""
     removed: bool = False
 
     def move(self, state: PlaceState, now: float) -> None:
@@ -95,7 +99,7 @@ class Grant:
     place: Place
 
 
-WhyNot = Literal["queue_full", "queue_timeout", "failed", "broken", "moved"]
+WhyNot = Literal["queue_full", "queue_timeout", "failed", "broken", "moved", "draining"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +129,18 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The replica is gone; `failure`: its start failed, or it died."""
+    """The replica is gone; `failure`: it died."""
 
     place: Place
     failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A start failed, and no room is being made for it."""
+
+    key: ReplicaKey
+    failure: Failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,4 +174,4 @@ class Recheck:
     at: float
 
 
-Effect = Grant | Deny | Start | Opened | Ended | Drain | Probe | Kill | Recheck
+Effect = Grant | Deny | Start | Opened | Ended | Failed | Drain | Probe | Kill | Recheck

@@ -18,6 +18,7 @@ from modalnomad.router.places import (
     Drain,
     Effect,
     Ended,
+    Failed,
     Grant,
     IllegalMove,
     Kill,
@@ -33,7 +34,7 @@ from modalnomad.router.roster import Roster
 from modalnomad.scaling.decide import Observed, Policy
 
 BUSY_PAUSE = 0.025
-"""Seconds a replica is not offered after its runner said Busy."""
+"""Seconds a replica is not offered after its runner said Busy; doubled each time in a row, up to 0.8 s."""
 START_MARGIN = 1.0
 """Seconds past the start limit: the runner keeps it too, and its own words are better than ours."""
 STRIKE_LIMIT = 10.0
@@ -104,7 +105,7 @@ class Pool:
         return self.settle(now)
 
     def release(self, place: Place, now: float) -> list[Effect]:
-        """A lease ended: the last byte has passed."""
+        """A lease ended: the last byte has passed, or the replica did not take the request."""
         if place.running <= 0:
             raise IllegalMove(f"{place.key}: released more often than leased")
         place.running -= 1
@@ -118,7 +119,8 @@ class Pool:
 
     def refused(self, place: Place, now: float) -> list[Effect]:
         """Its runner said Busy: others use it too, or it is leaving. The lease stays until it is released."""
-        place.busy_until = now + BUSY_PAUSE
+        place.refusals += 1
+        place.busy_until = now + BUSY_PAUSE * 2 ** min(place.refusals - 1, 5)
         return [Recheck(place.busy_until)]
 
     def strike(self, place: Place, now: float, *, timed_out: bool) -> list[Effect]:
@@ -167,9 +169,9 @@ class Pool:
         starting = place.state is PlaceState.STARTING
         if starting and failure is None:
             failure = Failure("start_failed", "It ended before it was ready.")
-        effects: list[Effect] = [Ended(place, failure)]
+        effects: list[Effect] = [Ended(place, None if starting else failure)]
         if starting and failure is not None:
-            effects += self._start_failed(failure, now, hope=hope)
+            effects += self._start_failed(place, failure, now, hope=hope)
         return effects + self.settle(now)
 
     def close(self, number: int, now: float, idle_for: float, reason: str) -> list[Effect]:
@@ -330,14 +332,17 @@ class Pool:
             effects.append(Start(self.places.add_next(now).key, reason))
         return effects
 
-    def _start_failed(self, failure: Failure, now: float, *, hope: bool) -> list[Effect]:
+    def _start_failed(self, place: Place, failure: Failure, now: float, *, hope: bool) -> list[Effect]:
         """Told to the waiting at once, unless another replica is ready or starting, or room is being made."""
         self._may.failed(now, failure, hope=hope)
-        if self.places.live or (hope and failure.code == "no_capacity"):
+        if hope and failure.code == "no_capacity":
             return [Recheck(self._may.pause(now))]
+        failed = Failed(place.key, failure)
+        if self.places.live:
+            return [failed, Recheck(self._may.pause(now))]
         self.floor = 0
         self._may.hold_until = 0.0
-        return self._deny(Deny(0, "failed", failure))
+        return [failed, *self._deny(Deny(0, "failed", failure))]
 
     def _hopeful(self, now: float) -> bool:
         """Is there anything to wait for: a live replica, a start to come, or one on its way out that makes room."""
@@ -354,7 +359,7 @@ class Pool:
             limit = f"not ready after {self.policy.start_limit:g} s"
             return [
                 *self._kill(place, now, limit),
-                *self._start_failed(Failure("startup_timeout", f"It was {limit}."), now, hope=False),
+                *self._start_failed(place, Failure("startup_timeout", f"It was {limit}."), now, hope=False),
             ]
         if place.state is PlaceState.STRUCK and since >= STRIKE_LIMIT and not place.running:
             return self._kill(place, now, f"no connection to it for {STRIKE_LIMIT:g} s")

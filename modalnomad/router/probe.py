@@ -1,11 +1,31 @@
-"""What the router asks of a replica itself: are you ready, will you drain, here is a greeting."""
+"""What the router asks of a replica itself: are you ready, will you drain, here is a greeting.
+
+The engine says when a process ended; that always wins over what is heard here.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from modalnomad.model.replica import Address
+from modalnomad_sdk import contract
+
+from modalnomad.model.ids import RevisionId
+from modalnomad.model.replica import Address, ReplicaKey
+
+logger = logging.getLogger("modalnomad.router.probe")
+
+PAUSES = (0.002, 0.005, 0.01, 0.02, 0.05)
+"""Seconds between two tries to connect to a starting replica; the last one repeats."""
+STRANGER_PAUSE = 0.25
+"""Seconds after an answer that was not the replica's own `ready`."""
+DRAIN_LIMIT = 10.0
+"""Seconds a replica may take to answer a drain or a greeting."""
 
 
 class Asker(Protocol):
@@ -20,3 +40,78 @@ class Asker(Protocol):
         timeout: float | None,
     ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         """Raises ConnectionError when nobody answers, TimeoutError after `timeout` seconds (None: no limit)."""
+
+
+class DrainRefused(Exception):
+    """Something runs on the replica, or ran `idle_for` seconds ago."""
+
+    def __init__(self, idle_for: float) -> None:
+        super().__init__(f"idle for {idle_for:.1f} s")
+        self.idle_for = idle_for
+
+
+class Prober:
+    """Asks replicas, with the ticket of their revision."""
+
+    def __init__(self, ask: Asker, platform_key: bytes) -> None:
+        self._ask = ask
+        self._platform_key = platform_key
+        self._tickets: dict[RevisionId, bytes] = {}
+
+    def ticket(self, revision: RevisionId) -> bytes:
+        """Hex HMAC-SHA256 of the revision's id under the platform key (contract.HEADER_TICKET)."""
+        ticket = self._tickets.get(revision)
+        if ticket is None:
+            if len(self._tickets) >= 1000:
+                self._tickets.clear()
+            ticket = hmac.new(self._platform_key, revision.encode(), hashlib.sha256).hexdigest().encode()
+            self._tickets[revision] = ticket
+        return ticket
+
+    async def ready(self, key: ReplicaKey, address: Address) -> None:
+        """Return when the replica itself has said that it is ready: one held request, repeated while nobody listens.
+        Whoever else answers on that address (a stranger on the port) is asked again. The pool keeps the time."""
+        expected = f"{key.pool} {key.name}".encode()
+        tries = 0
+        while True:
+            pause = PAUSES[min(tries, len(PAUSES) - 1)]
+            tries += 1
+            try:
+                status, headers, _ = await self._send(key, address, b"GET", contract.READY_PATH.encode(), None)
+            except (OSError, TimeoutError):
+                await asyncio.sleep(pause)
+                continue
+            names = [value for name, value in headers if name.lower() == contract.HEADER_REPLICA.encode()]
+            if status == 200 and names == [expected]:
+                return
+            logger.warning("%s: %s answered %d as %s", key, address, status, names)
+            await asyncio.sleep(STRANGER_PAUSE)
+
+    async def drain(self, key: ReplicaKey, address: Address, idle_for: float) -> None:
+        """Return when it agreed. Raises DrainRefused; ConnectionError or TimeoutError: nobody knows."""
+        path = f"{contract.DRAIN_PATH}?idle_for={idle_for:g}".encode()
+        status, _, body = await self._send(key, address, b"POST", path, DRAIN_LIMIT)
+        if status == 202:
+            return
+        if status == 409:
+            raise DrainRefused(_idle_for(body))
+        raise ConnectionAbortedError(f"{key}: a drain was answered {status}")
+
+    async def greet(self, key: ReplicaKey, address: Address) -> None:
+        """Tell it that somebody still cares, so that it does not drain itself. Raises ConnectionError, TimeoutError."""
+        await self._send(key, address, b"GET", contract.READY_PATH.encode(), DRAIN_LIMIT)
+
+    async def _send(
+        self, key: ReplicaKey, address: Address, method: bytes, path: bytes, limit: float | None
+    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        headers = [(contract.HEADER_TICKET.encode(), self.ticket(key.pool.revision))]
+        return await self._ask(address, method, path, headers, limit)
+
+
+def _idle_for(body: bytes) -> float:
+    """Of {"running": n, "idle_for": s}: 0 while something runs, and when the body is anything else."""
+    try:
+        found: Any = json.loads(body)
+        return 0.0 if found["running"] else max(0.0, float(found["idle_for"]))
+    except (ValueError, TypeError, KeyError):
+        return 0.0

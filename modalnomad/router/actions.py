@@ -1,0 +1,137 @@
+"""Carries out what pools ask for: starts, probes, drains, kills. Reports back what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from modalnomad.kit.tasks import Tasks
+from modalnomad.model.errors import ModalNomadError
+from modalnomad.model.replica import Address, Failure, ReplicaKey
+from modalnomad.ports.engine import Starter
+from modalnomad.router.places import Drain, Kill, Place, Start
+from modalnomad.router.probe import DrainRefused, Prober
+
+logger = logging.getLogger("modalnomad.router.actions")
+
+
+class Heard(Protocol):
+    """Where the outcomes go: the activator."""
+
+    def heard_ready(self, key: ReplicaKey) -> None:
+        """It said so itself."""
+
+    def heard_ended(self, key: ReplicaKey, failure: Failure | None) -> None:
+        """It is gone, or it could not be started."""
+
+    def heard_refusal(self, key: ReplicaKey, idle_for: float) -> None:
+        """It does not drain: something ran `idle_for` seconds ago."""
+
+    def drain_due(self, key: ReplicaKey) -> Place | None:
+        """Asked right before a drain is sent. None: do not."""
+
+
+class Actions:
+    """Owns a task for each start, probe, drain and kill under way."""
+
+    def __init__(self, engine: Starter, prober: Prober, forget: Callable[[Address], None], heard: Heard) -> None:
+        self._engine = engine
+        self._prober = prober
+        self._forget = forget
+        self._heard = heard
+        self._tasks = Tasks("activator")
+        self._probes: dict[ReplicaKey, asyncio.Task[None]] = {}
+        self._greeted: dict[ReplicaKey, float] = {}
+
+    def start(self, effect: Start) -> None:
+        """Have the engine start it; how that goes is told by its snapshots."""
+        logger.info("start %s: %s", effect.key, effect.reason)
+        self._tasks.spawn(self._start(effect), f"start {effect.key}")
+
+    def probe(self, place: Place) -> None:
+        """Hold a `ready` request to it until it is answered or the replica ended. Once at a time."""
+        if place.key not in self._probes and place.address is not None:
+            task = self._tasks.spawn(self._probe(place.key, place.address), f"probe {place.key}")
+            self._probes[place.key] = task
+
+    def drain(self, effect: Drain) -> None:
+        """Ask it to drain, if that still holds when the request is about to be sent."""
+        self._tasks.spawn(self._drain(effect), f"drain {effect.key}")
+
+    def kill(self, effect: Kill) -> None:
+        """Have the engine end it."""
+        logger.warning("kill %s: %s", effect.key, effect.reason)
+        self._end_probe(effect.key)
+        self._tasks.spawn(self._kill(effect), f"kill {effect.key}")
+
+    def ended(self, place: Place) -> None:
+        """Free what was held for it: probe, pooled connections."""
+        self._end_probe(place.key)
+        self._greeted.pop(place.key, None)
+        if place.address is not None:
+            self._forget(place.address)
+
+    def greet(self, place: Place, now: float, every: float) -> None:
+        """Tell an idle replica that is kept that somebody still cares, once per `every` seconds."""
+        last = max(self._greeted.get(place.key, 0.0), place.idle_since)
+        if place.address is not None and now - last >= every:
+            self._greeted[place.key] = now
+            self._tasks.spawn(self._greet(place.key, place.address), f"greet {place.key}")
+
+    async def close(self) -> None:
+        """End all of it. Replicas stay as they are."""
+        await self._tasks.close()
+
+    def _end_probe(self, key: ReplicaKey) -> None:
+        probe = self._probes.pop(key, None)
+        if probe is not None:
+            probe.cancel()
+
+    async def _start(self, effect: Start) -> None:
+        try:
+            await self._engine.start(effect.key, effect.reason)
+        except ModalNomadError as error:
+            self._heard.heard_ended(effect.key, Failure("start_failed", error.message, error.hint or ""))
+        except Exception as error:
+            logger.exception("the engine failed to start %s", effect.key)
+            self._heard.heard_ended(effect.key, Failure("start_failed", "The engine failed.", repr(error)))
+
+    async def _probe(self, key: ReplicaKey, address: Address) -> None:
+        try:
+            await self._prober.ready(key, address)
+        finally:
+            if self._probes.get(key) is asyncio.current_task():
+                del self._probes[key]
+        self._heard.heard_ready(key)
+
+    async def _drain(self, effect: Drain) -> None:
+        place = self._heard.drain_due(effect.key)
+        if place is None or place.address is None:
+            return
+        try:
+            await self._prober.drain(effect.key, place.address, effect.idle_for)
+        except DrainRefused as refusal:
+            logger.info("drain %s refused: %s", effect.key, refusal)
+            self._heard.heard_refusal(effect.key, refusal.idle_for)
+        except (OSError, TimeoutError) as error:
+            # It may have agreed. It is not offered any more; if it does not end, it is killed when it overstays.
+            logger.warning("drain %s got no answer: %s", effect.key, error)
+        else:
+            logger.info("drain %s: %s", effect.key, effect.reason)
+            self._forget(place.address)
+
+    async def _kill(self, effect: Kill) -> None:
+        try:
+            await self._engine.kill(effect.key)
+        except ModalNomadError as error:
+            logger.error("kill %s failed: %s", effect.key, error.message)
+            return
+        self._heard.heard_ended(effect.key, None)
+
+    async def _greet(self, key: ReplicaKey, address: Address) -> None:
+        try:
+            await self._prober.greet(key, address)
+        except (OSError, TimeoutError) as error:
+            logger.warning("greeting %s got no answer: %s", key, error)

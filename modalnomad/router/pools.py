@@ -1,0 +1,108 @@
+"""Which pools there are, of which revisions, and what the engine last listed for each.."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from modalnomad.model.ids import RevisionId
+from modalnomad.model.replica import PoolKey, Replica, ReplicaKey
+from modalnomad.model.revision import Revision
+from modalnomad.router import outcomes
+from modalnomad.router.breaker import Breaker, Starts
+from modalnomad.router.places import PlaceState
+from modalnomad.router.pool import Pool
+from modalnomad.scaling.decide import Policy
+from modalnomad.settings import RouterSettings, ScalingSettings
+
+_REMEMBERED = 1000
+"""Retired revisions that are still known as such."""
+
+
+class Pools:
+    """A registry. It decides nothing but whether one more pool fits."""
+
+    def __init__(self, settings: RouterSettings, scaling: ScalingSettings) -> None:
+        self._settings = settings
+        self._scaling = scaling
+        self._pools: dict[PoolKey, Pool] = {}
+        self._retired: dict[RevisionId, None] = {}
+        self._listed: dict[PoolKey, list[Replica]] = {}
+
+    def __iter__(self) -> Iterator[Pool]:
+        return iter(tuple(self._pools.values()))
+
+    def get(self, key: PoolKey) -> Pool | None:
+        """None: not woken yet, or dropped."""
+        return self._pools.get(key)
+
+    def of(self, revision: RevisionId) -> list[Pool]:
+        """All pools of a revision."""
+        return [pool for pool in self._pools.values() if pool.key.revision == revision]
+
+    def make(self, revision: Revision, key: PoolKey, now: float) -> Pool:
+        """A cold one."""
+        scaling = self._scaling
+        longest = scaling.breaker_backoff_max
+        pool = self._pools[key] = Pool(
+            key,
+            Policy.of(revision.function, parametrized=bool(key.parameters)),
+            starts_allowed=Starts(
+                Breaker(scaling.breaker_failures, scaling.breaker_backoff, longest),
+                Breaker(1, scaling.breaker_backoff, longest),
+            ),
+            queue_limit=self._settings.queue_limit,
+            overstay=scaling.overstay,
+            now=now,
+        )
+        return pool
+
+    def victim(self, revision: Revision) -> Pool | None:
+        """The idle pool that makes room for one more of this revision: the one used least recently. None: there is
+        room. Raises Reply 429 when all are in use."""
+        if not revision.function.parameters:
+            return None
+        present = [pool for pool in self.of(revision.id) if not pool.evicted]
+        if len(present) < self._settings.max_pools:
+            return None
+        idle = [pool for pool in present if pool.idle]
+        if not idle:
+            raise outcomes.too_many_pools(self._settings.max_pools)
+        return min(idle, key=lambda pool: pool.used_at)
+
+    def drop(self, key: PoolKey) -> None:
+        """Forget a cold pool."""
+        self._pools.pop(key, None)
+
+    def retire(self, revision: RevisionId) -> None:
+        """Requests for it follow their route from now on."""
+        self._retired[revision] = None
+        while len(self._retired) > _REMEMBERED:
+            del self._retired[next(iter(self._retired))]
+
+    def revive(self, revision: RevisionId) -> bool:
+        """It is served (again). False: it was not retired."""
+        found = revision in self._retired
+        self._retired.pop(revision, None)
+        return found
+
+    def is_retired(self, revision: RevisionId) -> bool:
+        """No route leads to it any more."""
+        return revision in self._retired
+
+    def list_all(self, replicas: Iterable[Replica]) -> None:
+        """What the engine lists now."""
+        self._listed = {}
+        for replica in replicas:
+            self._listed.setdefault(replica.key.pool, []).append(replica)
+
+    def listed(self, key: PoolKey) -> list[Replica]:
+        """What the engine last listed for this pool, ended ones of the last minute included."""
+        return self._listed.get(key, [])
+
+    def leaving(self, but: ReplicaKey) -> bool:
+        """Another replica of ours is on its way out."""
+        return any(
+            place.state in (PlaceState.CLOSING, PlaceState.DRAINING) and place.key != but
+            for pool in self._pools.values()
+            for place in pool.places
+        )
