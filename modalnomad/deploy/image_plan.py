@@ -25,6 +25,8 @@ from modalnomad.model.manifest import Image, ImageStep, Mount, Notice
 COPIED: Mapping[str, Any] = {"add_local_file": "file", "add_local_dir": "dir", "add_local_python_source": "python"}
 ROOT = PurePosixPath("/root")
 """What containers call the folder that is a replica's own here."""
+OLDEST_PYTHON = (3, 10)
+"""What the SDK, which serves in every replica, runs on."""
 LOCAL = re.compile(r"(-e\b|--editable\b|\.{0,2}/|~|file:)|.*@\s*file:")
 
 
@@ -82,6 +84,8 @@ def plan_image(image: Image | None) -> ImagePlan:
         plan.problems.append(Problem(image.where, CONTAINER_BASES[image.base]))
     elif image.base != "debian_slim":
         plan.problems.append(Problem(image.where, f"Image.{image.base} is not known to this back end"))
+    if image.python_version is not None and (message := _bad_python(image.python_version)):
+        plan.problems.append(Problem(image.where, message))
     plan.force = bool(image.base_arguments.get("force_build"))
     for step in image.steps:
         _Step(plan, step).take()
@@ -91,6 +95,15 @@ def plan_image(image: Image | None) -> ImagePlan:
     while plan.steps and isinstance(plan.steps[-1], Mount):
         plan.steps.pop()  # files that no command sees reach the replica by the bundle
     return plan
+
+
+def _bad_python(version: str) -> str | None:
+    match = re.fullmatch(r"(\d+)\.(\d+)(\.\d+)?t?", version)
+    if match is None:
+        return f"python_version={version!r}: a version such as '3.12' is expected"
+    if (int(match[1]), int(match[2])) < OLDEST_PYTHON:
+        return f"python_version={version!r}: replicas need Python {'.'.join(map(str, OLDEST_PYTHON))} or newer"
+    return None
 
 
 def step_mounts(step: ImageStep) -> Iterator[Mount]:

@@ -71,6 +71,15 @@ def test_bases_for_containers_name_the_docker_driver(base: str) -> None:
     assert "docker driver" in problem.message
 
 
+@pytest.mark.parametrize(
+    ("version", "words"), [("3.9", "need Python 3.10 or newer"), ("three", "a version such as '3.12'")]
+)
+def test_pythons_that_no_replica_can_run(version: str, words: str) -> None:
+    (problem,) = plan_image(image(python_version=version)).problems
+    assert words in problem.message
+    assert repr(version) in problem.message
+
+
 def test_cmd_is_noticed_as_without_effect() -> None:
     plan = plan_image(image(step("cmd", commands=["x"])))
     assert not plan.problems
