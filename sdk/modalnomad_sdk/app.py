@@ -98,15 +98,7 @@ class App:
         """Its name, if it has one."""
         return self._name
 
-    @property
-    def description(self) -> str | None:
-        """Its name, if it has one."""
-        return self._name
-
-    @property
-    def tags(self) -> dict[str, str]:
-        """Its tags."""
-        return dict(self._tags)
+    description = name
 
     @property
     def app_id(self) -> str | None:
@@ -307,8 +299,8 @@ class App:
         if older is not None:
             note(
                 "duplicate",
-                f"two Functions of the App are named `{declaration.tag}` ({older.where} and {declaration.where}): the last "
-                "one wins; give one of them another name",
+                f"two Functions are named `{declaration.tag}` ({older.where} and {declaration.where}): the last one "
+                "wins; give one of them another name",
                 declaration.where,
             )
         self.declarations[declaration.tag] = declaration

@@ -1,8 +1,8 @@
-"""`python -m modalnomad_sdk.describe <file.py[::app] | -m pkg.mod[::app]> --out FILE`: what a program declares, as JSON.
+"""What a program declares, as JSON: `python -m modalnomad_sdk.describe <file.py[::app] | -m mod[::app]> --out FILE`.
 
 FILE (0600) holds a `modalnomad.model.manifest.Description` and the exit code is 0; or {"error": {code, message, where,
-traceback, hint}} and 1. Standard output and error belong to the user's code. The process ends without waiting for threads
-that the user's code left behind.
+traceback, hint}} and 1. Standard output and error belong to the user's code. The process ends without waiting for
+threads that the user's code left behind.
 """
 
 from __future__ import annotations
@@ -48,9 +48,7 @@ def parse(arguments: list[str]) -> tuple[str, str | None, bool, str]:
     module = rest[:1] == ["-m"]
     rest = rest[1:] if module else rest
     if len(rest) != 1 or not out:
-        print(
-            "usage: python -m modalnomad_sdk.describe <file.py[::app] | -m pkg.mod[::app]> --out FILE", file=sys.stderr
-        )
+        sys.stderr.write("usage: python -m modalnomad_sdk.describe <file.py[::app] | -m pkg.mod[::app]> --out FILE\n")
         raise SystemExit(2)
     target, separator, name = rest[0].partition("::")
     if not target or (separator and not name):
@@ -98,7 +96,7 @@ def _script_source(target: str) -> SourceOf:
     if stem in {NAME, PACKAGE, "modalnomad"} or stem in sys.stdlib_module_names:
         raise DescribeError(
             "bad_reference",
-            f"{target}: a module called `{stem}` would hide the one that Python (or this program) needs under that name",
+            f"{target}: a module called `{stem}` would hide the one that Python (or this program) needs",
             hint="rename the file",
         )
     return SourceOf("script", path.name, str(path.parent), stem)

@@ -71,7 +71,7 @@ def describe_app(app: App, source: SourceOf) -> dict[str, Any]:
         "app": {
             "schema_version": 1,
             "name": app.name,
-            "tags": app.tags,
+            "tags": app._tags,
             "source": {"mode": source.mode, "entry": source.entry, "root": source.root, "module": source.module},
             "functions": functions,
             "entrypoints": list(app.entrypoints),
@@ -158,7 +158,7 @@ def _secret_data(declaration: FunctionDeclaration, findings: Findings) -> Iterat
     """References, in the order in which later ones win; `env=` comes last."""
     options = declaration.options
     for secret in options.secrets:
-        values = secret.values()
+        values = secret._values()
         if values is None:
             yield {
                 "name": secret.name,
@@ -211,49 +211,44 @@ def _check_limits(declaration: FunctionDeclaration, findings: Findings) -> None:
     if "<locals>" in getattr(declaration.target, "__qualname__", ""):
         findings.refuse(
             "serialized",
-            f"`{tag}` is defined inside another function and serialized=True, which is not available: move it to the top "
-            "level of its module",
+            f"`{tag}` is defined inside another function and serialized=True, which is not available: move it to the "
+            "top level of its module",
             where,
         )
+
+
+WITHOUT_EFFECT = {
+    "cloud": "replicas run on the machines of this platform",
+    "region": "replicas run on the machines of this platform",
+    "routing_region": "requests come in at this platform's own routers",
+    "nonpreemptible": "replicas are not preempted",
+    "i6pn": "replicas are reached through the router only",
+    "restrict_modal_access": "replicas have no rights on the platform in any case",
+    "experimental_options": "they are options of the vendor's platform",
+    "serialized": "the module is imported in the replica",
+    "ephemeral_disk": "replicas write to their machine's disk",
+    "enable_memory_snapshot": "every replica imports the module and runs its `enter` methods",
+    "schedule": "Functions are not run by themselves",
+}
+"""Arguments of `app.function` and `app.cls` that are accepted and not acted on, and why."""
 
 
 def _check_effects(declaration: FunctionDeclaration, findings: Findings) -> None:
     """What is accepted and not acted on."""
     options, where, tag = declaration.options, declaration.where, declaration.tag
-    without = {
-        "cloud": options.cloud,
-        "region": options.region,
-        "routing_region": options.routing_region,
-        "nonpreemptible": options.nonpreemptible,
-        "i6pn": options.i6pn,
-        "restrict_modal_access": options.restrict_modal_access,
-        "experimental_options": options.experimental_options,
-        "serialized": options.serialized,
-        "ephemeral_disk": options.ephemeral_disk,
-    }
-    for name, value in without.items():
-        if value:
-            findings.notice("no_effect", f"`{name}` has no effect here", where)
-    if options.enable_memory_snapshot:
-        findings.notice(
-            "no_effect", "`enable_memory_snapshot` has no effect here: every replica runs its enter methods", where
-        )
-    if options.schedule is not None:
-        findings.notice("no_effect", f"`schedule` has no effect here: `{tag}` is not run by itself", where)
+    for name, reason in WITHOUT_EFFECT.items():
+        if getattr(options, name):
+            findings.notice("no_effect", f"`{name}` has no effect here: {reason}", where)
     if not declaration.endpoints and not declaration.is_server:
-        findings.notice(
-            "not_web",
-            f"`{tag}` has no web endpoint, so nothing calls it here; .local() works inside the program",
-            where,
-        )
+        findings.notice("not_web", f"`{tag}` has no web endpoint, so nothing calls it here but .local()", where)
         if options.retries is not None:
-            findings.notice("no_effect", "`retries` has no effect here", where)
+            findings.notice("no_effect", f"`retries` has no effect here: nothing calls `{tag}`", where)
     if declaration.batched:
         findings.notice("no_effect", f"@modal.batched has no effect here: `{tag}` gets what its caller passes", where)
 
 
 def _local_modules(source: SourceOf) -> dict[str, str]:
-    """Imported modules whose files lie in the program's root, with their files; installed packages are not among them."""
+    """Imported modules whose files lie in the program's root, with their files; no installed packages."""
     below = source.root.rstrip(os.sep) + os.sep
     installed = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
     prefixes = tuple(

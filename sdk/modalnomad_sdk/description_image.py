@@ -7,13 +7,18 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .exception import InvalidError
 from .image import AUTO_DOCKERIGNORE, Image
 from .image_base import LocalFiles, Step
 from .patterns import NON_PYTHON_FILES, FilePatternMatcher, Ignore
 
+_COPIES: dict[str, Literal["file", "dir", "python"]] = {
+    "add_local_file": "file",
+    "add_local_dir": "dir",
+    "add_local_python_source": "python",
+}
 EVERYTHING = ("!**",)
 """A list of patterns that leaves nothing out, and is not empty: empty means the default of the kind of files."""
 
@@ -46,15 +51,13 @@ def _step_data(step: Step) -> dict[str, Any]:
     if step.env:
         arguments["env"] = dict(step.env)
     if step.gpu:
-        arguments["gpu"] = step.gpu if isinstance(step.gpu, str) else [str(choice) for choice in step.gpu]
+        arguments["gpu"] = step.gpu
     files = step.files
     if step.function is not None:
         arguments.update(_function_data(step))
-    if step.kind in {"add_local_file", "add_local_dir", "add_local_python_source"}:
-        kind = {"add_local_file": "file", "add_local_dir": "dir", "add_local_python_source": "python"}[step.kind]
-        mount = _mount_data(
-            LocalFiles(kind, str(arguments["local"]), str(arguments["remote"]), step.ignore, step.where)  # type: ignore[arg-type]
-        )
+    if step.kind in _COPIES:
+        kind = _COPIES[step.kind]
+        mount = _mount_data(LocalFiles(kind, arguments["local"], arguments["remote"], step.ignore, step.where))
         files = (mount["local"],)
         arguments = {"local": mount["local"], "remote": mount["remote"], "ignore": mount["ignore"]}
     return {"kind": step.kind, "arguments": arguments, "files": list(files), "where": step.where}
@@ -100,16 +103,14 @@ def module_source(name: str, place: str) -> str:
         raise InvalidError(f"{place}: Image.add_local_python_source({name!r}): {error}") from None
     if spec is None:
         raise InvalidError(
-            f"{place}: Image.add_local_python_source({name!r}): there is no such module (looked in {sys.path[0]} and where "
-            "Python's packages are)"
+            f"{place}: Image.add_local_python_source({name!r}): there is no such module (looked in {sys.path[0]} and "
+            "where Python's packages are)"
         )
     locations = list(spec.submodule_search_locations or ())
     if locations:
         return os.path.abspath(locations[0])
     if spec.origin is None or not spec.origin.endswith(".py"):
-        raise InvalidError(
-            f"{place}: Image.add_local_python_source({name!r}): the module has no Python source to take along"
-        )
+        raise InvalidError(f"{place}: Image.add_local_python_source({name!r}): the module has no Python source")
     return os.path.abspath(spec.origin)
 
 

@@ -82,11 +82,6 @@ class Function(Handle, Generic[P, R]):
             )
         return self._app
 
-    @property
-    def is_web(self) -> bool:
-        """Is it a web endpoint?"""
-        return self._endpoint is not None
-
     def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here, in this process; of an `asgi_app` this gives the app object."""
         if self._call is None:
@@ -156,10 +151,10 @@ class Function(Handle, Generic[P, R]):
 
     def _no_calls(self, method: str) -> NoReturn:
         place = where.caller()
-        if self.is_web:
+        if self._endpoint is not None:
             raise InvalidError(
-                f"{place}: `{self.tag}` is a web endpoint (a webhook), so .{method}() cannot call it: send a request to "
-                f"its web URL (`{self.tag}.get_web_url()`), or run it here with .local()"
+                f"{place}: `{self.tag}` is a web endpoint (a webhook), which .{method}() cannot call: send a request "
+                f"to its web URL (`{self.tag}.get_web_url()`), or run it here with .local()"
             )
         raise UnimplementedError(
             f"{place}: `{self.tag}.{method}()` would run the function in another replica, which this platform does not "

@@ -255,7 +255,12 @@ class Image(InstallSteps):
         return self._add(LocalFiles("file", local(local_path), target, None, where.caller()), copy)
 
     def add_local_dir(
-        self, local_path: str | Path, remote_path: str, *, copy: bool = False, ignore: Ignore = []
+        self,
+        local_path: str | Path,
+        remote_path: str,
+        *,
+        copy: bool = False,
+        ignore: Sequence[str] | Callable[[Path], bool] = [],  # noqa: B006 - never changed
     ) -> Image:
         """Take a local folder along: at start, or with `copy` into the image. `ignore`: patterns or a predicate."""
         target = remote(remote_path, "add_local_dir")

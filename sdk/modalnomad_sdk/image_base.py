@@ -28,7 +28,7 @@ class Step:
     secrets: tuple[Secret, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     """Variables of this step alone."""
-    gpu: object = None
+    gpu: str | list[str] | None = None
     function: Any = None
     """Of run_function."""
     ignore: Ignore | None = None
@@ -113,7 +113,7 @@ class Common:
 
     env: Mapping[str, str | None] | None = None
     secrets: Collection[Secret] | None = None
-    gpu: object = None
+    gpu: str | list[str] | None = None
     force_build: bool = False
 
     def checked_secrets(self, place: str, kind: str) -> tuple[Secret, ...]:

@@ -64,8 +64,10 @@ def ignored(path: str, patterns: Sequence[str]) -> bool:
 class FilePatternMatcher:
     """Matches paths against patterns as in a .dockerignore; `~matcher` matches what it does not."""
 
+    patterns: tuple[str, ...] = ()
+
     def __init__(self, *pattern: str) -> None:
-        self.patterns: tuple[str, ...] = tuple(pattern)
+        self.patterns = tuple(pattern)
         self.negated = False
 
     @classmethod

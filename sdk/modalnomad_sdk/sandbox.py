@@ -56,6 +56,10 @@ class SandboxSnapshot(Unavailable):
 class Probe:
     """How a Sandbox tells that it is ready."""
 
+    tcp_port: int | None = None
+    exec_argv: tuple[str, ...] | None = None
+    interval_ms: int = 100
+
     def __init__(
         self, tcp_port: int | None = None, exec_argv: tuple[str, ...] | None = None, interval_ms: int = 100
     ) -> None:
@@ -104,7 +108,20 @@ class Cluster(Unavailable):
 class Server(Unavailable):
     """Handle of an `app.server`."""
 
-    _runtime: ClassVar[frozenset[str]] = runtime("autoscaler get_url logs metrics sessions stats update_autoscaler")
+    _runtime: ClassVar[frozenset[str]] = frozenset(
+        (
+            "autoscaler",
+            "get_url",
+            "hydrate",
+            "info",
+            "logs",
+            "metrics",
+            "object_id",
+            "sessions",
+            "stats",
+            "update_autoscaler",
+        )
+    )
     _instead: ClassVar[str] = "Use @app.cls() with @modal.web_server(port)"
 
     @staticmethod
@@ -123,7 +140,7 @@ class Server(Unavailable):
 class Environment(Unavailable):
     """A namespace for Apps and Secrets."""
 
-    _runtime: ClassVar[frozenset[str]] = runtime("apps billing from_context members name roles")
+    _runtime: ClassVar[frozenset[str]] = runtime("apps billing from_context members name objects roles")
     _instead: ClassVar[str] = "Name the environment on the command line, with --env"
 
     @staticmethod

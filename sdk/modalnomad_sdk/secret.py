@@ -45,7 +45,7 @@ class Secret:
         """Name of a stored Secret; None for one that has its values here."""
         return self._name
 
-    def values(self) -> Mapping[str, str] | None:
+    def _values(self) -> Mapping[str, str] | None:
         """Values of a secret that has them here; None for one that is stored. Read at deploy only."""
         return None if self._load is None else self._load()
 
@@ -91,7 +91,7 @@ class Secret:
         name: str,
         *,
         environment_name: str | None = None,
-        required_keys: Sequence[str] = (),
+        required_keys: Sequence[str] = [],
         client: Client | None = None,
     ) -> Secret:
         """A stored secret. That it exists, with all of `required_keys`, is checked at deploy."""

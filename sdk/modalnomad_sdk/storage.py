@@ -21,7 +21,8 @@ class Volume(Unavailable):
     """A shared file system."""
 
     _runtime: ClassVar[frozenset[str]] = runtime(
-        "commit reload listdir iterdir read_file read_file_into_fileobj remove_file copy_files batch_upload rename"
+        "commit reload listdir iterdir read_file read_file_into_fileobj remove_file copy_files batch_upload rename "
+        "info objects"
     )
     _instead: ClassVar[str] = _FILES
 
@@ -96,7 +97,7 @@ class NetworkFileSystem(Unavailable):
 class Dict(Unavailable):
     """A shared dictionary."""
 
-    _runtime: ClassVar[frozenset[str]] = runtime("clear contains get items keys len pop put update values")
+    _runtime: ClassVar[frozenset[str]] = runtime("clear contains get info items keys len objects pop put update values")
     _instead: ClassVar[str] = _VALUES
 
     @property
@@ -137,7 +138,9 @@ class Dict(Unavailable):
 class Queue(Unavailable):
     """A shared queue."""
 
-    _runtime: ClassVar[frozenset[str]] = runtime("clear get get_many iterate len put put_many validate_partition_key")
+    _runtime: ClassVar[frozenset[str]] = runtime(
+        "clear get get_many info iterate len objects put put_many validate_partition_key"
+    )
     _instead: ClassVar[str] = _VALUES
 
     @property

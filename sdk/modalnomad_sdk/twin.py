@@ -35,6 +35,9 @@ class Twin(Generic[S, P, R]):
         self.__wrapped__ = function
         self.__doc__ = function.__doc__
 
+    def __call__(self, instance: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._function(instance, *args, **kwargs)
+
     @overload
     def __get__(self, instance: None, owner: type) -> Twin[S, P, R]: ...
     @overload

@@ -83,5 +83,5 @@ class Unavailable(metaclass=_Meta):
 
 
 def runtime(names: str) -> frozenset[str]:
-    """Names of methods, for `_runtime`; every object has some in common."""
-    return frozenset((*names.split(), "hydrate", "object_id", "client", "info", "get_dashboard_url", "objects"))
+    """Names of methods, for `_runtime`; most objects have some in common."""
+    return frozenset((*names.split(), "client", "get_dashboard_url", "hydrate", "object_id"))
