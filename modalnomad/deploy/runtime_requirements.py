@@ -6,7 +6,6 @@ Lower bounds only, as low as the runner really works with: the user's pins win (
 from __future__ import annotations
 
 RUNTIME_REQUIREMENTS: tuple[str, ...] = (
-    "a2wsgi>=1.8",
     "fastapi>=0.95",
     "httptools>=0.5",
     "python-multipart>=0.0.5",
