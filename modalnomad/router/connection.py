@@ -33,6 +33,9 @@ LINGER_TIME: Final = 2.0
 """Seconds an answered client has to stop sending; closing at once would reset the connection and may destroy the
 answer."""
 DISCARD_TIME: Final = 5.0
+PROBE_AFTER: Final = (1.0, 10.0, 60.0, 300.0)
+"""Seconds between looks whether the client of a waiting request is there, while its body is not read. Few: some clients
+give up after five interim answers."""
 SILENCE: Final = 5.0
 """Seconds without a byte of answer after which a client that closed its side in mid-answer is taken for gone."""
 
@@ -42,7 +45,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_bound_host", "_buffer", "_deadline", "_eof", "_exchange", "_flushed", "_gate", "_peer",
-        "_probed", "_reading", "_scanned", "_state", "_task", "_transport", "_wrote_at", "writing_paused",
+        "_probe_at", "_probes", "_reading", "_scanned", "_state", "_task", "_transport", "_wrote_at", "writing_paused",
     )  # fmt: skip
 
     def __init__(self, gate: Gate, bound_host: str | None = None) -> None:
@@ -58,7 +61,8 @@ class Connection(asyncio.Protocol):
         self._peer = cast("Peer", None)
         self._reading = True
         self._eof = False
-        self._probed = False
+        self._probes = 0
+        self._probe_at = 0.0
         self._flushed = False
         self._wrote_at = 0.0
         self.writing_paused = False
@@ -143,7 +147,9 @@ class Connection(asyncio.Protocol):
         limit = self._gate.settings.head_limit
         end = self._buffer.find(HEAD_END, max(0, self._scanned - 3))
         if end < 0:
-            problem = http1.hopeless(self._buffer[max(0, self._scanned - 1) :])
+            # From the last byte seen on, when that is a CR that waited for its LF.
+            seen = self._scanned - 1 if self._buffer.endswith(b"\r", 0, self._scanned) else self._scanned
+            problem = http1.hopeless(self._buffer[seen:])
             self._scanned = len(self._buffer)
             if problem is not None:
                 self._refuse(malformed(problem))
@@ -181,7 +187,8 @@ class Connection(asyncio.Protocol):
         self._state = BUSY
         self._deadline = math.inf
         self._scanned = 0
-        self._probed = False
+        self._probes = 0
+        self._probe_at = gate.clock() + PROBE_AFTER[0]
         exchange = Exchange(
             self, head, self._peer, origin(head, self._peer, gate.trusted), body_limit=gate.settings.body_limit
         )
@@ -195,24 +202,27 @@ class Connection(asyncio.Protocol):
             exchange.reply(answer)
             self._finished(exchange)
             return
+        if exchange.failure is not None:
+            exchange.reply(exchange.failure.answer)
+            self._finished(exchange)
+            return
         gate.counters.running += 1
-        self._task = gate.tasks.spawn(self._serve(exchange), "request")
+        self._task = gate.tasks.spawn(gate.handle(exchange), "request")
+        # Not a `finally` in the task: one that is cancelled before its first step never gets there.
+        self._task.add_done_callback(self._served)
         self.update_reading()
 
     # --- one request ----------------------------------------------------------------------------------------
 
-    async def _serve(self, exchange: Exchange) -> None:
-        try:
-            await self._gate.handle(exchange)
-        except asyncio.CancelledError:
-            # Its body turned out broken while it waited: that is told. Any other cancelling means nobody listens.
-            if exchange.failure is None or self._state == CLOSED:
-                raise
-            exchange.reply(exchange.failure.answer)
-        finally:
-            self._gate.counters.running -= 1
-            self._task = None
-            self._finished(exchange)
+    def _served(self, task: asyncio.Task[None]) -> None:
+        self._gate.counters.running -= 1
+        self._task = None
+        exchange = self._exchange
+        if exchange is None:
+            return
+        if task.cancelled() and exchange.failure is not None and self._state == BUSY:
+            exchange.reply(exchange.failure.answer)  # its body turned out broken while it waited
+        self._finished(exchange)
 
     def _finished(self, exchange: Exchange) -> None:
         self._gate.counters.answered(exchange.status)
@@ -335,13 +345,15 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def _probe(self) -> None:
-        """Only a write shows whether the peer closed one side or both: a closed one answers it with a reset. A 102 is
-        harmless to a client that is still reading (RFC 9110, 15.2)."""
+        """Only a write shows whether a peer that is silent still reads: a closed one answers it with a reset. A 100 is
+        what every client skips (RFC 9110, 15.2.1); some take any other 1xx for the answer."""
         exchange = self._exchange
-        if exchange is not None and not exchange.started and exchange.head.minor == 1:
-            self._probed = True
-            self._transport.write(b"HTTP/1.1 102 Processing\r\n\r\n")
-            asyncio.get_running_loop().call_later(0.05, self._check_probe)
+        if exchange is None or exchange.started or exchange.head.minor == 0 or self._probes == len(PROBE_AFTER):
+            return
+        self._probe_at = self._gate.clock() + PROBE_AFTER[self._probes]
+        self._probes += 1
+        self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        asyncio.get_running_loop().call_later(0.05, self._check_probe)
 
     def _check_probe(self) -> None:
         if self._state == BUSY and presence(self._transport) == "gone":
@@ -349,9 +361,9 @@ class Connection(asyncio.Protocol):
 
     def _check_presence(self, now: float) -> None:
         found = presence(self._transport)
-        if found == "half_closed" and not self._probed:
-            self._probe()
         if found == "gone":
             self._transport.abort()
-        elif self._eof and not self._probed and now - self._wrote_at > SILENCE:
+        elif self._eof and self._probes == 0 and now - self._wrote_at > SILENCE:
             self._transport.abort()  # it closed its side in mid-answer, and nothing was written since that could tell
+        elif (found == "half_closed" and self._probes == 0) or (not self._eof and now >= self._probe_at):
+            self._probe()

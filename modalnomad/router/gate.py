@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from modalnomad.kit.clock import Clock, monotonic
 from modalnomad.kit.tasks import Tasks
@@ -36,7 +36,7 @@ class Gate:
 
     def __init__(
         self,
-        handle: Callable[[Exchange], Awaitable[None]],
+        handle: Callable[[Exchange], Coroutine[Any, Any, None]],
         settings: RouterSettings,
         *,
         counters: Counters | None = None,

@@ -25,8 +25,8 @@ class Listeners:
     async def open(
         self, address: str, port: int, bound_host: str | None = None, tls: ssl.SSLContext | None = None
     ) -> int:
-        """Listen and return the port (`port` 0: a free one). With `bound_host` every request there is for that host. Raises
-        BackendRefused when the port is taken or the address is not this machine's."""
+        """Listen and return the port (`port` 0: a free one). With `bound_host` every request there is for that host.
+        Raises BackendRefused when the port is taken or the address is not this machine's."""
         loop = asyncio.get_running_loop()
         try:
             server = await loop.create_server(

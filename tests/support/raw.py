@@ -238,7 +238,7 @@ async def replica(script: Script, *, unix: Path | None = None) -> AsyncIterator[
         backend.release.set()
         server.close()
         async with asyncio.timeout(WAIT):
-            while backend.ended < backend.connections:
+            while backend.ended < backend.connections:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     assert not backend.errors, backend.errors
 

@@ -164,5 +164,5 @@ async def until(condition: object, seconds: float = WAIT) -> None:
     """Wait for a callable to be true."""
     assert callable(condition)
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
