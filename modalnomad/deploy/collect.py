@@ -6,20 +6,18 @@ User code runs in the child only. What it prints is handed on line by line; what
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import json
 import os
-import signal
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 from pydantic import ValidationError
 
+from modalnomad.deploy.interpreter import Interpreter
 from modalnomad.model.errors import BackendError, ModalNomadError, UserCodeFailed, UserError
 from modalnomad.model.manifest import Description
 
@@ -93,19 +91,75 @@ def check_reference(reference: Reference) -> None:
 async def collect(
     reference: Reference, *, on_output: Callable[[str], None] | None = None, timeout: float = DESCRIBE_TIMEOUT
 ) -> Description:
-    """Describe the program. `on_output` gets each line user code prints while it is imported.
+    """Describe the program once. See `Collector`."""
+    async with Collector(reference, timeout=timeout) as collector:
+        return await collector.collect(on_output)
 
-    Raises UserCodeFailed (their traceback in `output`) or UserError. Cancelling kills the child and what it started.
-    """
-    check_reference(reference)
-    with tempfile.TemporaryDirectory(prefix="modalnomad-describe-") as folder:
-        out = Path(folder) / "description.json"
-        code, output = await _run_describe(reference, out, on_output, timeout)
-        try:
-            answer = json.loads(out.read_bytes())
-        except (OSError, ValueError):
-            raise _died(reference, code, output) from None
-    return read_answer(reference, answer, output)
+
+class Collector:
+    """Describes one program, as often as asked. Owns the interpreter it may keep warm for the next time."""
+
+    def __init__(self, reference: Reference, *, timeout: float = DESCRIBE_TIMEOUT) -> None:
+        self._reference = reference
+        self._timeout = timeout
+        self._warm: Interpreter | None = None
+
+    async def collect(self, on_output: Callable[[str], None] | None = None) -> Description:
+        """`on_output` gets each line user code prints while it is imported.
+
+        Raises UserCodeFailed (their traceback in `output`) or UserError. Cancelling kills the child with all it started.
+        """
+        reference = self._reference
+        check_reference(reference)
+        kept: list[str] = []
+
+        def take(line: str) -> None:
+            kept.append(line)
+            if on_output is not None:
+                on_output(line)
+
+        interpreter, self._warm = self._warm, None
+        if interpreter is None or not interpreter.alive:
+            if interpreter is not None:
+                await interpreter.close()
+            interpreter = await Interpreter.start(describe_environment(os.environ))
+        async with interpreter:
+            with tempfile.TemporaryDirectory(prefix="modalnomad-describe-") as folder:
+                out = Path(folder) / "description.json"
+                try:
+                    async with asyncio.timeout(self._timeout):
+                        code = await interpreter.run([*reference.arguments, "--out", str(out)], take)
+                except TimeoutError:
+                    raise UserCodeFailed(
+                        f"{reference}: not imported within {self._timeout:g} s",
+                        "\n".join(kept)[-OUTPUT_KEPT:],
+                        "move slow work out of the module's top level, into the function or an @modal.enter method",
+                    ) from None
+                output = "\n".join(kept)[-OUTPUT_KEPT:]
+                try:
+                    answer = json.loads(out.read_bytes())
+                except (OSError, ValueError):
+                    raise _died(reference, code, output) from None
+        return read_answer(reference, answer, output)
+
+    async def warm_up(self, modules: Sequence[str]) -> None:
+        """Have the next interpreter started and these modules imported by the time it is needed, on idle time only."""
+        if self._warm is None:
+            self._warm = await Interpreter.start(describe_environment(os.environ), modules)
+
+    async def close(self) -> None:
+        """End the warm interpreter."""
+        interpreter, self._warm = self._warm, None
+        if interpreter is not None:
+            await interpreter.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
 
 
 def read_answer(reference: Reference, answer: Any, output: str) -> Description:
@@ -146,89 +200,7 @@ def _died(reference: Reference, code: int, output: str) -> ModalNomadError:
     )
 
 
-async def _run_describe(
-    reference: Reference, out: Path, on_output: Callable[[str], None] | None, timeout: float
-) -> tuple[int, str]:
-    """Exit code and what it printed."""
-    kept: list[str] = []
-
-    def take(line: str) -> None:
-        kept.append(line)
-        if on_output is not None:
-            on_output(line)
-
-    try:
-        async with asyncio.timeout(timeout), _output_pipe() as (write_end, reader):
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "modalnomad_sdk.describe", *reference.arguments, "--out", str(out)),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=write_end,
-                    stderr=write_end,
-                    env=describe_environment(os.environ),
-                    start_new_session=True,
-                    preexec_fn=_die_with_parent,
-                )
-            finally:
-                os.close(write_end)
-            code, _ = await asyncio.gather(_wait_and_sweep(process, reader), _pump(reader, take))
-    except TimeoutError:
-        raise UserCodeFailed(
-            f"{reference}: not imported within {timeout:g} s",
-            "\n".join(kept)[-OUTPUT_KEPT:],
-            "move slow work out of the module's top level, into the function or an @modal.enter method",
-        ) from None
-    return code, "\n".join(kept)[-OUTPUT_KEPT:]
-
-
-@contextlib.asynccontextmanager
-async def _output_pipe() -> AsyncIterator[tuple[int, asyncio.StreamReader]]:
-    """A pipe of our own, whose writing end the caller closes: the reading end closes here, whoever still holds the
-    other."""
-    read_end, write_end = os.pipe()
-    reader = asyncio.StreamReader()
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", 0)
-    )
-    try:
-        yield write_end, reader
-    finally:
-        transport.close()
-
-
-async def _wait_and_sweep(process: asyncio.subprocess.Process, reader: asyncio.StreamReader) -> int:
-    """Its exit code; whatever it left running in its session is killed, which also ends its output. A daemon that left
-    the session may still hold the pipe: reading ends half a second later all the same."""
-    try:
-        return await process.wait()
-    finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-        asyncio.get_running_loop().call_later(0.5, reader.feed_eof)
-
-
-async def _pump(reader: asyncio.StreamReader, take: Callable[[str], None]) -> None:
-    rest = b""
-    while chunk := await reader.read(65536):
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            take(line.decode("utf-8", "replace").rstrip("\r"))
-    if rest:
-        take(rest.decode("utf-8", "replace"))
-
-
 def describe_environment(base: Mapping[str, str]) -> dict[str, str]:
     """The child's environment: the user's own, unbuffered. The platform's settings are not the program's business."""
     kept = {name: value for name, value in base.items() if not name.startswith("MODALNOMAD_")}
     return {**kept, "PYTHONUNBUFFERED": "1"}
-
-
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
-def _die_with_parent() -> None:
-    """In the child before exec: it ends with the command, also when that is killed -9."""
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

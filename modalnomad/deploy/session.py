@@ -10,13 +10,15 @@ What fails on the way leaves the published version as it is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from modalnomad.deploy.build import Builder, Candidate
-from modalnomad.deploy.collect import Reference, collect
+from modalnomad.deploy.collect import Collector, Reference
 from modalnomad.deploy.plan import Plan
 from modalnomad.deploy.report import Report
 from modalnomad.deploy.warming import Pools, Succession, compiles, is_alive, warm_like
@@ -66,6 +68,7 @@ class Session:
         self._check = check
         self._on_published = on_published
         self._tasks = Tasks("session")
+        self._collector = Collector(reference)
         self._watcher: Watcher | None = None
         self._current: Candidate | None = None
         self._version = 0
@@ -88,7 +91,7 @@ class Session:
 
     async def build(self) -> None:
         """Collect and build for the first time; nothing is published. Raises ModalNomadError."""
-        description = await collect(self.reference, on_output=self._platform.report.output)
+        description = await self._collector.collect(self._platform.report.output)
         # Watching starts before the build: what changes from here on makes a reload.
         self._watcher = Watcher(description.watched)
         plan = self._planned(self._platform.builder.plan(description, self._name))
@@ -111,6 +114,7 @@ class Session:
         given_up = 0
         change = self._tasks.spawn(self._watcher.changed(), "change")
         while True:
+            await self._collector.warm_up(await asyncio.to_thread(worth_importing, self.watched))
             paths = await change
             logger.debug("changed: %s", ", ".join(sorted(paths)))
             change = self._tasks.spawn(self._watcher.changed(), "change")
@@ -127,6 +131,7 @@ class Session:
     async def close(self) -> None:
         """End all work; what is published stays until `withdraw`."""
         await self._tasks.close()
+        await self._collector.close()
         if self._watcher is not None:
             await self._watcher.close()
 
@@ -156,7 +161,7 @@ class Session:
         platform = self._platform
         guess = self._tasks.spawn(self._guess(last, paths), "guess")
         try:
-            description = await collect(self.reference, on_output=platform.report.output)
+            description = await self._collector.collect(platform.report.output)
             assert self._watcher is not None
             self._watcher.replace(description.watched)
             plan = self._planned(platform.builder.plan(description, self._name))
@@ -229,3 +234,12 @@ class Session:
             revision = unused.pop()
             self._prepared.discard(revision)
             await self._platform.engine.retire(revision)
+
+
+def worth_importing(watched: Iterable[str]) -> list[str]:
+    """Big modules that the program's own files name and that come with modalnomad: imported before they are needed."""
+    for path in watched:
+        with contextlib.suppress(OSError):
+            if path.endswith(".py") and b"fastapi" in Path(path).read_bytes():
+                return ["fastapi"]
+    return []
