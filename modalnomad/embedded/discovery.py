@@ -22,8 +22,12 @@ from modalnomad.ports.discovery import AppRecord, Change, DeleteToken, Discovery
 logger = logging.getLogger("modalnomad.discovery")
 
 LOOK_EVERY: Final = 0.25
-"""Seconds between two looks at the files for what other processes wrote. A look is a directory listing; reading them
-again only when it differs makes this watch and its own reconcile in one."""
+"""Seconds between two looks at the files for what other processes wrote: a directory listing. The files are read
+when it differs."""
+RECONCILE_EVERY: Final = 15.0
+"""Seconds after which the files are read whatever the listing says."""
+
+Content = tuple[tuple[AppRecord, ...], tuple[Token, ...]]
 
 
 class EmbeddedDiscovery(Discovery):
@@ -39,19 +43,22 @@ class EmbeddedDiscovery(Discovery):
     async def watch(self) -> AsyncIterator[RouteSnapshot]:
         """The current snapshot at once, then one per change, those of other processes within half a second."""
         seen: Hashable = None
+        last: Content | None = None
         index = 0
+        read_at = 0.0
         while True:
             written = self._written.value
             try:
-                found = self._state()
-                snapshot = _snapshot(self._apps(), self._records.all_tokens(), index + 1) if found != seen else None
+                state = (written, self._state())
+                if state != seen or time.monotonic() >= read_at + RECONCILE_EVERY:
+                    found = (self._apps(), self._records.all_tokens())
+                    seen, read_at = state, time.monotonic()
+                    if found != last:
+                        last, index = found, index + 1
+                        yield _snapshot(found, index)
             except OSError as error:
                 # What was last seen stays in force: a look that fails must not empty anybody's table.
                 logger.error("cannot look at the records of %s: %s", self._home, error)
-                snapshot = None
-            if snapshot is not None:
-                seen, index = found, index + 1
-                yield snapshot
             await _changed(self._written, written, self._look_every)
 
     def _state(self) -> Hashable:
@@ -98,10 +105,9 @@ class EphemeralDiscovery(EmbeddedDiscovery):
     def __init__(self, home: Path, *, look_every: float = LOOK_EVERY) -> None:
         super().__init__(home, look_every=look_every)
         self._own: dict[tuple[str, str], AppRecord] = {}
-        self._publications = 0
 
     def _state(self) -> Hashable:
-        return self._records.fingerprint("tokens"), self._publications
+        return self._records.fingerprint("tokens")
 
     def _apps(self) -> tuple[AppRecord, ...]:
         return tuple(self._own[key] for key in sorted(self._own))
@@ -120,11 +126,10 @@ class EphemeralDiscovery(EmbeddedDiscovery):
                     raise NotFound(f"there is no App {app} in environment {environment}")
             case _:
                 super()._write(change)
-                return
-        self._publications += 1
 
 
-def _snapshot(apps: tuple[AppRecord, ...], tokens: tuple[Token, ...], index: int) -> RouteSnapshot:
+def _snapshot(content: Content, index: int) -> RouteSnapshot:
+    apps, tokens = content
     return RouteSnapshot(
         routes=tuple(route for app in apps for route in app.routes),
         revisions={revision.id: revision for app in apps for revision in app.revisions},
