@@ -62,7 +62,7 @@ class Actions:
 
     def kill(self, effect: Kill) -> None:
         """Have the engine end it."""
-        logger.warning("kill %s: %s", effect.key, effect.reason)
+        logger.info("kill %s: %s", effect.key, effect.reason)
         self._end_probe(effect.key)
         self._tasks.spawn(self._kill(effect), f"kill {effect.key}")
 

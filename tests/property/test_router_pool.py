@@ -52,8 +52,11 @@ class PoolMachine(RuleBasedStateMachine):
         least=st.integers(0, 1),
         single_use=st.booleans(),
         queue=st.integers(1, 8),
+        crowd=st.integers(0, 6),
     )
-    def begin(self, aim: int, extra: int, most: int | None, least: int, single_use: bool, queue: int) -> None:
+    def begin(
+        self, aim: int, extra: int, most: int | None, least: int, single_use: bool, queue: int, crowd: int
+    ) -> None:
         self.policy = Policy(
             min=least,
             max=most,
@@ -67,6 +70,9 @@ class PoolMachine(RuleBasedStateMachine):
         starts = Starts(Breaker(3, 1.0, 8.0), Breaker(1, 1.0, 8.0))
         self.pool = Pool(KEY, self.policy, starts_allowed=starts, queue_limit=queue, overstay=OVERSTAY, now=self.now)
         self.peak = fresh(self.policy)
+        for _ in range(crowd):
+            self.arrive(3.0)
+        self.all_ready()
 
     # --- What happens ---
 
@@ -127,10 +133,10 @@ class PoolMachine(RuleBasedStateMachine):
         for place in self.of(PlaceState.STARTING):
             self.apply(self.pool.ready(place.key, self.now))
 
-    @precondition(lambda self: self.of(PlaceState.STARTING, PlaceState.STRUCK))
+    @precondition(lambda self: self.alive)
     @rule(data=st.data())
     def ready(self, data: st.DataObject) -> None:
-        place = data.draw(st.sampled_from(self.of(PlaceState.STARTING, PlaceState.STRUCK)))
+        place = data.draw(st.sampled_from(self.of(*PlaceState)))
         self.apply(self.pool.ready(place.key, self.now))
 
     @precondition(lambda self: self.of(PlaceState.STARTING))
@@ -140,7 +146,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.alive.discard(place.key)
         self.apply(self.pool.ended(place.key, Failure(code, "it broke"), self.now, hope=hope))
 
-    @precondition(lambda self: self.alive)
+    @precondition(lambda self: len(self.alive) > 1)
     @rule(data=st.data())
     def die(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(sorted(self.alive, key=str)))
@@ -212,11 +218,14 @@ class PoolMachine(RuleBasedStateMachine):
         self.apply(self.pool.warm(count, self.now))
         self.pool.floor = 0
 
-    @rule()
-    def route_moves(self) -> None:
+    @rule(later=st.sampled_from([True, False, False, False]))
+    def route_moves(self, later: bool) -> None:
         self.apply(self.pool.retire(self.now))
         assert not self.waiting, "left behind by its route"
+        if not later:
+            self.route_returns()
 
+    @precondition(lambda self: self.pool.retired)
     @rule()
     def route_returns(self) -> None:
         self.apply(self.pool.revive(self.now))

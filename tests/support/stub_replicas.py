@@ -1,0 +1,198 @@
+"""Small replicas on real Unix sockets, and the engine that starts them: for tests of the router's decisions."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from modalnomad_sdk import contract
+
+from modalnomad.kit.tasks import Tasks
+from modalnomad.kit.watch import Cell
+from modalnomad.model.errors import NotFound
+from modalnomad.model.ids import Digest
+from modalnomad.model.manifest import Endpoint, Function, Parameter, Scaling, Source
+from modalnomad.model.replica import Address, Failure, Replica, ReplicaKey, ReplicaState, UnixAddress
+from modalnomad.model.revision import BuiltImage, Revision
+from modalnomad.model.routes import Route
+from modalnomad.router.table import Match
+
+PLATFORM_KEY = b"k" * 32
+
+
+def make_match(
+    *,
+    tag: str = "f",
+    host: str = "app-f.localhost",
+    version: int = 1,
+    parameters: tuple[Parameter, ...] = (),
+    startup_timeout: float | None = None,
+    single_use: bool = False,
+    requires_proxy_auth: bool = False,
+    environment: str = "main",
+    **scaling: float | None,
+) -> Match:
+    """A route and its revision; another `version` is another revision."""
+    endpoint = Endpoint(name=tag, kind="asgi_app", requires_proxy_auth=requires_proxy_auth)
+    function = Function(
+        tag=tag,
+        is_class=bool(parameters),
+        endpoints=(endpoint,),
+        parameters=parameters,
+        scaling=Scaling.model_validate(scaling),
+        startup_timeout=startup_timeout,
+        single_use=single_use,
+    )
+    revision = Revision.make(
+        app="app",
+        environment=environment,
+        function=function,
+        source=Source(mode="script", entry="app.py", root="", module="app"),
+        bundle=Digest(f"{version:064d}"),
+        image=BuiltImage(digest=Digest("0" * 64), python="3.11"),
+    )
+    route = Route(
+        hosts=(host,), environment=environment, app="app", endpoint=endpoint, revision=revision.id, ephemeral=True
+    )
+    return Match(route, revision)
+
+
+@dataclass(eq=False)
+class StubReplica:
+    """Answers ready and drain as a runner does; `running` and `idle_for` are what the test says."""
+
+    key: ReplicaKey
+    path: Path
+    is_ready: asyncio.Event = field(default_factory=asyncio.Event)
+    drained: asyncio.Event = field(default_factory=asyncio.Event)
+    name: str = ""
+    """What it says it is; empty: the truth."""
+    running: int = 0
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    server: asyncio.Server | None = None
+    tasks: Tasks = field(default_factory=lambda: Tasks("stub"))
+
+    async def listen(self) -> None:
+        """From now on connections are taken."""
+        self.tasks = Tasks("stub")
+        self.server = await asyncio.start_unix_server(self._accepted, self.path)
+
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.tasks.spawn(self._serve(reader, writer), "connection")
+
+    async def close(self) -> None:
+        """Refuse connections, as when the process is gone."""
+        if self.server is not None:
+            self.server.close()
+            self.path.unlink(missing_ok=True)
+            self.server = None
+            await self.tasks.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            method, path, _ = head.split("\r\n", 1)[0].split(" ")
+            ticket = hmac.new(PLATFORM_KEY, self.key.pool.revision.encode(), hashlib.sha256).hexdigest()
+            status, body = 403, b""
+            if f"{contract.HEADER_TICKET}: {ticket}\r\n" in head:
+                self.asked.append((method, path))
+                status, body = await self._answer(path)
+            name = self.name or f"{self.key.pool} {self.key.name}"
+            lines = (f"HTTP/1.1 {status} X", f"{contract.HEADER_REPLICA}: {name}", f"content-length: {len(body)}")
+            writer.write("\r\n".join((*lines, "", "")).encode() + body)
+            await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def _answer(self, path: str) -> tuple[int, bytes]:
+        if path.startswith(contract.READY_PATH):
+            await self.is_ready.wait()
+            return 200, b""
+        if self.running:
+            return 409, json.dumps({"running": self.running, "idle_for": 0.0}).encode()
+        self.drained.set()
+        return 202, b""
+
+
+class StubEngine:
+    """A Starter. `on_start` decides what becomes of a start: by default a replica that is ready at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._view: Cell[tuple[Replica, ...]] = Cell(())
+        self.stubs: dict[ReplicaKey, StubReplica] = {}
+        self.started: list[ReplicaKey] = []
+        self.killed: list[ReplicaKey] = []
+        self.on_start: Callable[[StubReplica], None] = lambda stub: stub.is_ready.set()
+        self.failure: Failure | None = None
+        """Every start ends with it."""
+        self.unprepared = False
+
+    async def start(self, key: ReplicaKey, reason: str) -> None:
+        """See Starter."""
+        if self.unprepared:
+            raise NotFound(f"revision {key.pool.revision} is not prepared")
+        self.started.append(key)
+        stub = self.stubs[key] = StubReplica(key, self._folder / f"{len(self.stubs)}.sock")
+        if self.failure is not None:
+            self._show(Replica(key, ReplicaState.FAILED, failure=self.failure))
+            return
+        await stub.listen()
+        self.on_start(stub)
+        self._show(Replica(key, ReplicaState.STARTING, UnixAddress(str(stub.path))))
+
+    async def watch(self) -> AsyncIterator[tuple[Replica, ...]]:
+        """See Starter."""
+        async for view in self._view.watch():
+            yield view
+
+    async def kill(self, key: ReplicaKey) -> None:
+        """See Starter."""
+        self.killed.append(key)
+        await self.end(key)
+
+    async def end(self, key: ReplicaKey, failure: Failure | None = None) -> None:
+        """The process ends."""
+        await self.stubs[key].close()
+        state = ReplicaState.GONE if failure is None else ReplicaState.FAILED
+        found = next(replica for replica in self._view.value if replica.key == key)
+        self._show(replace(found, state=state, failure=failure))
+
+    async def close(self) -> None:
+        """All processes end."""
+        for stub in self.stubs.values():
+            await stub.close()
+
+    def _show(self, replica: Replica) -> None:
+        others = tuple(other for other in self._view.value if other.key != replica.key)
+        self._view.set((*others, replica))
+
+
+async def ask(
+    address: Address, method: bytes, path: bytes, headers: Sequence[tuple[bytes, bytes]], timeout: float | None
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """An Asker as plain as can be."""
+    assert isinstance(address, UnixAddress)
+    async with asyncio.timeout(timeout):
+        reader, writer = await asyncio.open_unix_connection(address.path)
+        try:
+            lines = [b"%b %b HTTP/1.1" % (method, path), b"host: x", *(b"%b: %b" % field for field in headers)]
+            writer.write(b"\r\n".join(lines) + b"\r\n\r\n")
+            try:
+                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            finally:
+                writer.close()
+            if not head:
+                raise ConnectionResetError("closed without an answer")
+            first, *rest = head.split(b"\r\n")
+            fields = [(name, value) for name, _, value in (line.partition(b": ") for line in rest)]
+            return int(first.split(b" ")[1]), fields, body
+        finally:
+            writer.close()
