@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -56,7 +57,11 @@ class Runner:
     def connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(LONG)
-        sock.connect(self.address)
+        try:
+            sock.connect(self.address)
+        except OSError:
+            sock.close()
+            raise
         return sock
 
     def ask(
@@ -75,7 +80,10 @@ class Runner:
 
     def ready(self) -> Answer:
         """Held until the replica is ready."""
-        answer = self.ask(c.READY_PATH)
+        try:
+            answer = self.ask(c.READY_PATH)
+        except ConnectionError as error:
+            raise AssertionError(f"it ended with {self.wait()}:\n{self.err}") from error
         assert answer.status == 200, answer
         return answer
 
@@ -220,6 +228,28 @@ def running(folder: Path, program: str, tag: str = "f", **options: Any) -> Itera
         yield runner
     finally:
         dispose(runner)
+
+
+class Asking(threading.Thread):
+    """A request in the background: `answer`, or `error` when the connection was cut."""
+
+    def __init__(self, runner: Runner, **options: Any) -> None:
+        super().__init__(daemon=True)
+        self.runner, self.options = runner, options
+        self.answer: Answer | None = None
+        self.error: OSError | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.answer = self.runner.ask(**self.options)
+        except OSError as error:
+            self.error = error
+
+    def result(self) -> Answer:
+        self.join(LONG)
+        assert self.answer is not None, self.error
+        return self.answer
 
 
 def wait_until(condition: Any, what: str = "", within: float = LONG) -> Any:

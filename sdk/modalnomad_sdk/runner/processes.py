@@ -352,17 +352,17 @@ def supervise(config: Config, listener: socket.socket, inside: Inside) -> int:
 
 def _inside(namespaced: bool, leash: int, link: socket.socket, listener: socket.socket, inside: Inside) -> int:
     """init, and the runner below it."""
-    linux.die_with_parent()
     os.setsid()
     init = Init(leash, namespaced, inside.child_ended)
     inside.before_fork(namespaced)
     if namespaced:
+        linux.die_with_parent()
         try:
             linux.mount_own_proc()
         except OSError as error:
             say(f"/proc shows the processes of the whole machine here ({error.strerror})")
     else:
-        linux.adopt_orphans()
+        linux.adopt_orphans()  # and live on when the supervisor is killed: somebody has to walk
     pid = os.fork()
     if pid == 0:
         init.signals.release()
