@@ -72,7 +72,9 @@ class TextView(ServeView):
             out.print(f"· {name} {replica.state.value}{why}", style="dim", markup=False)
 
     def log(self, line: LogLine, number: str) -> None:
-        """Written past rich: lines may be many, and their own colours are kept."""
+        """Written past rich: lines may be many, and their own colours are kept. Starts and ends are told anyway."""
+        if line.stream == "system" and line.text.startswith(("started", "ended", "failed")):
+            return
         request = f" {line.request_id[:REQUEST_SHOWN]}" if line.request_id else ""
         prefix = f"{line.function}[{number.split('.')[0]}]{request} | "
         sys.stdout.write(f"\x1b[2m{prefix}\x1b[0m{line.text}\n" if out.is_terminal else f"{prefix}{line.text}\n")

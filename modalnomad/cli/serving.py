@@ -76,7 +76,14 @@ class Serving:
         """Reload until cancelled. Raises BackendError when a part of the platform died."""
         for session in self._sessions:
             self._tasks.guard(session.run(), "reload")
+        self._tasks.spawn(self._follow_router(), "router")
         await self._death
+
+    async def _follow_router(self) -> None:
+        try:
+            await self._parts.router.died()
+        except Exception as error:
+            self._died("router", error)
 
     def _died(self, name: str, error: BaseException) -> None:
         if not self._death.done():

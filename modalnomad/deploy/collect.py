@@ -107,7 +107,7 @@ class Collector:
     async def collect(self, on_output: Callable[[str], None] | None = None) -> Description:
         """`on_output` gets each line user code prints while it is imported.
 
-        Raises UserCodeFailed (their traceback in `output`) or UserError. Cancelling kills the child with all it started.
+        Raises UserCodeFailed (their traceback in `output`) or UserError. Cancelling kills the child and its own.
         """
         reference = self._reference
         check_reference(reference)

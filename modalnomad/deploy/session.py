@@ -212,6 +212,7 @@ class Session:
             await self._platform.discovery.publish(PublishApp(record, self._version))
             self._version += 1
             self._current = candidate
+            await self._platform.pools.routed(candidate.ids)
             for revision in old:
                 self._draining.add(revision.id)
                 self._tasks.spawn(self._drain(revision.id), "drain")

@@ -32,6 +32,9 @@ class Pools(Protocol):
     async def retire(self, revision: RevisionId) -> None:
         """Drain all replicas of the revision."""
 
+    async def routed(self, revisions: frozenset[RevisionId]) -> None:
+        """Return when requests are led to these revisions."""
+
 
 class Succession(Protocol):
     """Keeps two revisions of one function apart that cannot live at the same time."""

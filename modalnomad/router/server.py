@@ -121,16 +121,22 @@ class RouterServer:
         assert self._died is not None, "start comes first"
         await asyncio.shield(self._died)
 
-    async def stop(self) -> None:
-        """Idempotent. In this order:
+    async def drain(self) -> None:
+        """Steps 1 to 3 of `stop`: afterwards replicas can be retired, and no request brings them back. Idempotent."""
+        self._listeners.close_all()
+        self.router.gate.drain()
+        await self.router.gate.empty(self._settings.drain_timeout)
+
+    async def stop(self, *, wait: bool = True) -> None:
+        """Idempotent. In this order (`wait` False: without 3):
 
         1. no new connections; 2. idle ones are closed, busy ones answered with `Connection: close`, newcomers on them
         with 503 `draining`; 3. wait for what runs, `drain_timeout` seconds at most; 4. abort the rest; 5. waiters and
         pools; 6. the loops that fed them; 7. connections to replicas.
         """
+        if wait:
+            await self.drain()
         self._listeners.close_all()
-        self.router.gate.drain()
-        await self.router.gate.empty(self._settings.drain_timeout)
         await self.router.gate.close()
         await self.activator.close()
         await self._tasks.close()

@@ -59,6 +59,13 @@ class RouterPools:
         """Drain all replicas of the revision."""
         await self.router.activator.retire(revision)
 
+    async def routed(self, revisions: frozenset[RevisionId]) -> None:
+        """Return when requests are led to these revisions."""
+        table = self.router.router
+        await self.router.feed.routes_index.until(
+            lambda _: revisions <= {match.revision.id for match in table.table.matches()}
+        )
+
 
 @dataclass(slots=True)
 class ServeParts:
@@ -80,7 +87,8 @@ class ServeParts:
         return address(host, self.router.port)
 
     async def drain(self) -> None:
-        """Let every replica finish and end; returns when none is left or the grace period is over."""
+        """No more requests; those under way are answered; then every replica ends. Both waits are bounded."""
+        await self.router.drain()
         for revision in list(self.revisions):
             await self.pools.retire(revision)
         with contextlib.suppress(TimeoutError):
@@ -145,7 +153,7 @@ async def open_serve(settings: Settings) -> AsyncIterator[ServeParts]:
         try:
             yield ServeParts(settings, naming, engine, discovery, builder, router, RouterPools(router), engine)
         finally:
-            await router.stop()
+            await router.stop(wait=False)
     finally:
         await embedded.close()
 
