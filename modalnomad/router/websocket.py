@@ -149,11 +149,13 @@ class Tunnel:
         self._settle()
 
     def _settle(self) -> None:
-        if self._open == 0 and not self.done.done():
-            if self._timer is not None:
-                self._timer.cancel()
-            self._gate.counters.websockets -= 1
-            self._gate.leave(self)
+        if self._open:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._gate.counters.websockets -= 1
+        self._gate.leave(self)
+        if not self.done.done():  # whoever awaited it may have been cancelled
             self.done.set_result(None)
 
     # --- Guest ----------------------------------------------------------------------------------------------
