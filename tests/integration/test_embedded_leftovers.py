@@ -43,7 +43,7 @@ return b"forked"
 )
 
 OWNER = """
-import asyncio, sys
+import asyncio, sys, uvloop
 from pathlib import Path
 from tests.support.engines import HELLO, embedded, program
 
@@ -57,7 +57,7 @@ async def main(home, text):
         print("running", flush=True)
         await asyncio.sleep(3600)
 
-asyncio.run(main(sys.argv[1], sys.argv[2]))
+uvloop.run(main(sys.argv[1], sys.argv[2]))  # as the command line does
 """
 
 

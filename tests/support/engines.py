@@ -9,6 +9,7 @@ async with embedded(home) as h:
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import os
 import sys
@@ -84,7 +85,10 @@ class ThisEnvironment:
 def archive(files: Mapping[str, str]) -> bytes:
     """A bundle as deploy makes it."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+    with (
+        gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as tar,
+    ):
         for name, text in sorted(files.items()):
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode, entry.mtime = len(text.encode()), 0o644, 315532800
