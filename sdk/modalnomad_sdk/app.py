@@ -16,6 +16,7 @@ from .functions import Function
 from .image import Image
 from .notices import note
 from .options import check_secrets, make_options, modernise
+from .parameters import dataclass_transform, parameter
 from .partial import PartialFunction
 from .sandbox import Server
 from .secret import Secret
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .retries import Retries
     from .schedule import Schedule
     from .storage import CloudBucketMount, NetworkFileSystem, Proxy, Volume
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -154,6 +156,7 @@ class App:
         arguments = {key: value for key, value in locals().items() if key != "self"}
         return FunctionDecorator(self, arguments, where.caller())
 
+    @dataclass_transform(kw_only_default=True, field_specifiers=(parameter,))
     def cls(
         self,
         *,

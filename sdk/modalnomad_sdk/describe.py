@@ -7,9 +7,14 @@ threads that the user's code left behind.
 
 from __future__ import annotations
 
+import sys
+
+# `python -m` puts the working directory first: a `json.py` of the user's there is not what this module means.
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
+    sys.path[:1] = []
+
 import json
 import os
-import sys
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any

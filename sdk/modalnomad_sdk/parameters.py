@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import where
 from .declarations import ParameterDeclaration, ParameterType
 from .exception import InvalidError
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform as dataclass_transform
+else:
+
+    def dataclass_transform(**_: Any) -> Any:
+        """For type checkers: a class with parameters has a constructor that takes them by name."""
+        return lambda decorated: decorated
+
 
 _NAMES: dict[Any, ParameterType] = {str: "str", int: "int", bool: "bool", bytes: "bytes"}
 _BY_TEXT: dict[str, ParameterType] = {"str": "str", "int": "int", "bool": "bool", "bytes": "bytes"}
