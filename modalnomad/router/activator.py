@@ -10,7 +10,6 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from modalnomad.kit.clock import Clock, monotonic
-from modalnomad.model.errors import BackendError
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import Address, Failure, PoolKey, Replica, ReplicaKey, ReplicaState
 from modalnomad.model.revision import Revision
@@ -19,6 +18,7 @@ from modalnomad.router import outcomes
 from modalnomad.router.actions import Actions
 from modalnomad.router.leases import Lease, Leasing, PlaceLease
 from modalnomad.router.load import Load, count
+from modalnomad.router.outcomes import StartFailed
 from modalnomad.router.parameters import still_valid
 from modalnomad.router.places import (
     Deny,
@@ -49,14 +49,6 @@ logger = logging.getLogger("modalnomad.router.activator")
 _CLOSING = Failure("start_failed", "The router is shutting down.")
 _SLACK = 0.002
 """Seconds: an event loop's clock may be a millisecond behind ours."""
-
-
-class StartFailed(BackendError):
-    """A replica asked for by `warm` did not become ready."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.reason)
-        self.failure = failure
 
 
 @dataclass(slots=True, eq=False)
@@ -278,7 +270,17 @@ class Activator:
     def heard_ended(self, key: ReplicaKey, failure: Failure | None) -> None:
         """It is gone, or it could not be started."""
         if (pool := self._pools.get(key.pool)) is not None and pool.places.get(key) is not None:
-            self.apply(pool, pool.ended(key, failure, self._clock(), hope=self._pools.leaving(key)))
+            hope = self._pools.leaving(key) or self._make_room(pool, failure)
+            self.apply(pool, pool.ended(key, failure, self._clock(), hope=hope))
+
+    def _make_room(self, pool: Pool, failure: Failure | None) -> bool:
+        """No room for a replica somebody waits for: the idle pool that was used least recently gives up its own."""
+        if failure is None or failure.code != "no_capacity" or not (pool.tickets or pool.floor):
+            return False
+        victim = self._pools.least_used(pool)
+        if victim is not None:
+            self.apply(victim, victim.evict(self._clock()))
+        return victim is not None
 
     def heard_refusal(self, key: ReplicaKey, idle_for: float) -> None:
         """It does not drain: something ran `idle_for` seconds ago."""

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from modalnomad.model.errors import BackendError
 from modalnomad.model.replica import Failure, FailureCode
 from modalnomad.model.revision import Revision
 from modalnomad.router.places import Deny
 from modalnomad.router.replies import Reply
+
+
+class StartFailed(BackendError):
+    """A replica asked for by `warm` did not become ready."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
 
 _STATUS: dict[FailureCode, int] = {
     "start_failed": 503,

@@ -126,7 +126,7 @@ class Pool:
     def strike(self, place: Place, now: float, *, timed_out: bool) -> list[Effect]:
         """No connection to it. Refused: not offered until a probe is answered. Timed out: not offered for a moment, and
         that only while there is another one."""
-        if place.state is not PlaceState.READY:
+        if place.removed or place.state is not PlaceState.READY:
             return []
         if timed_out:
             return self.refused(place, now) if len(self.places.offered) > 1 else []
@@ -319,7 +319,7 @@ class Pool:
         wanted = self.policy.needed(len(self.tickets) + self.places.load(now))
         if self.tickets or self.floor:
             wanted = self.policy.within(max(wanted, self.floor))
-        reason = f"{len(self.tickets)} requests waiting" if self.tickets else "more requests than the target"
+        reason = f"requests waiting: {len(self.tickets)}" if self.tickets else "more requests than the target"
         return self._start(wanted - self.places.live, now, reason)
 
     def _start(self, count: int, now: float, reason: str) -> list[Effect]:

@@ -69,6 +69,11 @@ class Pools:
             raise outcomes.too_many_pools(self._settings.max_pools)
         return min(idle, key=lambda pool: pool.used_at)
 
+    def least_used(self, but: Pool) -> Pool | None:
+        """Of the idle pools with a replica and no minimum to keep, the one used least recently."""
+        idle = (p for p in self._pools.values() if p is not but and p.idle and p.places.offered and not p.policy.min)
+        return min(idle, key=lambda pool: pool.used_at, default=None)
+
     def drop(self, key: PoolKey) -> None:
         """Forget a cold pool."""
         self._pools.pop(key, None)

@@ -407,6 +407,40 @@ async def test_idle_parameter_pools_make_room_for_new_ones(open_platform: Opener
     assert not platform.engine.stubs[first.key].drained.is_set()
 
 
+async def test_when_there_is_no_room_an_idle_pool_gives_way(open_platform: Opener) -> None:
+    platform = await open_platform()
+    idle, wanted = make_match(tag="f"), make_match(tag="g", host="g.localhost")
+    platform.route(idle, wanted)
+    lease = await use(platform, idle)
+    platform.engine.failure = Failure("no_capacity", "one replica at a time")
+    request = asyncio.create_task(use(platform, wanted))
+    await asyncio.wait_for(platform.engine.stubs[lease.key].drained.wait(), 5)
+    platform.engine.failure = None
+    await platform.engine.end(lease.key)
+    assert (await request).key.pool == pool_of(wanted)
+
+
+async def test_no_room_and_nothing_idle_is_503_at_once(open_platform: Opener) -> None:
+    platform, match = await open_platform(), make_match()
+    platform.route(match)
+    platform.engine.failure = Failure("no_capacity", "one replica at a time")
+    with pytest.raises(Reply) as caught:
+        await use(platform, match)
+    assert (caught.value.answer.status, caught.value.answer.code) == (503, "no_capacity")
+    assert caught.value.answer.retry_after is not None
+
+
+async def test_a_lease_on_a_dead_replica_strikes_nothing(open_platform: Opener) -> None:
+    platform, match = await open_platform(), make_match()
+    platform.route(match)
+    async with platform.activator.lease(match, pool_of(match)) as lease:
+        await platform.engine.end(lease.key)
+        await platform.until(lambda: platform.activator.load(match.revision.id).ready == 0)
+        lease.gone()
+        lease.refused()
+    assert platform.activator.load(match.revision.id).running == 0
+
+
 async def test_closing_answers_those_who_wait(open_platform: Opener) -> None:
     platform, match = await open_platform(), make_match()
     platform.route(match)

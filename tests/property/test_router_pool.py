@@ -19,6 +19,7 @@ from modalnomad.router.places import (
     Kill,
     Place,
     PlaceState,
+    Probe,
     Start,
     Ticket,
 )
@@ -265,6 +266,8 @@ class PoolMachine(RuleBasedStateMachine):
                 self.alive.add(effect.key)
             elif isinstance(effect, Ended):
                 self.accepted.discard(effect.place.key)
+            elif isinstance(effect, Probe):
+                assert effect.place.key in self.alive, "a dead replica is probed"
             elif isinstance(effect, Drain):
                 self.drains.append(effect)
             elif isinstance(effect, Kill):

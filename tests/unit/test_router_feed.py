@@ -18,7 +18,7 @@ from modalnomad.router import feed as feed_module
 from modalnomad.router.activator import Activator
 from modalnomad.router.auth import Auth
 from modalnomad.router.feed import Feed
-from modalnomad.router.table import RouteTable
+from modalnomad.router.table import Match, RouteTable
 from modalnomad.settings import RouterSettings, ScalingSettings
 from tests.support.stub_replicas import PLATFORM_KEY, make_match
 
@@ -55,12 +55,15 @@ async def nobody(
 
 
 def make_feed(discovery: Backend, engine: Backend, tables: list[RouteTable]) -> Feed:
+    def latest(host: str) -> Match:
+        return tables[-1].match(host)
+
     starter = cast(Starter, engine)
     activator = Activator(
         engine=starter,
         ask=nobody,
         forget=lambda address: None,
-        resolve=lambda host: (tables or [RouteTable({})])[-1].match(host),
+        resolve=latest,
         settings=RouterSettings(),
         scaling=ScalingSettings(),
         platform_key=PLATFORM_KEY,
