@@ -37,13 +37,19 @@ def files():
             size += len(piece)
         return {"sha256": sha.hexdigest(), "size": size}
 
-    @web_app.api_route("/shout", methods=["POST", "PUT"])
-    async def shout(request: Request):
-        async def louder():
-            async for piece in request.stream():
-                yield piece.upper()
+    class Shout:
+        """Plain ASGI: Starlette's StreamingResponse would wait for a disconnect on the stream that is read here."""
 
-        return StreamingResponse(louder(), media_type="text/plain")
+        async def __call__(self, scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+            more = True
+            while more:
+                message = await receive()
+                more = message.get("more_body", False)
+                body = message.get("body", b"").upper()
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+
+    web_app.add_route("/shout", Shout())
 
     @web_app.get("/zeros")
     async def zeros(mib: int = 1):
