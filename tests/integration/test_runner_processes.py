@@ -146,6 +146,8 @@ HOLDER = """
     import modal
     app = modal.App("app")
 
+    SHOW = "ls -l /proc/$$/fd"
+
     def inodes():
         found = []
         for fd in os.listdir("/proc/self/fd"):
@@ -162,7 +164,7 @@ HOLDER = """
     @modal.fastapi_endpoint()
     def f(how: str):
         if how == "exec":
-            return subprocess.run("ls -l /proc/$$/fd", shell=True, close_fds=False, capture_output=True, text=True).stdout
+            return subprocess.run(SHOW, shell=True, close_fds=False, capture_output=True, text=True).stdout
         context = multiprocessing.get_context("fork")
         queue = context.SimpleQueue()
         process = context.Process(target=in_fork, args=(queue,))
