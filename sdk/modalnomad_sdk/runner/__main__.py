@@ -1,5 +1,5 @@
 """Entry of a replica: `<image>/bin/python <sdk>/modalnomad_sdk/runner/__main__.py`, a zipapp, or
-`-m modalnomad_sdk.runner`."""
+`-m modalnomad_sdk.runner`. With the arguments `call FILE`: a build step of an image, see build_call."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ def _make_sdk_importable() -> None:
 
 if __name__ == "__main__":
     _make_sdk_importable()
+    if sys.argv[1:2] == ["call"]:
+        from modalnomad_sdk.runner.build_call import main as call
+
+        sys.exit(call(sys.argv[2]))
     from modalnomad_sdk.runner.start import main
 
     sys.exit(main())

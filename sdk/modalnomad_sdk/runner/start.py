@@ -55,7 +55,11 @@ class _Runner(Inside):
             self.outbound = enter_namespace(namespaced)
         except OSError as error:
             say(f"no network namespace is to be had here ({error.strerror}): the port is taken on the host itself")
-            self.claims = claim_ports(self.config.web_ports)
+            try:
+                self.claims = claim_ports(self.config.web_ports)
+            except PortTaken as taken:
+                say(str(taken))
+                os._exit(taken.code)  # init has nothing to end yet
 
     def child_ended(self, pid: int, code: int) -> None:
         if self.outbound is not None and pid == self.outbound.pid:
