@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 import uuid
 from collections.abc import Iterator
 
@@ -51,11 +52,11 @@ def test_live_page() -> None:
                 assert events.headers["content-type"].startswith("text/event-stream")
                 assert re.findall(r"^data: (.*)$", events.text, re.MULTILINE) == ["1", "2", "3", ""]
         for by_host in (True, False):
-            with web_socket(s, "/echo", by_host=by_host, subprotocols=["whisper", "shout"]) as socket:
-                assert socket.subprotocol == "shout"
-                socket.send("good morning")
-                assert socket.recv(timeout=10) == "GOOD MORNING"
-                socket.close(4321, "enough")
+            with web_socket(s, "/echo", by_host=by_host, subprotocols=["whisper", "shout"]) as connection:
+                assert connection.subprotocol == "shout"
+                connection.send("good morning")
+                assert connection.recv(timeout=10) == "GOOD MORNING"
+                connection.close(4321, "enough")
             s.wait_log("socket closed with 4321", timeout=10)
         s.wait_log("the page wakes up", timeout=1)
     s_lines = [log["line"] for log in s.logs()]
@@ -112,8 +113,8 @@ def test_dashboard_streamlit() -> None:
                 assert client.get("/_stcore/health").text == "ok"
                 assert "<title>Streamlit</title>" in client.get("/").text
         # Streamlit's page is drawn from what comes over its WebSocket: the session starts with a first message.
-        with web_socket(s, "/_stcore/stream", by_host=True, subprotocols=["streamlit"]) as socket:
-            assert socket.subprotocol == "streamlit"
+        with web_socket(s, "/_stcore/stream", by_host=True, subprotocols=["streamlit"]) as connection:
+            assert connection.subprotocol == "streamlit"
 
 
 def test_raw_server() -> None:
@@ -128,16 +129,16 @@ def test_raw_server() -> None:
                 assert seen["X-Request-Id"] == "one-of-mine"
                 assert client.get("/count?to=4").text == "1\n2\n3\n4\n"
         for by_host in (True, False):
-            with web_socket(s, "/ws", by_host=by_host, subprotocols=["reverse"]) as socket:
-                assert socket.subprotocol == "reverse"
-                socket.send("abc")
-                assert socket.recv(timeout=10) == "cba"
-                socket.send(bytes(range(256)) * 1000)
-                assert socket.recv(timeout=10) == (bytes(range(256)) * 1000)[::-1]
-                socket.send("bye")
+            with web_socket(s, "/ws", by_host=by_host, subprotocols=["reverse"]) as connection:
+                assert connection.subprotocol == "reverse"
+                connection.send("abc")
+                assert connection.recv(timeout=10) == "cba"
+                connection.send(bytes(range(256)) * 1000)
+                assert connection.recv(timeout=10) == (bytes(range(256)) * 1000)[::-1]
+                connection.send("bye")
                 with pytest.raises(ConnectionClosed):
-                    socket.recv(timeout=10)
-                assert (socket.close_code, socket.close_reason) == (4001, "as you wish")
+                    connection.recv(timeout=10)
+                assert (connection.close_code, connection.close_reason) == (4001, "as you wish")
 
 
 def test_dictionary_class() -> None:
@@ -204,22 +205,19 @@ def test_uploads() -> None:
 
 
 def test_uploads_answers_while_the_request_still_comes() -> None:
-    import http.client
-
     with serve(EXAMPLES / "uploads.py") as s:
         url = httpx.URL(s.url())
-        connection = http.client.HTTPConnection(url.host, url.port, timeout=60)
-        connection.putrequest("POST", "/shout")
-        connection.putheader("Transfer-Encoding", "chunked")
-        connection.endheaders()
-        connection.send(b"5\r\nfirst\r\n")
-        answer = connection.getresponse()
-        assert answer.read(5) == b"FIRST", "the first piece came back before the second was sent"
-        connection.send(b"6\r\nsecond\r\n")
-        assert answer.read(6) == b"SECOND"
-        connection.send(b"0\r\n\r\n")
-        assert answer.read() == b""
-        connection.close()
+        with socket.create_connection((url.host, url.port), timeout=60) as raw, raw.makefile("rb") as answer:
+            raw.sendall(f"POST /shout HTTP/1.1\r\nHost: {url.netloc.decode()}\r\n".encode())
+            raw.sendall(b"Transfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+            assert answer.readline() == b"HTTP/1.1 200 OK\r\n"
+            while answer.readline() != b"\r\n":
+                pass
+            assert answer.read(10) == b"5\r\nFIRST\r\n", "the first piece came back before the second was sent"
+            raw.sendall(b"6\r\nsecond\r\n")
+            assert answer.read(11) == b"6\r\nSECOND\r\n"
+            raw.sendall(b"0\r\n\r\n")
+            assert answer.read(5) == b"0\r\n\r\n"
 
 
 def test_private_api() -> None:

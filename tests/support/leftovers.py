@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,23 +28,6 @@ def wait_gone(processes: Iterable[psutil.Process], timeout: float = 10) -> None:
         except psutil.NoSuchProcess:
             continue
     assert not left, "still running:\n" + "\n".join(left)
-
-
-def wait_pids_gone(pids: Iterable[int], timeout: float = 10) -> None:
-    """The same by process id, for processes that are nobody's children any more."""
-    deadline = time.monotonic() + timeout
-    left = set(pids)
-    while left and time.monotonic() < deadline:
-        left = {pid for pid in left if psutil.pid_exists(pid) and not _zombie(pid)}
-        time.sleep(0.02)
-    assert not left, f"still running: {left}"
-
-
-def _zombie(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def mentioning(text: str) -> list[psutil.Process]:
