@@ -1,0 +1,298 @@
+"""Live reload: what an edit does to what is served, and what it must not do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.serve import Serve, serve
+
+PROGRAM = """
+import modal
+from fastapi import FastAPI
+
+app = modal.App("reloaded")
+web = FastAPI()
+
+@web.get("/")
+def version():
+    return "{version}"
+
+@app.function()
+@modal.concurrent(max_inputs=10)
+@modal.asgi_app()
+def site():
+    {extra}
+    return web
+"""
+
+
+def program(version: str, extra: str = "pass") -> str:
+    return PROGRAM.format(version=version, extra=extra)
+
+
+def save(file: Path, content: str) -> None:
+    """As editors do: a new file renamed over the old one, so that no half-written one is ever seen."""
+    fresh = file.with_suffix(".new")
+    fresh.write_text(content)
+    fresh.replace(file)
+
+
+def get(s: Serve, name: str | None = None) -> str:
+    answer = httpx.get(s.url(name), timeout=30)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json())
+
+
+@contextlib.contextmanager
+def asking_all_the_time(s: Serve) -> Iterator[list[str]]:
+    """Two clients that ask again and again; yields the answers, an answer that is no 200 fails the test."""
+    answers: list[str] = []
+    wrong: list[str] = []
+    stop = threading.Event()
+    url = s.url()
+
+    def ask() -> None:
+        with httpx.Client(timeout=30) as client:
+            while not stop.is_set():
+                try:
+                    answer = client.get(url)
+                except httpx.HTTPError as error:
+                    wrong.append(repr(error))
+                    return
+                if answer.status_code != 200:
+                    wrong.append(f"{answer.status_code} {answer.text}")
+                    return
+                answers.append(answer.json())
+                time.sleep(0.002)
+
+    clients = [threading.Thread(target=ask) for _ in range(2)]
+    for client in clients:
+        client.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        for client in clients:
+            client.join(30)
+    assert not wrong, f"lost: {wrong}\n{s.output()}"
+
+
+def test_an_edit_is_live_and_no_request_is_lost(tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    save(file, program("one"))
+    with serve(file) as s:
+        assert get(s) == "one"
+        with asking_all_the_time(s) as answers:
+            for version in ("two", "three", "four"):
+                mark = len(s.events)
+                save(file, program(version))
+                assert s.wait_event("reloaded", 20, after=mark)["functions"] == ["site"]
+                assert get(s) == version
+        assert [version for i, version in enumerate(answers) if i == 0 or answers[i - 1] != version][-1] == "four"
+        url = s.url()
+        s.wait_for(lambda event: event["event"] == "replica" and event["state"] == "gone", 20)
+    assert s.exit_code == 0
+    assert len({event["direct_url"] for event in s.events if event["event"] == "endpoint"} | {url}) == 1, (
+        "the URL stays"
+    )
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        ("def f(:\n", "SyntaxError"),
+        (program("two") + "\n{}['absent']\n", "KeyError: 'absent'"),
+        (program("two", "raise RuntimeError('not today')"), "RuntimeError: not today"),
+        ("import modal\n", "modal.App"),
+    ],
+    ids=["syntax", "import", "start", "no app"],
+)
+def test_an_edit_that_does_not_work_leaves_the_old_version_serving(tmp_path: Path, broken: str, says: str) -> None:
+    file = tmp_path / "program.py"
+    save(file, program("one"))
+    with serve(file) as s:
+        assert get(s) == "one"
+        with asking_all_the_time(s) as answers:
+            mark = len(s.events)
+            save(file, broken)
+            failed = s.wait_event("reload_failed", 30, after=mark)
+            assert says in f"{failed['message']}\n{failed.get('output')}"
+            assert get(s) == "one"
+            save(file, program("three"))
+            s.wait_event("reloaded", 30, after=mark)
+            assert get(s) == "three"
+        assert set(answers) == {"one", "three"}
+
+
+def test_a_file_that_goes_away_and_comes_back(tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    save(file, program("one"))
+    with serve(file) as s:
+        assert get(s) == "one"
+        mark = len(s.events)
+        file.unlink()
+        s.wait_event("reload_failed", 20, after=mark)
+        assert get(s) == "one"
+        save(file, program("two"))
+        s.wait_event("reloaded", 20, after=mark)
+        assert get(s) == "two"
+
+
+def test_a_save_without_a_change_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    save(file, program("one"))
+    with serve(file) as s:
+        assert get(s) == "one"
+        mark = len(s.events)
+        os.utime(file)
+        save(file, program("one"))
+        time.sleep(0.1)  # two bursts, not one
+        save(file, program("two"))
+        s.wait_event("reloaded", 20, after=mark)
+        assert get(s) == "two"
+        assert sum(event["event"] == "reloaded" for event in s.events) == 1
+
+
+def test_the_last_of_many_quick_saves_wins(tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    save(file, program("0"))
+    with serve(file) as s:
+        assert get(s) == "0"
+        with asking_all_the_time(s):
+            for version in range(1, 13):
+                save(file, program(str(version)))
+                time.sleep(0.07)
+            deadline = time.monotonic() + 30
+            while get(s) != "12":
+                assert time.monotonic() < deadline, s.output()
+        s.wait_event("reloaded", 10)
+    assert s.exit_code == 0
+
+
+def test_a_pool_that_sleeps_is_not_woken_by_an_edit(tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    save(file, program("one"))
+    with serve(file) as s:
+        save(file, program("two"))
+        s.wait_event("reloaded", 20)
+        assert not [event for event in s.events if event["event"] == "replica"]
+        assert get(s) == "two"
+
+
+TWO = (
+    program("one")
+    + """
+@app.function()
+@modal.fastapi_endpoint()
+def added():
+    return "added"
+"""
+)
+
+
+def test_endpoints_come_and_go(tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    save(file, program("one"))
+    with serve(file) as s:
+        mark = len(s.events)
+        save(file, TWO)
+        s.wait_event("endpoint", 20, after=mark, name="added")
+        assert get(s, "added") == "added"
+        gone = s.url("added")
+        mark = len(s.events)
+        save(file, program("one"))
+        s.wait_event("reloaded", 20, after=mark)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(gone)
+        assert get(s, "site") == "one"
+
+
+def test_an_app_that_is_renamed_moves(tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    save(file, program("one"))
+    with serve(file) as s:
+        assert get(s) == "one"
+        mark = len(s.events)
+        save(file, program("one").replace("reloaded", "renamed"))
+        event = s.wait_event("endpoint", 20, after=mark)
+        assert event["label"] == "renamed-site-dev"
+        assert httpx.get(event["direct_url"], timeout=30).json() == "one"
+
+
+def test_every_local_file_of_a_module_is_watched(tmp_path: Path) -> None:
+    package = tmp_path / "pkg"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "helper.py").write_text("VERSION = 'one'\n")
+    (package / "main.py").write_text(
+        "import modal\nfrom .helper import VERSION\napp = modal.App('packaged')\n"
+        "@app.function()\n@modal.fastapi_endpoint()\ndef f():\n    return VERSION\n"
+    )
+    with Serve(["-m", "pkg.main"], cwd=tmp_path) as s:
+        assert get(s) == "one"
+        (package / "helper.py").write_text("VERSION = 'second'\n")
+        s.wait_event("reloaded", 20)
+        assert get(s) == "second"
+
+
+def test_files_added_to_the_image_are_watched(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "text.txt").write_text("one")
+    (tmp_path / "program.py").write_text(
+        "import modal\nfrom pathlib import Path\n"
+        "image = modal.Image.debian_slim().add_local_dir(Path(__file__).parent / 'data', '/root/data')\n"
+        "app = modal.App('filed', image=image)\n"
+        "@app.function()\n@modal.fastapi_endpoint()\ndef f():\n    return Path('data/text.txt').read_text()\n"
+    )
+    with serve(tmp_path / "program.py") as s:
+        assert get(s) == "one"
+        (tmp_path / "data" / "text.txt").write_text("second")
+        s.wait_event("reloaded", 20)
+        assert get(s) == "second"
+
+
+SERVER = """
+import modal, subprocess, sys
+
+app = modal.App("ported")
+CODE = '''
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b'"{version}"'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+http.server.ThreadingHTTPServer(("127.0.0.1", {port}), Handler).serve_forever()
+'''
+
+@app.function()
+@modal.concurrent(max_inputs=10)
+@modal.web_server({port})
+def server():
+    subprocess.Popen([sys.executable, "-c", CODE])
+"""
+
+
+@pytest.mark.parametrize("network", ["auto", "exclusive"])
+def test_a_server_on_a_fixed_port_is_replaced_without_losing_a_request(tmp_path: Path, network: str) -> None:
+    file = tmp_path / "program.py"
+    port = 18731
+    save(file, SERVER.format(version="one", port=port))
+    with serve(file, env={"MODALNOMAD_EMBEDDED__NETWORK": network}) as s:
+        assert get(s) == "one"
+        with asking_all_the_time(s):
+            mark = len(s.events)
+            save(file, SERVER.format(version="two", port=port))
+            s.wait_event("reloaded", 20, after=mark)
+            assert get(s) == "two"
+        assert not [e for e in s.events if e["event"] == "replica" and e["state"] == "failed"], s.output()
