@@ -147,6 +147,8 @@ def _network(value: str) -> str:
 
 def _parameters(value: str) -> dict[str, Any]:
     raw = json.loads(base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)))
+    if not isinstance(raw, dict):
+        raise ValueError
     values: dict[str, Any] = {}
     for name, one in raw.items():
         if isinstance(one, dict):

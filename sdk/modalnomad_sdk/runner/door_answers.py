@@ -60,6 +60,8 @@ class Porter:
         try:
             idle_for = float(dict(parse_qsl(query.decode("latin-1"))).get("idle_for", "0"))
         except ValueError:
+            idle_for = -1.0
+        if not idle_for >= 0:  # also what is not a number
             return Answer(400, b"idle_for is a number of seconds.\n", self._name)
         if self._doors.drain(idle_for):
             return Answer(202, b"{}", self._name, b"application/json")
