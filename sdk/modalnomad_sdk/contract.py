@@ -40,9 +40,9 @@ ENV_LISTEN: Final = "MODALNOMAD_LISTEN"
 """`fd:<n>` (an inherited listening socket, not yet accepting user traffic) or `port:<n>` (bind it on 127.0.0.1);
 unset: port from NOMAD_PORT_http on NOMAD_IP_http."""
 ENV_LIFELINE: Final = "MODALNOMAD_LIFELINE"
-"""`fd:<n>`: read end of a pipe the starter holds open; end of file means the starter is gone, and everything here dies."""
+"""`fd:<n>`: read end of a pipe the starter holds open; end of file: the starter is gone, and everything here dies."""
 ENV_NETWORK: Final = "MODALNOMAD_NETWORK"
-"""`host` | `namespace` | `exclusive`: how a fixed port of a `web_server` is kept apart from other replicas' (design §6).
+"""`host` | `namespace` | `exclusive`: how a fixed port of a `web_server` is kept apart from other replicas'.
 `namespace` is only honoured for a Function with a `web_server` endpoint."""
 ENV_WEB_PORTS: Final = "MODALNOMAD_WEB_PORTS"
 """Comma-separated fixed ports of this Function's `web_server` endpoints; unset: none. Known before user code is
