@@ -165,7 +165,7 @@ class Collector:
 def read_answer(reference: Reference, answer: Any, output: str) -> Description:
     """The Description in `describe`'s file, or the error in it as an exception."""
     if isinstance(answer, dict) and isinstance(answer.get("error"), dict):
-        raise error_of(answer["error"], output)
+        raise error_of(reference, answer["error"], output)
     try:
         return Description.model_validate(answer)
     except ValidationError as error:
@@ -177,13 +177,15 @@ def read_answer(reference: Reference, answer: Any, output: str) -> Description:
         ) from None
 
 
-def error_of(error: Mapping[str, Any], output: str) -> ModalNomadError:
-    """`describe`'s error as an exception with a hint."""
+def error_of(reference: Reference, error: Mapping[str, Any], output: str) -> ModalNomadError:
+    """`describe`'s error as an exception that names the program, with a hint."""
     code = str(error.get("code") or "")
-    message = str(error.get("message") or "the program could not be described")
+    message = str(error.get("message") or "the program could not be described").removeprefix(": ")
     where = str(error.get("where") or "")
     if where and where not in message:
         message = f"{where}: {message}"
+    elif Path(reference.target).name not in message:
+        message = f"{reference.target}: {message}"
     hint = str(error.get("hint") or "") or HINTS.get(code)
     traceback = str(error.get("traceback") or "")
     if traceback and code in RAISED:
