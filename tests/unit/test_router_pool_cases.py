@@ -140,6 +140,27 @@ def test_a_request_during_a_drain_starts_the_next_replica_unless_the_maximum_for
             assert [key.epoch for key in started(pool.ended(place.key, None, 101.0))] == [2]
 
 
+def test_a_single_use_replica_is_never_reopened() -> None:
+    pool = make_pool(Policy(single_use=True))
+    (place,) = wake(pool, 1)
+    assert (place.state, granted(arrive(pool, range(1, 2)))) == (PlaceState.CLOSING, [])
+    pool.release(place, 1.0)
+    assert pool.drain_sent(place.key, 1.0) is place
+    pool.drain_refused(place.key, 1.0)
+    assert place.state is PlaceState.CLOSING
+    assert [effect.key for effect in pool.expire(2.0) if isinstance(effect, Drain)] == [place.key]
+
+
+def test_a_newcomer_does_not_go_past_somebody_waiting_for_a_busy_replica() -> None:
+    pool = make_pool(Policy(max=1))
+    (place,) = wake(pool, 1)
+    pool.refused(place, 0.0)
+    pool.release(place, 0.0)
+    assert granted(arrive(pool, range(1, 2))) == []
+    assert pool.take(5.0) is None
+    assert [effect.ticket for effect in pool.settle(5.0) if isinstance(effect, Grant)] == [1]
+
+
 def test_no_room_but_something_on_its_way_out_is_waited_for() -> None:
     pool = make_pool()
     full = Failure("no_capacity", "no GPU is free")
