@@ -69,14 +69,16 @@ def connect(s: Serve) -> socket.socket:
 
 
 def read_head(sock: socket.socket) -> tuple[bytes, bytes]:
-    """Head, and the start of the body."""
+    """Head of the final answer (interim ones are skipped), and the start of the body."""
     data = b""
-    while b"\r\n\r\n" not in data:
-        piece = sock.recv(65536)
-        assert piece, data
-        data += piece
-    head, _, rest = data.partition(b"\r\n\r\n")
-    return head, rest
+    while True:
+        while b"\r\n\r\n" not in data:
+            piece = sock.recv(65536)
+            assert piece, data
+            data += piece
+        head, _, data = data.partition(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 1"):
+            return head, data
 
 
 def test_a_large_answer_to_a_slow_client(big: Serve) -> None:
