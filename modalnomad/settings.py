@@ -83,8 +83,8 @@ class EmbeddedSettings(Group):
     network: Literal["auto", "namespace", "exclusive", "host"] = "auto"
     """How a fixed `web_server` port is kept apart from other replicas'. auto: namespace where allowed, else exclusive.
     host: on the host's network, open to whatever address the program binds."""
-    max_replicas: int = Field(default=0, ge=0)
-    """Replicas on this machine at once; 0: no limit."""
+    max_replicas: int = Field(default=100, ge=0)
+    """Replicas one `serve` or `up` may run at once; past it an idle pool gives way, else 503 no_capacity. 0: no limit."""
     log_lines: int = Field(default=10_000, ge=0)
     """Lines kept of each replica's output."""
 
@@ -98,7 +98,7 @@ class Settings(BaseSettings):
 
     backend: Literal["embedded"] = "embedded"
     """Which back end runs replicas."""
-    home: Path = Field(default_factory=lambda: default_home())
+    home: Path = Field(default_factory=lambda: default_home())  # noqa: PLW0108 - defined below
     """Folder of the embedded back end's state."""
     environment: str = "main"
     """Environment of commands without --env."""

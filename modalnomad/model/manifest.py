@@ -1,7 +1,7 @@
 """What one App declares: the shape `modalnomad_sdk.describe` writes, validated and frozen.
 
-`Description` is the whole file (values of anonymous secrets included, so it is never stored or logged); `Manifest` is the
-part that is kept. Durations are seconds, sizes MiB.
+`Description` is the whole file (values of anonymous secrets included, so it is never stored or logged); `Manifest` is
+the part that is kept. Durations are seconds, sizes MiB.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Starter(Protocol):
 
     def watch(self) -> AsyncIterator[tuple[Replica, ...]]:
         """Whole snapshots of all replicas, the first at once, then one per change (changes may be merged). An ended
-        replica (FAILED, GONE) stays in the snapshots for a minute at least, so that its reason and its epoch are seen."""
+        replica (FAILED, GONE) stays in the snapshots for a minute at least: its reason and its epoch must be seen."""
 
     async def kill(self, key: ReplicaKey) -> None:
         """End it at once with everything it started. Unknown or ended: nothing happens. Returns when it is gone."""
