@@ -18,7 +18,7 @@ from modalnomad.deploy.plan import Plan, make_plan
 from modalnomad.deploy.report import Report
 from modalnomad.model.errors import ManifestInvalid, Problem
 from modalnomad.model.ids import Digest, RevisionId
-from modalnomad.model.manifest import Description, Function, Image
+from modalnomad.model.manifest import Description, Function, Image, Source
 from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.ports.engine import Engine
 from modalnomad.ports.secrets import Secrets
@@ -28,9 +28,10 @@ Bundler = Callable[[Description, tuple[Function, ...]], Awaitable[Digest]]
 
 
 class ImageBuilder(Protocol):
-    """Resolves and builds one image; None is the platform's own. Raises ImageBuildFailed or UserError."""
+    """Resolves and builds one image of the program at `source`; None is the platform's own. Raises ImageBuildFailed or
+    UserError."""
 
-    async def __call__(self, image: Image | None, report: Callable[[str], None]) -> BuiltImage: ...
+    async def __call__(self, image: Image | None, report: Callable[[str], None], source: Source) -> BuiltImage: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,7 @@ class Builder:
         """Raises UserError for the program's problems, BackendError for the machine's."""
         await self.store_anonymous(description)
         await self.secrets.check(plan.secrets, plan.environment)
-        images, bundle = await asyncio.gather(
-            self._images(plan.functions, report), self.bundles(description, plan.functions)
-        )
+        images, bundle = await asyncio.gather(self._images(plan, report), self.bundles(description, plan.functions))
         revisions = plan.revisions(bundle, images)
         await self._refuse_unplaceable(revisions)
         await asyncio.gather(*(self.engine.prepare(revision) for revision in revisions))
@@ -104,14 +103,14 @@ class Builder:
         for digest, values in description.anonymous_secrets.items():
             await self.secrets.create_anonymous(digest, self.naming.environment, values)
 
-    async def _images(self, functions: tuple[Function, ...], report: Report) -> dict[str, BuiltImage]:
+    async def _images(self, plan: Plan, report: Report) -> dict[str, BuiltImage]:
         """Each distinct image once, one after the other: their output stays readable."""
         built: dict[str, BuiltImage] = {}
         by_tag: dict[str, BuiltImage] = {}
-        for function in functions:
+        for function in plan.functions:
             same = function.image.model_dump_json(exclude={"where"}) if function.image else ""
             if same not in built:
-                built[same] = await self.images(function.image, report.progress)
+                built[same] = await self.images(function.image, report.progress, plan.manifest.source)
             by_tag[function.tag] = built[same]
         return by_tag
 

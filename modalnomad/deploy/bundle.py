@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from modalnomad.deploy.archive import walk, write_archive
 from modalnomad.deploy.ignore import IgnoreRules
-from modalnomad.deploy.image_plan import ROOT, next_workdir, step_mounts
+from modalnomad.deploy.image_plan import ROOT, late_mounts, next_workdir, step_mounts
 from modalnomad.model.errors import ManifestInvalid, Problem, UserError
 from modalnomad.model.ids import Digest
 from modalnomad.model.manifest import Description, Function, Image, Mount, Source
@@ -72,8 +72,9 @@ class Collected:
             self.problems.append(Problem(where, f"{known} and {local} would both be /root/{path}"))
 
     def add_image(self, image: Image) -> None:
-        """Everything the image's add_local_* steps name, copied or mounted."""
-        for mount in image_mounts(image):
+        """What its add_local_* steps name, but for files copied in before a step that runs something: those are the
+        image's, and reach the replica with all else such steps leave (docs/decisions/files-of-an-image.md)."""
+        for mount in (*late_mounts(image), *image.mounts):
             try:
                 for path, local in mount_files(mount):
                     self.add(path, local, mount.where)

@@ -38,7 +38,6 @@ CONTAINER_STEPS: Mapping[str, str] = {
     "pip_install_private_repos": _refusal(
         "pip_install_private_repos", "use pip_install('git+https://${TOKEN}@…') with TOKEN in deploy's environment"
     ),
-    "run_function": _refusal("run_function", "use run_commands('python -c …'), or do it in @modal.enter"),
 }
 WITHOUT_EFFECT: Mapping[str, str] = {
     "cmd": "Image.cmd has no effect on Functions",

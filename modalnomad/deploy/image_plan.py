@@ -20,9 +20,11 @@ from modalnomad.deploy.image_limits import CONTAINER_BASES, CONTAINER_STEPS, WIT
 from modalnomad.deploy.index_options import CREDENTIALS, IndexOptions
 from modalnomad.deploy.runtime_requirements import RUNTIME_REQUIREMENTS
 from modalnomad.model.errors import Problem, UserError
-from modalnomad.model.manifest import Image, ImageStep, Mount, Notice
+from modalnomad.model.manifest import Image, ImageStep, Mount, Notice, SecretRef
 
 COPIED: Mapping[str, Any] = {"add_local_file": "file", "add_local_dir": "dir", "add_local_python_source": "python"}
+RUNS = frozenset({"run_commands", "run_function"})
+"""Steps that run something: they see the image's files, and may take secrets."""
 ROOT = PurePosixPath("/root")
 """What containers call the folder that is a replica's own here."""
 OLDEST_PYTHON = (3, 10)
@@ -42,11 +44,25 @@ class LockedProject:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One run_commands line, with the image's variables up to it. `workdir` is relative to the image's root folder."""
+    """One run_commands line, with the image's variables up to it. `workdir` is relative to the image's root folder,
+    `number` is the step's in the chain."""
 
     command: str
     environment: tuple[tuple[str, str], ...]
     workdir: str
+    number: int = 0
+    secrets: tuple[SecretRef, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One run_function. `arguments`: module, function, args, kwargs, code and timeout, as the SDK describes them."""
+
+    arguments: Mapping[str, Any]
+    environment: tuple[tuple[str, str], ...]
+    workdir: str
+    number: int = 0
+    secrets: tuple[SecretRef, ...] = ()
 
 
 @dataclass(slots=True)
@@ -61,8 +77,8 @@ class ImagePlan:
     projects: list[LockedProject] = field(default_factory=list)
     options: IndexOptions = field(default_factory=IndexOptions)
     install_environment: dict[str, str] = field(default_factory=dict)
-    steps: list[Command | Mount] = field(default_factory=list)
-    """Commands, and the files copied in before them, in order."""
+    steps: list[Command | Call | Mount] = field(default_factory=list)
+    """Commands and calls, and the files copied in before them, in order."""
     environment: dict[str, str] = field(default_factory=dict)
     workdir: str | None = None
     apt: list[tuple[str, str]] = field(default_factory=list)
@@ -87,8 +103,8 @@ def plan_image(image: Image | None) -> ImagePlan:
     if image.python_version is not None and (message := _bad_python(image.python_version)):
         plan.problems.append(Problem(image.where, message))
     plan.force = bool(image.base_arguments.get("force_build"))
-    for step in image.steps:
-        _Step(plan, step).take()
+    for number, step in enumerate(image.steps):
+        _Step(plan, step, number).take()
     if any(isinstance(s, Command) and re.search(r"\bpip3?\b", s.command) for s in plan.steps):
         # A virtual environment made by uv has no pip of its own; commands written for a container expect one.
         plan.requirements.append("pip")
@@ -116,6 +132,28 @@ def step_mounts(step: ImageStep) -> Iterator[Mount]:
         yield Mount(kind=COPIED[step.kind], local=local, remote=remote, ignore=ignore, where=step.where)
 
 
+def step_secrets(image: Image | None) -> dict[int, tuple[SecretRef, ...]]:
+    """Secrets of the steps that run something, by the step's number."""
+    steps = enumerate(image.steps if image is not None else ())
+    return {number: refs for number, step in steps if (refs := secrets_of(step))}
+
+
+def secrets_of(step: ImageStep) -> tuple[SecretRef, ...]:
+    """Only steps that run something may have any."""
+    given = step.arguments.get("secrets", ()) if step.kind in RUNS else ()
+    return tuple(SecretRef.model_validate(ref) for ref in given)
+
+
+def late_mounts(image: Image) -> Iterator[Mount]:
+    """Copied files that no step of the image sees: they reach the replica by the bundle. All others are the image's."""
+    late: list[Mount] = []
+    for step in image.steps:
+        if step.kind in RUNS:
+            late.clear()
+        late.extend(step_mounts(step))
+    yield from late
+
+
 def next_workdir(current: str | None, path: str) -> str:
     """Working directory after `workdir(path)`, relative to the replica's root folder (`.`: that folder).
 
@@ -128,9 +166,10 @@ def next_workdir(current: str | None, path: str) -> str:
 class _Step:
     """One step taken into the plan."""
 
-    def __init__(self, plan: ImagePlan, step: ImageStep) -> None:
+    def __init__(self, plan: ImagePlan, step: ImageStep, number: int) -> None:
         self.plan = plan
         self.step = step
+        self.number = number
         self.arguments = step.arguments
         self.pip = step.kind.startswith("pip_")
 
@@ -156,10 +195,13 @@ class _Step:
             self.problem(error.message + (f" ({error.hint})" if error.hint else ""))
 
     def _common(self) -> None:
-        if self.arguments.get("secrets"):
-            self.problem("secrets= is not available while images are built here: use it in @app.function")
-        if self.arguments.get("volumes") or self.arguments.get("network_file_systems"):
-            self.problem("volumes are not available while images are built here")
+        if self.arguments.get("secrets") and self.step.kind not in RUNS:
+            self.problem(
+                "secrets= is not available while packages are installed: write ${NAME} where the value belongs, with "
+                "NAME in the environment of this command"
+            )
+        if refusal := self.arguments.get("refusal"):
+            self.problem(refusal)
         if self.arguments.get("gpu"):
             message = f"Image.{self.step.kind}: gpu= has no effect here, the step sees this machine's devices"
             self.plan.notices.append(Notice(code="no_effect", message=message, where=self.step.where))
@@ -268,9 +310,16 @@ class _Step:
         self.plan.workdir = next_workdir(self.plan.workdir, str(self.arguments.get("path", ".")))
 
     def commands(self) -> None:
-        environment = self.plan.environment | {k: str(v) for k, v in (self.arguments.get("env") or {}).items()}
         for command in _texts(self.arguments.get("commands")):
-            self.plan.steps.append(Command(command, tuple(environment.items()), self.plan.workdir or "."))
+            self.plan.steps.append(Command(command, *self._surroundings()))
+
+    def call(self) -> None:
+        self.plan.steps.append(Call(self.arguments, *self._surroundings()))
+
+    def _surroundings(self) -> tuple[tuple[tuple[str, str], ...], str, int, tuple[SecretRef, ...]]:
+        own = {k: str(v) for k, v in (self.arguments.get("env") or {}).items()}
+        environment = tuple((self.plan.environment | own).items())
+        return environment, self.plan.workdir or ".", self.number, secrets_of(self.step)
 
     def files(self) -> None:
         self.plan.steps.extend(step_mounts(self.step))
@@ -295,6 +344,7 @@ _TAKERS: Mapping[str, Callable[[_Step], None]] = {
     "env": _Step.env,
     "workdir": _Step.workdir,
     "run_commands": _Step.commands,
+    "run_function": _Step.call,
     "add_local_file": _Step.files,
     "add_local_dir": _Step.files,
     "add_local_python_source": _Step.files,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,13 +27,13 @@ from modalnomad_sdk.store import (
 from modalnomad_sdk.store.definition import SCHEMA
 
 from modalnomad.deploy import apt
-from modalnomad.deploy.archive import write_archive
-from modalnomad.deploy.bundle import Collected, image_mounts, inside, mount_files
-from modalnomad.deploy.image_plan import Command, ImagePlan, plan_image
+from modalnomad.deploy.bundle import image_mounts, inside
+from modalnomad.deploy.image_plan import ImagePlan, plan_image, step_secrets
+from modalnomad.deploy.image_steps import LaterSteps, Program
 from modalnomad.deploy.resolve import RESOLVED, Resolver
 from modalnomad.model.errors import BackendRefused, ImageBuildFailed, ManifestInvalid, Problem, UserError
 from modalnomad.model.ids import Digest
-from modalnomad.model.manifest import Function, Image, Mount, Notice
+from modalnomad.model.manifest import Function, Image, Notice, SecretRef, Source
 from modalnomad.model.revision import BuiltImage
 
 T = TypeVar("T")
@@ -61,21 +61,27 @@ def _misplaced(image: Image | None) -> list[Problem]:
     return found
 
 
+SecretValues = Callable[[Sequence[SecretRef]], Awaitable[Mapping[str, str]]]
+"""Keys and values of all of them, later ones winning. Raises SecretMissing."""
+
+
 class Images:
-    """Builds images into one store; the `ImageBuilder` of a deploy.
+    """Builds images into one store; the `ImageBuilder` of a deploy. `values` gives the values of build steps' secrets.
 
     What it has built is safe from `image prune` as long as it lives, replicas asleep or not: `close` lets go, as does
     the end of the process."""
 
-    def __init__(self, store: ImageStore) -> None:
+    def __init__(self, store: ImageStore, values: SecretValues | None = None) -> None:
         self.store = store
+        self._values = values
         self._held: set[Digest] = set()
         self._holds = ExitStack()
 
-    async def __call__(self, image: Image | None, report: Report) -> BuiltImage:
-        """See `resolve_and_build`."""
+    async def __call__(self, image: Image | None, report: Report, source: Source | None = None) -> BuiltImage:
+        """See `resolve_and_build`. `source`: of the program whose image it is."""
+        program = None if source is None else Program(source=source, variables=await self._variables(image))
         while True:
-            built = await resolve_and_build(image, store=self.store, report=report)
+            built = await resolve_and_build(image, store=self.store, report=report, program=program)
             if built.digest in self._held:
                 return built
             try:
@@ -85,13 +91,25 @@ class Images:
             self._held.add(built.digest)
             return built
 
+    async def _variables(self, image: Image | None) -> dict[int, Mapping[str, str]]:
+        """Of steps with secrets; what a step's own `env=` sets is not taken from them."""
+        found: dict[int, Mapping[str, str]] = {}
+        for number, refs in step_secrets(image).items():
+            if image is None or self._values is None:
+                raise UserError("secrets= of an image's build steps is not available here", "use it in @app.function")
+            own = image.steps[number].arguments.get("env") or {}
+            found[number] = {name: value for name, value in (await self._values(refs)).items() if name not in own}
+        return found
+
     def close(self) -> None:
         """Let go of all images."""
         self._held.clear()
         self._holds.close()
 
 
-async def resolve_and_build(image: Image | None, *, store: ImageStore, report: Report) -> BuiltImage:
+async def resolve_and_build(
+    image: Image | None, *, store: ImageStore, report: Report, program: Program | None = None
+) -> BuiltImage:
     """The image's environment, built unless the store has it. `report` is told lines of progress, on this event loop.
 
     Raises ManifestInvalid (steps that cannot be done here), UserError (Python or Debian packages missing),
@@ -103,7 +121,7 @@ async def resolve_and_build(image: Image | None, *, store: ImageStore, report: R
     def tell(line: str) -> None:
         loop.call_soon_threadsafe(report, line)
 
-    work = loop.run_in_executor(None, resolve_and_build_here, image, store, tell, cancelled)
+    work = loop.run_in_executor(None, resolve_and_build_here, image, store, tell, cancelled, program)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -114,7 +132,11 @@ async def resolve_and_build(image: Image | None, *, store: ImageStore, report: R
 
 
 def resolve_and_build_here(
-    image: Image | None, store: ImageStore, report: Report, cancelled: threading.Event | None = None
+    image: Image | None,
+    store: ImageStore,
+    report: Report,
+    cancelled: threading.Event | None = None,
+    program: Program | None = None,
 ) -> BuiltImage:
     """The same, in the calling thread. `cancelled` may be set from another one."""
     plan = plan_image(image)
@@ -122,9 +144,9 @@ def resolve_and_build_here(
         raise ManifestInvalid(plan.problems)
     try:
         if not plan.steps:
-            return _build(plan, store, report, store.root, cancelled)
+            return _build(plan, store, report, cancelled)
         with tempfile.TemporaryDirectory(prefix="modalnomad-image-", ignore_cleanup_errors=True) as scratch:
-            return _build(plan, store, report, Path(scratch), cancelled)
+            return _build(plan, store, report, cancelled, LaterSteps(plan, Path(scratch), program))
     except PythonMissing as error:
         raise UserError(error.message, error.hint) from error
     except DiskFull as error:
@@ -136,7 +158,11 @@ def resolve_and_build_here(
 
 
 def _build(
-    plan: ImagePlan, store: ImageStore, report: Report, scratch: Path, cancelled: threading.Event | None
+    plan: ImagePlan,
+    store: ImageStore,
+    report: Report,
+    cancelled: threading.Event | None,
+    later: LaterSteps | None = None,
 ) -> BuiltImage:
     try:
         interpreter = store.find_python(plan.python)
@@ -153,13 +179,12 @@ def _build(
     resolver = Resolver(store.root / RESOLVED, lambda: store.uv)
     # What the resolver says of a failure is in the error; there is no progress to tell of.
     resolved = resolver.resolve(plan, interpreter, Child(masker=masker, cancelled=cancelled), tell)
-    archives: dict[str, Path] = {}
     definition: dict[str, Any] = {
         "schema": SCHEMA,
         "python": interpreter.version,
         "implementation": interpreter.implementation,
         "platform": interpreter.platform,
-        "steps": [*resolved.installs, *_later_steps(plan, scratch, archives)],
+        "steps": [*resolved.installs, *(later.steps if later else ())],
         "sources": {"environment": shown | plan.install_environment, "arguments": plan.options.arguments},
     }
     if interpreter.threaded:
@@ -168,11 +193,12 @@ def _build(
     if store.path(digest) is None:
         inputs = Inputs(
             python=Path(interpreter.executable),
-            archives=archives,
             reveal=reveal,
             secrets=plan.options.secrets(),
             cancelled=cancelled,
         )
+        if later is not None:
+            inputs = later.add_to(inputs, after=len(resolved.installs))
         store.build(definition, tell, inputs)
     resolver.note(resolved, digest)
     return BuiltImage(
@@ -181,34 +207,6 @@ def _build(
         env=tuple(plan.environment.items()),
         workdir=None if plan.workdir is None else f"/root/{plan.workdir}".removesuffix("/."),
     )
-
-
-def _later_steps(plan: ImagePlan, scratch: Path, archives: dict[str, Path]) -> list[dict[str, Any]]:
-    """Files and commands as steps of the definition; the archives they need are made in `scratch`."""
-    steps: list[dict[str, Any]] = []
-    for number, step in enumerate(plan.steps):
-        if isinstance(step, Command):
-            steps.append(
-                {
-                    "kind": "run",
-                    "command": step.command,
-                    "environment": dict(step.environment),
-                    "workdir": "" if step.workdir == "." else step.workdir,
-                }
-            )
-        else:
-            target = scratch / f"{number}.tar.gz"
-            digest = _mount_archive(step, target)
-            archives[digest] = target
-            steps.append({"kind": "files", "archive": digest})
-    return steps
-
-
-def _mount_archive(mount: Mount, target: Path) -> Digest:
-    collected = Collected()
-    for path, local in mount_files(mount):
-        collected.add(path, local, mount.where)
-    return write_archive(collected.files, frozenset(), target)
 
 
 def _apt_problems(missing: tuple[str, ...], asked: list[tuple[str, str]]) -> tuple[list[Problem], str]:

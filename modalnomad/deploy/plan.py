@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from modalnomad.deploy.hosts import Named, Naming, clashes, name_endpoints
+from modalnomad.deploy.image_plan import step_secrets
 from modalnomad.model.errors import ManifestInvalid, Problem, UserError
 from modalnomad.model.ids import ENVIRONMENT_NAME, NAME, SECRET_NAME, Digest
 from modalnomad.model.manifest import Description, Function, Manifest, Notice, SecretRef
@@ -32,8 +33,8 @@ class Plan:
 
     @property
     def secrets(self) -> tuple[SecretRef, ...]:
-        """Every secret the served functions need, once."""
-        return tuple(dict.fromkeys(ref for function in self.functions for ref in function.secrets))
+        """Every secret the served functions and their images' build steps need, once."""
+        return tuple(dict.fromkeys(ref for function in self.functions for ref in secrets_of(function)))
 
     def revisions(self, bundle: Digest, images: Mapping[str, BuiltImage]) -> tuple[Revision, ...]:
         """One per served function, in the order of the program; `images` by function tag."""
@@ -109,11 +110,16 @@ def app_name(manifest: Manifest, name: str | None) -> tuple[str, tuple[Notice, .
     return stem, (Notice(code="unnamed_app", message=f"the App has no name; it is called {stem!r} after its file"),)
 
 
+def secrets_of(function: Function) -> tuple[SecretRef, ...]:
+    """Its own and those of its image's build steps."""
+    return (*function.secrets, *(ref for refs in step_secrets(function.image).values() for ref in refs))
+
+
 def secret_problems(function: Function) -> list[Problem]:
     """Secret references that no store could hold."""
     problems = []
     where = function.where or function.tag
-    for ref in function.secrets:
+    for ref in secrets_of(function):
         if ref.name is not None and not SECRET_NAME.fullmatch(ref.name):
             problems.append(
                 Problem(where, f"secret name {ref.name!r}: a-z, 0-9, '-' and '_', at most 63, not starting with - or _")

@@ -13,10 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
+from modalnomad_sdk.store import IMAGE_FILES
+
 from modalnomad.embedded.bundles import copy_bundle
 from modalnomad.embedded.child import Child, OutputStream
 from modalnomad.embedded.failures import outcome
 from modalnomad.embedded.gpus import Gpu, Gpus
+from modalnomad.embedded.image_files import lay_image_files
 from modalnomad.embedded.janitor import remove_tree
 from modalnomad.embedded.logs import LineSplitter, ReplicaLog
 from modalnomad.embedded.runs import Run
@@ -168,10 +171,11 @@ class Life:
         )
 
     def _lay_out(self, workdir: Path) -> None:
-        """Its own folder with its own copy of the bundle."""
+        """Its own folder with its own copy of the bundle, and under it the image's files."""
         try:
             self._folder.mkdir(mode=0o700)
             copy_bundle(self._prepared.bundle, self._folder / BUNDLE_FOLDER)
+            lay_image_files(self._prepared.image / IMAGE_FILES, self._folder / BUNDLE_FOLDER)
             workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise refused(f"copy the bundle to {self._folder}", error) from error

@@ -135,7 +135,7 @@ async def open_serve(settings: Settings) -> AsyncIterator[ServeParts]:
     builder = Builder(
         engine=engine,
         secrets=secrets,
-        images=Images(store),
+        images=Images(store, lambda refs: secrets.resolve(refs, settings.environment)),
         bundles=lambda description, functions: pack(description, functions, artifacts),
         naming=naming,
         ephemeral=True,

@@ -6,7 +6,7 @@ import base64
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ from .app import App
 from .declarations import FunctionDeclaration, FunctionOptions, ParameterDeclaration
 from .description_image import image_data
 from .schedule import Cron, Period
+from .secret import Secret
 from .uses import unavailable_in
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -129,8 +130,8 @@ def _function_data(declaration: FunctionDeclaration, findings: Findings) -> dict
             "gpu": list(options.gpu),
             "ephemeral_disk": options.ephemeral_disk,
         },
-        "secrets": list(_secret_data(declaration, findings)),
-        "image": image_data(options.image),
+        "secrets": _secret_data(declaration, findings),
+        "image": image_data(options.image, lambda secrets, where: _references(secrets, where, findings)),
         "schedule": _schedule_data(options),
         "include_source": options.include_source,
         "single_use": options.single_use_containers,
@@ -154,21 +155,30 @@ def _schedule_data(options: FunctionOptions) -> dict[str, Any] | None:
     return None
 
 
-def _secret_data(declaration: FunctionDeclaration, findings: Findings) -> Iterator[dict[str, Any]]:
+def _secret_data(declaration: FunctionDeclaration, findings: Findings) -> list[dict[str, Any]]:
     """References, in the order in which later ones win; `env=` comes last."""
     options = declaration.options
-    for secret in options.secrets:
+    found = _references(options.secrets, declaration.where, findings)
+    if options.env:
+        found.append({"anonymous": _anonymous(options.env, declaration.where, findings)})
+    return found
+
+
+def _references(secrets: Collection[Secret], where: str, findings: Findings) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for secret in secrets:
         values = secret._values()
         if values is None:
-            yield {
-                "name": secret.name,
-                "required_keys": list(secret.required_keys),
-                "environment": secret.environment_name,
-            }
+            found.append(
+                {
+                    "name": secret.name,
+                    "required_keys": list(secret.required_keys),
+                    "environment": secret.environment_name,
+                }
+            )
         elif values:
-            yield {"anonymous": _anonymous(values, declaration.where, findings)}
-    if options.env:
-        yield {"anonymous": _anonymous(options.env, declaration.where, findings)}
+            found.append({"anonymous": _anonymous(values, where, findings)})
+    return found
 
 
 def _anonymous(values: Mapping[str, str], where: str, findings: Findings) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from .build_call import call_data
 from .exception import InvalidError
 from .image import AUTO_DOCKERIGNORE, Image
 from .image_base import LocalFiles, Step
 from .patterns import NON_PYTHON_FILES, FilePatternMatcher, Ignore
+from .secret import Secret
 
 _COPIES: dict[str, Literal["file", "dir", "python"]] = {
     "add_local_file": "file",
@@ -23,7 +25,11 @@ EVERYTHING = ("!**",)
 """A list of patterns that leaves nothing out, and is not empty: empty means the default of the kind of files."""
 
 
-def image_data(image: Image | None) -> dict[str, Any] | None:
+References = Callable[[Collection[Secret], str], list[dict[str, Any]]]
+"""Secrets and where they are used → `modalnomad.model.manifest.SecretRef`s."""
+
+
+def image_data(image: Image | None, references: References) -> dict[str, Any] | None:
     """`modalnomad.model.manifest.Image` of it.
 
     Raises:
@@ -32,52 +38,38 @@ def image_data(image: Image | None) -> dict[str, Any] | None:
     if image is None:
         return None
     recipe = image.recipe
+    given = dict(recipe.base_arguments)
+    if recipe.base_secrets:
+        given["secrets"] = references(recipe.base_secrets, recipe.where)
     return {
         "base": recipe.base,
-        "base_arguments": {**recipe.base_arguments, **_secrets(recipe.base_secrets)},
+        "base_arguments": given,
         "python_version": recipe.python_version,
-        "steps": [_step_data(step) for step in recipe.steps],
+        "steps": [_step_data(step, references) for step in recipe.steps],
         "mounts": [_mount_data(files) for files in recipe.mounts],
         "where": recipe.where,
     }
 
 
-def _secrets(secrets: tuple[Any, ...]) -> dict[str, Any]:
-    return {"secrets": [secret.name or "" for secret in secrets]} if secrets else {}
-
-
-def _step_data(step: Step) -> dict[str, Any]:
-    arguments = {**step.arguments, **_secrets(step.secrets)}
+def _step_data(step: Step, references: References) -> dict[str, Any]:
+    arguments = dict(step.arguments)
+    if step.secrets:
+        arguments["secrets"] = references(step.secrets, step.where)
+    if step.refusal:
+        arguments["refusal"] = step.refusal
     if step.env:
         arguments["env"] = dict(step.env)
     if step.gpu:
         arguments["gpu"] = step.gpu
     files = step.files
     if step.function is not None:
-        arguments.update(_function_data(step))
+        arguments.update(call_data(step))
     if step.kind in _COPIES:
         kind = _COPIES[step.kind]
         mount = _mount_data(LocalFiles(kind, arguments["local"], arguments["remote"], step.ignore, step.where))
         files = (mount["local"],)
         arguments = {"local": mount["local"], "remote": mount["remote"], "ignore": mount["ignore"]}
     return {"kind": step.kind, "arguments": arguments, "files": list(files), "where": step.where}
-
-
-def _function_data(step: Step) -> dict[str, Any]:
-    """What makes a run_function step: where the function is, and its source."""
-    import inspect
-    import json
-
-    try:
-        json.dumps([step.arguments.get("args"), step.arguments.get("kwargs")])
-    except (TypeError, ValueError) as error:
-        raise InvalidError(f"{step.where}: Image.run_function: args and kwargs must be plain values: {error}") from None
-    raw = getattr(step.function, "raw", step.function)
-    try:
-        source = inspect.getsource(raw)
-    except (OSError, TypeError):
-        source = ""
-    return {"module": getattr(raw, "__module__", ""), "function": getattr(raw, "__qualname__", ""), "source": source}
 
 
 def _mount_data(files: LocalFiles) -> dict[str, Any]:

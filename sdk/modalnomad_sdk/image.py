@@ -12,6 +12,7 @@ from . import state, where
 from .exception import InvalidError
 from .image_base import Common, LocalFiles, Recipe, local, remote, texts
 from .image_install import InstallSteps
+from .notices import note
 from .patterns import NON_PYTHON_FILES, Ignore
 from .secret import Secret
 from .unavailable import Missing
@@ -215,6 +216,9 @@ class Image(InstallSteps):
         """Run a function of the program while the image is built; its source is part of the image's identity."""
         if not callable(raw_f):
             raise InvalidError(f"{where.caller()}: Image.run_function needs a plain function, not {raw_f!r}")
+        for name, given in (("cpu", cpu), ("memory", memory), ("cloud", cloud), ("region", region)):
+            if given is not None:
+                note("no_effect", f"Image.run_function: `{name}` has no effect here", where.caller())
         refusal = "volumes are not available while an image is built" if volumes or network_file_systems else ""
         arguments = {"args": list(args), "kwargs": dict(kwargs), "timeout": timeout}
         return self._build(
@@ -298,8 +302,6 @@ class Image(InstallSteps):
         except Exception as error:
             _failed.append(FailedImport(self, error, place))
             if state.replica() is None and not isinstance(error, ImportError):
-                from .notices import note
-
                 note(
                     "imports", f"an {type(error).__name__} under `with image.imports()` was passed over: {error}", place
                 )

@@ -14,7 +14,7 @@ def unavailable_in(target: Callable[..., Any]) -> list[str]:
     """`volume (Volume 'models')` for each module-level object that the function, or a method of the class, names."""
     found: dict[str, str] = {}
     for function in _functions(target):
-        for name in _names(function.__code__):
+        for name in names(function.__code__):
             value = function.__globals__.get(name)
             if isinstance(value, Unavailable):
                 found[name] = f"`{name}`, a modal.{type(value).__name__}"
@@ -35,8 +35,9 @@ def _functions(target: Any) -> Iterator[FunctionType]:
         yield target
 
 
-def _names(code: CodeType) -> Iterator[str]:
+def names(code: CodeType) -> Iterator[str]:
+    """Global names (and attributes) that the code and the functions inside it use."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names(constant)
+            yield from names(constant)

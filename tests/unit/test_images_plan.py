@@ -43,7 +43,8 @@ def test_every_problem_is_told_at_once_with_its_place() -> None:
         image(
             step("dockerfile_commands", commands=["RUN x"]),
             step("pip_install", packages=["./mine", "-e ."], extra_options="--target /x"),
-            step("run_commands", commands=["true"], secrets=["s"]),
+            step("apt_install", packages=["dpkg"], secrets=[{"name": "s"}]),
+            step("run_function", function="f", refusal="volumes are not available"),
             step("env", vars={"MODALNOMAD_X": "1"}),
             step("never_heard_of"),
             base="from_registry",
@@ -51,7 +52,16 @@ def test_every_problem_is_told_at_once_with_its_place() -> None:
     )
     told = [str(problem) for problem in plan.problems]
     assert [problem.path for problem in plan.problems][:2] == ["app.py:1", "app.py:dockerfile_commands"]
-    for words in ("from_registry", "dockerfile_commands", "'./mine'", "'-e .'", "--target", "secrets=", "MODALNOMAD_X"):
+    for words in (
+        "from_registry",
+        "dockerfile_commands",
+        "'./mine'",
+        "'-e .'",
+        "--target",
+        "secrets=",
+        "MODALNOMAD_X",
+        "volumes",
+    ):
         assert any(words in text for text in told), (words, told)
     assert any("never_heard_of" in text for text in told)
 
@@ -141,7 +151,10 @@ def test_commands_see_the_variables_and_folder_set_before_them() -> None:
             step("env", vars={"A": "3"}),
         )
     )
-    assert plan.steps == [Command("one", (("A", "1"),), "."), Command("two", (("A", "1"), ("B", "2")), "sub/deeper")]
+    assert plan.steps == [
+        Command("one", (("A", "1"),), ".", 1),
+        Command("two", (("A", "1"), ("B", "2")), "sub/deeper", 4),
+    ]
     assert plan.environment == {"A": "3"}
     assert plan.workdir == "sub/deeper"
 

@@ -8,6 +8,7 @@ platform.
 
 from __future__ import annotations
 
+from modalnomad_sdk.store.build import IMAGE_FILES, LINKED_FROM
 from modalnomad_sdk.store.definition import definition_digest
 from modalnomad_sdk.store.errors import BuildCancelled, BuildFailed, DiskFull, PythonMissing, StoreError, UvMissing
 from modalnomad_sdk.store.images import ImageStore, Pruned, StoredImage
@@ -17,6 +18,8 @@ from modalnomad_sdk.store.pythons import Interpreter, find_python
 from modalnomad_sdk.store.uv import find_uv, uv_environment
 
 __all__ = [
+    "IMAGE_FILES",
+    "LINKED_FROM",
     "BuildCancelled",
     "BuildFailed",
     "Child",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shlex
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from modalnomad_sdk.store.inputs import Inputs
 from modalnomad_sdk.store.process import Child, CommandFailed
 from modalnomad_sdk.store.uv import uv_environment
 
-ROOT = "root"
+IMAGE_FILES = "root"
 """Folder of the environment where the image's own files lie and its commands run: what `/root` is in a container."""
+LINKED_FROM = 1024 * 1024
+"""Bytes from which such a file is shared by all replicas, and read-only; smaller ones each gets a copy of."""
 
+_RUNNER = Path(__file__).parent.parent / "runner" / "__main__.py"
 _NO_SPACE = ("no space left on device", "os error 28", "errno 28", "disk quota exceeded")
 _SCRIPT_LIMIT = 1024 * 1024
 # What a command of an image sees of this machine: enough to find programs, certificates and proxies, nothing personal.
@@ -52,13 +56,17 @@ class Builder:
         """Carry out every step. Raises BuildFailed with the tool's words, DiskFull, BuildCancelled."""
         self._venv()
         ran = False
-        for step in definition["steps"]:
+        for number, step in enumerate(definition["steps"]):
             if step["kind"] == "install":
                 self._install(step, definition.get("sources", {}), inputs.reveal)
             elif step["kind"] == "files":
                 self._unpack(step["archive"], inputs.archives)
             else:
-                self._command(step)
+                variables = self._variables(step, inputs.variables.get(number, {}))
+                if step["kind"] == "call":
+                    self._call(step, variables, inputs.source)
+                else:
+                    self._command(step, variables)
                 ran = True
         if ran:
             self._settle()
@@ -105,25 +113,45 @@ class Builder:
         if archive is None or hashlib.sha256(archive.read_bytes()).hexdigest() != digest:
             raise BuildFailed(f"the files of the image ({digest[:12]}) are not here or were changed")
         with tarfile.open(archive) as tar:
-            if hasattr(tarfile, "data_filter"):
-                tar.extractall(self.folder / ROOT, filter="data")
-            else:  # Python 3.10.11 and older; the archive is our own and was just checked
-                tar.extractall(self.folder / ROOT)
+            _extract(tar, self.folder / IMAGE_FILES)
 
-    def _command(self, step: Mapping[str, Any]) -> None:
-        command = step["command"]
-        self.report(f"running {command}")
-        workdir = self.folder / ROOT / step.get("workdir", "")
-        workdir.mkdir(parents=True, exist_ok=True)
+    def _variables(self, step: Mapping[str, Any], secrets: Mapping[str, str]) -> dict[str, str]:
+        """What a step's command finds in its environment; what the step itself sets wins over its secrets."""
         environment = {k: v for k, v in os.environ.items() if k in _COMMAND_VARIABLES or k.startswith("LC_")}
         environment.update(step.get("environment", {}))
+        environment.update(secrets)
         path = [str(self.folder / "bin"), environment.get("PATH", os.defpath), str(self.uv.parent)]
         environment.update(PATH=os.pathsep.join(path), VIRTUAL_ENV=str(self.folder), UV_PYTHON_DOWNLOADS="never")
         environment.setdefault("UV_NO_PROGRESS", "1")
+        return environment
+
+    def _workdir(self, step: Mapping[str, Any]) -> Path:
+        workdir = self.folder / IMAGE_FILES / str(step.get("workdir", ""))
+        workdir.mkdir(parents=True, exist_ok=True)
+        return workdir
+
+    def _command(self, step: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+        command = step["command"]
+        self.report(f"running {command}")
         try:
-            self.child.run(["/bin/sh", "-c", command], cwd=workdir, environment=environment)
+            self.child.run(["/bin/sh", "-c", command], cwd=self._workdir(step), environment=environment)
         except CommandFailed as error:
             raise self._failure(f"running {shlex.quote(command)}", error) from error
+
+    def _call(self, step: Mapping[str, Any], environment: Mapping[str, str], source: Path | None) -> None:
+        name = step["function"]
+        self.report(f"running {name}()")
+        workdir, root = self._workdir(step), self.folder / IMAGE_FILES
+        call = {key: step[key] for key in ("source", "function", "args", "kwargs", "timeout")}
+        with lent(source, root), tempfile.TemporaryDirectory(prefix="modalnomad-call-") as folder:
+            file = Path(folder) / "call.json"
+            file.write_text(json.dumps(call | {"root": str(root)}), "utf-8")
+            command = [str(self.folder / "bin" / "python"), str(_RUNNER), "call", str(file)]
+            more = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "MODAL_IS_REMOTE": "1"}
+            try:
+                self.child.run(command, cwd=workdir, environment={**environment, **more})
+            except CommandFailed as error:
+                raise self._failure(f"running {name}()", error) from error
 
     def _settle(self) -> None:
         """After commands: scripts they made point at the building folder, and files they added have no bytecode."""
@@ -138,6 +166,7 @@ class Builder:
                 script.unlink()
                 script.write_bytes(text.replace(here, there))
                 script.chmod(mode)
+        self._protect()
         self.report("compiling bytecode")
         python = str(self.folder / "bin" / "python")
         library = str(self.folder / "lib")
@@ -146,6 +175,42 @@ class Builder:
             self.child.run(
                 [python, "-I", "-m", "compileall", "-q", library], cwd=self.folder, environment=uv_environment()
             )
+
+    def _protect(self) -> None:
+        """The image's own files are read-only: replicas share the large ones (see docs/decisions)."""
+        for parent, _folders, names in os.walk(self.folder / IMAGE_FILES):
+            for name in names:
+                path = Path(parent, name)
+                if not path.is_symlink() and path.is_file() and path.stat().st_size >= LINKED_FROM:
+                    path.chmod(path.stat().st_mode & ~0o222)
+
+
+@contextlib.contextmanager
+def lent(archive: Path | None, root: Path) -> Iterator[None]:
+    """The archive's files lie in `root` meanwhile, where there are none of the image's own; then they are gone."""
+    if archive is None:
+        raise BuildFailed("the program whose function the image runs is not here")
+    added: list[Path] = []
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                target = root / member.name
+                if not os.path.lexists(target):
+                    added.append(target)
+                    _extract(tar, root, [member])
+        yield
+    finally:
+        for path in reversed(added):
+            with contextlib.suppress(FileNotFoundError, OSError):
+                # A folder that the function put something in stays.
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _extract(tar: tarfile.TarFile, target: Path, members: list[tarfile.TarInfo] | None = None) -> None:
+    if hasattr(tarfile, "data_filter"):
+        tar.extractall(target, members, filter="data")
+    else:  # Python 3.10.11 and older; the archive is our own and was just checked
+        tar.extractall(target, members)
 
 
 def _revealed(value: str, reveal: Mapping[str, str]) -> str:

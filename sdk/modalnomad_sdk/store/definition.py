@@ -6,11 +6,14 @@
      "platform": "linux-x86_64-glibc",
      "steps": [{"kind": "install", "requirements": "six==1.17.0 --hash=…\\n", "verify": true},
                {"kind": "files", "archive": sha256 of a .tar.gz},         unpacked into <env>/root
-               {"kind": "run", "command": "python -m x", "environment": {…}, "workdir": "sub/folder"}],
+               {"kind": "run", "command": "python -m x", "environment": {…}, "workdir": "sub/folder"},
+               {"kind": "call", "source": "script:app.py", "function": "download", "args": […], "kwargs": {…},
+                "code": sha256 of what it is made of, "timeout": 3600.0, "environment": {…}, "workdir": ""}],
      "sources": {"environment": {"UV_INDEX": …}, "arguments": […]}}       where packages come from; not hashed
 
-`sources` is outside the digest: packages are pinned by the hashes of their files, wherever they come from. Its values
-have credentials masked; `Inputs.reveal` gives them back at build time.
+`run` and `call` may have `secrets`: references, whose values come by `Inputs.variables`. The program that a call loads
+is `Inputs.source`; of it only `code` counts. `sources` is outside the digest: packages are pinned by the hashes of
+their files, wherever they come from. Its values have credentials masked; `Inputs.reveal` gives them back at build time.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from typing import Any
 
 SCHEMA = 1
 DIGEST = re.compile(r"[0-9a-f]{64}")
-STEP_KINDS = frozenset({"install", "files", "run"})
+STEP_KINDS = frozenset({"install", "files", "run", "call"})
 
 
 def definition_digest(definition: Mapping[str, Any]) -> str:

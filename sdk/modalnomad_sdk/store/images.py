@@ -26,7 +26,7 @@ from modalnomad_sdk.store.build import Builder, out_of_space, tree_size
 from modalnomad_sdk.store.definition import DIGEST, check_definition, definition_digest, packages_of
 from modalnomad_sdk.store.errors import BuildFailed, DiskFull, StoreError
 from modalnomad_sdk.store.inputs import Inputs
-from modalnomad_sdk.store.process import Child, Masker
+from modalnomad_sdk.store.process import Child, Masker, secret_lines
 from modalnomad_sdk.store.pythons import Interpreter, find_python
 from modalnomad_sdk.store.uv import find_uv
 
@@ -173,7 +173,7 @@ class ImageStore:
         interpreter = self._interpreter(definition, inputs)
         final = self.root / digest
         building = self.root / f".building-{digest}-{os.getpid()}-{secrets.token_hex(4)}"
-        masker = Masker([*inputs.reveal.values(), *inputs.secrets])
+        masker = Masker([*inputs.reveal.values(), *inputs.secrets, *secret_lines(inputs.variables.values())])
         started = time.time()
         report(f"building image {digest[:12]} (Python {interpreter.version})")
         try:

@@ -17,6 +17,7 @@ from modalnomad_sdk.store.errors import BuildCancelled
 
 POLL = 0.1
 """Seconds between looks at `cancelled`, and at a child that has ended while others still hold its output open."""
+SHORTEST_SECRET = 4
 KEPT_OUTPUT = 1_000_000
 """Characters of output kept for an error; the log file has all of it."""
 
@@ -34,6 +35,13 @@ class Masker:
 
     def __repr__(self) -> str:
         return f"Masker({len(self._secrets)} secrets)"
+
+
+def secret_lines(environments: Iterable[Mapping[str, str]]) -> set[str]:
+    """What to mask of secret variables: output is masked line by line. Texts of 1 to 3 characters are left: they stand
+    in every line, and are no secrets."""
+    values = (value for environment in environments for value in environment.values())
+    return {line for value in values for line in (value, *value.splitlines()) if len(line) >= SHORTEST_SECRET}
 
 
 class CommandFailed(Exception):
