@@ -229,6 +229,9 @@ def main(arguments: list[str]) -> int:
     """Exit code; see the module's docstring."""
     target, name, module, out = parse(arguments)
     out = os.path.abspath(out)
+    # Compiled code is told from its source by size and whole seconds: an edit of the same length, within the second of
+    # the last one, would not be seen. Nor is the user's folder ours to write into.
+    sys.dont_write_bytecode = True
     try:
         data = describe(target, name, module)
         code = 0
