@@ -195,7 +195,7 @@ def spawn(
         fds = (listener.fileno(), read_end)
         variables = {c.ENV_LISTEN: f"fd:{fds[0]}", c.ENV_LIFELINE: f"fd:{fds[1]}", **(extra or {})}
         process = subprocess.Popen(
-            [*prefix, sys.executable, str(RUNNER)],
+            [*prefix, os.environ.get("RUNNER_PYTHON", sys.executable), str(RUNNER)],
             env=environment(folder, source, tag, variables),
             stdin=subprocess.DEVNULL,
             stdout=out,

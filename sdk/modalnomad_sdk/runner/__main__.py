@@ -32,9 +32,13 @@ if __name__ == "__main__":
         from modalnomad_sdk.runner.build_call import main as call
 
         sys.exit(call(sys.argv[2]))
-    from modalnomad_sdk.runner.start import main
+    if sys.argv[1:2] == ["template"]:
+        from modalnomad_sdk.runner import template
 
-    sys.exit(main())
+        sys.exit(template.main(int(sys.argv[2])))
+    from modalnomad_sdk.runner import start
+
+    sys.exit(start.main())
 
 if __name__ == "__mp_main__":  # a process that the user's code made with multiprocessing ("spawn")
     _make_sdk_importable()

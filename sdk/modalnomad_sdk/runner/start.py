@@ -13,8 +13,9 @@ from .processes import Inside, say, supervise
 from .sockets import open_listener
 
 
-def main() -> int:
-    """Run the replica that the environment describes; its exit code."""
+def main(only_here: tuple[int, ...] = ()) -> int:
+    """Run the replica that the environment describes; its exit code. Descriptors in `only_here` stay with its outermost
+    process."""
     try:
         config = read_config(os.environ)
         listener = open_listener(config.listen)
@@ -24,12 +25,13 @@ def main() -> int:
     if config.lifeline is not None:
         os.set_blocking(config.lifeline, False)
         os.set_inheritable(config.lifeline, False)
-    return run_replica(config, listener)
+        only_here = (*only_here, config.lifeline)
+    return run_replica(config, listener, only_here)
 
 
-def run_replica(config: Config, listener: socket.socket) -> int:
+def run_replica(config: Config, listener: socket.socket, only_here: tuple[int, ...]) -> int:
     """The process tree of one replica, from its outermost process; the exit code."""
-    inside = _Runner(config, listener)
+    inside = _Runner(config, listener, only_here)
     try:
         if config.network == "exclusive":
             inside.claims = claim_ports(config.web_ports)
@@ -42,13 +44,16 @@ def run_replica(config: Config, listener: socket.socket) -> int:
 class _Runner(Inside):
     """What happens in init and in the runner."""
 
-    def __init__(self, config: Config, listener: socket.socket) -> None:
+    def __init__(self, config: Config, listener: socket.socket, only_outside: tuple[int, ...]) -> None:
         self.config = config
         self.listener = listener
         self.claims: list[socket.socket] = []
+        self.only_outside = only_outside
         self.outbound: Outbound | None = None
 
     def before_fork(self, namespaced: bool) -> None:
+        for fd in self.only_outside:
+            os.close(fd)
         if self.config.network != "namespace" or not self.config.web_ports:
             return
         try:
