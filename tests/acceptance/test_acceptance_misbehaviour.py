@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.doors import direct_door, replicas, web_socket
 from tests.support.leftovers import family, wait_gone
-from tests.support.repository import persona
+from tests.support.repository import ROOT, persona
 from tests.support.serve import Serve, run_command, serve
 
 QUICK = {"MODALNOMAD_EMBEDDED__GRACE_PERIOD": "2", "MODALNOMAD_ROUTER__DRAIN_TIMEOUT": "2"}
@@ -241,3 +241,13 @@ def test_sockets_that_stay_open_are_counted_and_freed() -> None:
             assert time.monotonic() < deadline, seen
             time.sleep(0.05)
         assert sorted(seen["codes"]) == [1000, 4000]
+
+
+def test_a_flood_of_parameter_values_evicts_idle_pools() -> None:
+    few = {**QUICK, "MODALNOMAD_ROUTER__MAX_POOLS": "3"}
+    with serve(ROOT / "examples" / "dictionary_class.py", env=few) as s, direct_door(s) as client:
+        for number in range(8):
+            answer = client.get("/", params={"word": "tree", "language": f"invented-{number}"})
+            assert answer.status_code == 200, answer.text
+            assert len(replicas(s, "ready")) - len(replicas(s, "gone", "failed")) <= 5
+        assert len(replicas(s)) == 8
