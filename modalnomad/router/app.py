@@ -21,6 +21,7 @@ from modalnomad.router.parameters import pool_key
 from modalnomad.router.replies import Answer, Reply
 from modalnomad.router.request import Exchange, too_large
 from modalnomad.router.table import Match, RouteTable
+from modalnomad.router.telemetry import Counters
 from modalnomad.router.upstream import TryElsewhere, Upstream
 from modalnomad.settings import RouterSettings
 
@@ -55,7 +56,7 @@ class Leases(Protocol):
 
 
 class Router:
-    """Steps in the order of design §5. `table` is swapped whole; `gate` is set by whoever owns the listeners."""
+    """Steps in the order of design §5. `table` is swapped whole."""
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class Router:
         activator: Leases,
         upstream: Upstream,
         settings: RouterSettings,
+        counters: Counters | None = None,
         clock: Clock = monotonic,
     ) -> None:
         self.table = table
@@ -75,7 +77,7 @@ class Router:
         self._upstream = upstream
         self._settings = settings
         self._clock = clock
-        self.gate = Gate(self.handle, settings, clock=clock)
+        self.gate = Gate(self.handle, settings, counters=counters, clock=clock)
 
     async def handle(self, exchange: Exchange) -> None:
         """Each step returns a value or raises a Reply; nothing else decides a status."""

@@ -24,6 +24,9 @@ from modalnomad.router.telemetry import Counters
 from modalnomad.router.upstream import Upstream
 from modalnomad.settings import RouterSettings, ScalingSettings
 
+LAST_WORDS = 0.25
+"""Seconds for the answers to those who waited in vain."""
+
 
 class RouterServer:
     """One router. `start` returns when it listens with a table; `stop` when nothing of it is left."""
@@ -41,7 +44,9 @@ class RouterServer:
     ) -> None:
         self._settings = settings
         self._tls = tls
-        self._upstream = Upstream(settings, clock=clock)
+        self.counters = Counters()
+        """What was counted since the start."""
+        self._upstream = Upstream(settings, counters=self.counters, clock=clock)
         self._auth = Auth()
         self._died: asyncio.Future[None] | None = None
         self._tasks = Tasks("router", self._on_death)
@@ -62,6 +67,7 @@ class RouterServer:
             activator=self.activator,
             upstream=self._upstream,
             settings=settings,
+            counters=self.counters,
             clock=clock,
         )
         self.feed = Feed(discovery, engine, self._swap, self._auth, self.activator)
@@ -77,11 +83,6 @@ class RouterServer:
     def replicas(self) -> Cell[tuple[Replica, ...]]:
         """The engine's view with READY and DRAINING filled in."""
         return self.feed.replicas
-
-    @property
-    def counters(self) -> Counters:
-        """What was counted since the start."""
-        return self.router.gate.counters
 
     def _match(self, host: str) -> Match:
         return self.router.table.match(host)
@@ -122,23 +123,29 @@ class RouterServer:
         await asyncio.shield(self._died)
 
     async def drain(self) -> None:
-        """Steps 1 to 3 of `stop`: afterwards replicas can be retired, and no request brings them back. Idempotent."""
+        """Steps 1 and 2 of `stop`: afterwards replicas can be retired, and no request brings them back. Idempotent."""
         self._listeners.close_all()
         self.router.gate.drain()
         await self.router.gate.empty(self._settings.drain_timeout)
 
     async def stop(self, *, wait: bool = True) -> None:
-        """Idempotent. In this order (`wait` False: without 3):
+        """Idempotent. In this order (`wait` False: without 2):
 
-        1. no new connections; 2. idle ones are closed, busy ones answered with `Connection: close`, newcomers on them
-        with 503 `draining`; 3. wait for what runs, `drain_timeout` seconds at most; 4. abort the rest; 5. waiters and
-        pools; 6. the loops that fed them; 7. connections to replicas.
+        1. no new connections; idle ones are closed, busy ones get `Connection: close`, newcomers on them 503 `draining`
+        2. wait for what runs or waits, `drain_timeout` seconds at most; WebSockets have no end and are closed at once
+        3. whoever still waits for a replica is told 503 `draining`
+        4. abort the rest
+        5. the loops that fed all this
+        6. connections to replicas
         """
+        gate = self.router.gate
         if wait:
             await self.drain()
         self._listeners.close_all()
-        await self.router.gate.close()
+        gate.drain()
         await self.activator.close()
+        await gate.empty(LAST_WORDS)
+        await gate.close()
         await self._tasks.close()
         await self._upstream.close()
 

@@ -11,6 +11,8 @@ from modalnomad.settings import RouterSettings
 from tests.support import raw
 from tests.support.router import route, served
 
+BOTH_LOOPS = True
+
 HOST = b"Host: app.localhost\r\n"
 
 

@@ -10,6 +10,8 @@ import pytest
 from tests.support import raw
 from tests.support.router import TICKET, served
 
+BOTH_LOOPS = True
+
 
 @pytest.mark.parametrize("unix", [False, True])
 async def test_request_reaches_replica_and_answer_the_client(unix: bool, tmp_path: Path) -> None:

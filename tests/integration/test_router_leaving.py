@@ -9,6 +9,8 @@ import pytest
 from tests.support import raw
 from tests.support.router import Served, served, until
 
+BOTH_LOOPS = True
+
 
 async def waiting(router: Served, request: bytes, client: raw.Client) -> None:
     """The request is in the queue."""

@@ -15,6 +15,8 @@ from modalnomad.settings import RouterSettings
 from tests.support import raw
 from tests.support.router import route, served
 
+BOTH_LOOPS = True
+
 
 def closed_port() -> TcpAddress:
     """Nobody listens there."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import hashlib
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -15,10 +13,10 @@ import websockets.exceptions
 
 from modalnomad.model.replica import TcpAddress
 from tests.support import raw
+from tests.support.handshake import ACCEPT, KEY, handshake, switch
 from tests.support.router import Served, route, served, until
 
-KEY = base64.b64encode(b"0123456789abcdef").decode()
-ACCEPT = base64.b64encode(hashlib.sha1(KEY.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()).decode()
+BOTH_LOOPS = True
 
 
 @contextlib.asynccontextmanager
@@ -83,19 +81,6 @@ async def test_many_sockets_hold_one_lease_each() -> None:
         await router.quiet()
 
 
-def handshake(*lines: str, without: str = "", method: str = "GET") -> bytes:
-    wanted = [
-        f"{method} /ws HTTP/1.1",
-        "Host: app.localhost",
-        "Connection: keep-alive, Upgrade",
-        "Upgrade: WebSocket",
-        f"Sec-WebSocket-Key: {KEY}",
-        "Sec-WebSocket-Version: 13",
-    ]
-    kept = [line for line in wanted if not without or not line.startswith(without)]
-    return "\r\n".join([*kept, *lines, "", ""]).encode()
-
-
 BAD = {
     "no key": (handshake(without="Sec-WebSocket-Key"), 400),
     "short key": (handshake("Sec-WebSocket-Key: abcd", without="Sec-WebSocket-Key"), 400),
@@ -126,17 +111,14 @@ async def test_handshake_towards_the_replica() -> None:
         assert received.get("sec-websocket-key") == KEY
         assert received.get("sec-websocket-extensions") is None
         assert received.get("modalnomad-ticket")
-        writer.write(
-            f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
-            f"Sec-WebSocket-Accept: {ACCEPT}\r\nModalnomad-X: 1\r\n\r\nearly".encode()
-        )
+        writer.write(switch("Modalnomad-X: 1") + b"early")
         writer.write(await reader.readexactly(4))
         await reader.read()
 
     for kind in ("asgi_app", "web_server"):
         async with (
             raw.replica(script) as backend,
-            served(backend.address, routes=[route(kind=kind)]) as router,  # type: ignore[arg-type]
+            served(backend.address, routes=[route(kind=kind)]) as router,
             raw.client(router.port) as client,
         ):
             # A client in a hurry sends before it knows.
@@ -213,10 +195,7 @@ async def test_client_that_vanishes_frees_its_lease(reset: bool) -> None:
 async def test_replica_that_dies_closes_the_client() -> None:
     async def script(backend: raw.Replica, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await backend.read_head(reader)
-        writer.write(
-            f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
-            f"Sec-WebSocket-Accept: {ACCEPT}\r\n\r\nbye".encode()
-        )
+        writer.write(switch() + b"bye")
         await writer.drain()
 
     async with raw.replica(script) as backend, served(backend.address) as router, raw.client(router.port) as client:
@@ -229,10 +208,7 @@ async def test_replica_that_dies_closes_the_client() -> None:
 async def test_half_close_passes() -> None:
     async def script(backend: raw.Replica, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await backend.read_head(reader)
-        writer.write(
-            f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
-            f"Sec-WebSocket-Accept: {ACCEPT}\r\n\r\n".encode()
-        )
+        writer.write(switch() + b"")
         everything = await reader.read()
         writer.write(b"got " + everything)
 
@@ -250,10 +226,7 @@ async def test_slow_reader_of_a_socket_holds_the_sender_back() -> None:
     async def script(backend: raw.Replica, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal sent
         await backend.read_head(reader)
-        writer.write(
-            f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
-            f"Sec-WebSocket-Accept: {ACCEPT}\r\n\r\n".encode()
-        )
+        writer.write(switch() + b"")
         while True:
             writer.write(bytes(65536))
             await writer.drain()
