@@ -91,9 +91,10 @@ class Session:
 
     async def build(self) -> None:
         """Collect and build for the first time; nothing is published. Raises ModalNomadError."""
+        begun = time.time()
         description = await self._collector.collect(self._platform.report.output)
-        # Watching starts before the build: what changes from here on makes a reload.
-        self._watcher = Watcher(description.watched)
+        # Watching starts before the build: what changed since the program was read makes a reload.
+        self._watcher = Watcher(description.watched, since=begun)
         plan = self._planned(self._platform.builder.plan(description, self._name))
         self._current = await self._platform.builder.build(description, plan, self._platform.report)
         self._prepared.update(self._current.ids)
@@ -161,9 +162,10 @@ class Session:
         platform = self._platform
         guess = self._tasks.spawn(self._guess(last, paths), "guess")
         try:
+            begun = time.time()
             description = await self._collector.collect(platform.report.output)
             assert self._watcher is not None
-            self._watcher.replace(description.watched)
+            self._watcher.replace(description.watched, since=begun)
             plan = self._planned(platform.builder.plan(description, self._name))
             candidate = await platform.builder.build(description, plan, platform.report)
             self._prepared.update(candidate.ids)

@@ -23,6 +23,8 @@ LONGEST_BURST = 200
 """Milliseconds after which a burst is looked at though it goes on."""
 LOOK_EVERY = 1.0
 """Seconds between two looks without any notice."""
+CLOCK_STEP = 0.02
+"""Seconds a file's time may lie behind the clock: file systems use the kernel's coarse one."""
 IGNORED = frozenset({"__pycache__", ".git", ".hg", ".svn", ".DS_Store", ".mypy_cache", ".ruff_cache", ".pytest_cache"})
 
 Stamp = tuple[int, int, int]
@@ -32,7 +34,8 @@ Stamp = tuple[int, int, int]
 class Watcher:
     """One set of files and folders, replaceable at any time. Owns the threads that wait for notices: close it."""
 
-    def __init__(self, paths: Iterable[str]) -> None:
+    def __init__(self, paths: Iterable[str], since: float | None = None) -> None:
+        """`since`: see `replace`."""
         self._hint = asyncio.Event()
         self._tasks = Tasks("watch")
         self._paths: tuple[str, ...] = ()
@@ -40,15 +43,16 @@ class Watcher:
         self._seen: dict[str, Stamp] = {}
         self._listeners: list[asyncio.Task[None]] = []
         self._folders: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
-        self.replace(paths)
-        self._seen = look(self._paths, wide=False)
+        self.replace(paths, since)
 
-    def replace(self, paths: Iterable[str]) -> None:
-        """Watch these instead. Files new to the set count as seen; what changed of the others is still told."""
+    def replace(self, paths: Iterable[str], since: float | None = None) -> None:
+        """Watch these instead. Files new to the set count as seen, but for those written after `since` (Unix time):
+        they may have been read before that. What changed of the others is still told."""
         known = set(self._paths)
         self._paths = tuple(sorted(set(paths)))
-        fresh = [path for path in self._paths if path not in known]
-        self._seen |= {path: stamp for path, stamp in look(fresh, wide=False).items() if path not in self._seen}
+        fresh = look([path for path in self._paths if path not in known], wide=False)
+        late = (since - CLOCK_STEP) * 1e9 if since is not None else float("inf")
+        self._seen |= {path: stamp for path, stamp in fresh.items() if path not in self._seen and stamp[0] < late}
         folders = to_watch(self._paths)
         if folders != self._folders:
             self._folders = folders

@@ -296,3 +296,23 @@ def test_a_server_on_a_fixed_port_is_replaced_without_losing_a_request(tmp_path:
             s.wait_event("reloaded", 20, after=mark)
             assert get(s) == "two"
         assert not [e for e in s.events if e["event"] == "replica" and e["state"] == "failed"], s.output()
+
+
+def test_a_save_while_the_program_is_first_read_is_not_missed(tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    slow = "import time, pathlib\npathlib.Path(__file__).with_name('begun').touch()\ntime.sleep(0.5)\n"
+    save(file, slow + program("one"))
+    s = serve(file)
+    starting = threading.Thread(target=s.start)
+    starting.start()
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    save(file, program("two"))
+    starting.join(60)
+    try:
+        while get(s) != "two":
+            assert time.monotonic() < deadline, s.output()
+    finally:
+        s.stop()

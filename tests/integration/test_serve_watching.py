@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -107,6 +108,22 @@ async def test_a_change_made_while_the_set_is_replaced_is_seen(tmp_path: Path) -
         files[0].write_text("longer still")
         files[1].write_text("longer still")
         assert await next_change(watcher) == {"two.py"}
+
+
+async def test_what_was_written_since_it_was_read_is_a_change(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.py", tmp_path / "new.py"
+    old.write_text("x")
+    os.utime(old, (time.time() - 5, time.time() - 5))
+    new.write_text("x")
+    watcher = Watcher([str(old), str(new)], since=time.time() - 1)
+    try:
+        assert await next_change(watcher) == {"new.py"}
+        third = tmp_path / "third.py"
+        third.write_text("x")
+        watcher.replace([str(old), str(new), str(third)], since=time.time() - 1)
+        assert await next_change(watcher) == {"third.py"}
+    finally:
+        await watcher.close()
 
 
 def test_files_are_listened_to_by_their_folders(tmp_path: Path) -> None:
