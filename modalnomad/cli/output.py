@@ -35,8 +35,10 @@ def error_record(error: ModalNomadError) -> dict[str, Any]:
 
 
 def show_error(error: ModalNomadError) -> None:
-    """Other people's words first and untouched, then our one line, then what to do next."""
-    if isinstance(error, UserCodeFailed | ImageBuildFailed) and error.output:
+    """Other people's words first and untouched, unless they were the last thing shown, then our one line, then what to
+    do next."""
+    told = isinstance(error, ImageBuildFailed) and error.told
+    if isinstance(error, UserCodeFailed | ImageBuildFailed) and error.output and not told:
         err.print(error.output, markup=False)
     err.print(f"[bold red]Error:[/] {escape(error.message)}")
     if error.hint:

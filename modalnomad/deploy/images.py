@@ -152,7 +152,8 @@ def resolve_and_build_here(
     except DiskFull as error:
         raise BackendRefused(error.message, "free some space there; `modalnomad image prune` removes images") from error
     except StoreError as error:
-        raise ImageBuildFailed(error.message, error.output, error.hint) from error
+        # Every line a build writes is progress; words of the resolver are in the error alone.
+        raise ImageBuildFailed(error.message, error.output, error.hint, told=True) from error
     except OSError as error:
         raise BackendRefused(f"the image could not be built: {error}", "free some space, or mend the folder") from error
 

@@ -66,11 +66,13 @@ class SecretMissing(UserError):
 
 
 class ImageBuildFailed(UserError):
-    """An image could not be resolved or built; `output` is the tool's own last words."""
+    """An image could not be resolved or built; `output` is the tool's own last words. `told`: as the last lines of the
+    build's progress, so that whoever saw those need not see them again."""
 
-    def __init__(self, message: str, output: str, hint: str | None = None) -> None:
+    def __init__(self, message: str, output: str, hint: str | None = None, *, told: bool = False) -> None:
         super().__init__(message, hint)
         self.output = output
+        self.told = told
 
 
 class NotFound(UserError):
