@@ -23,7 +23,7 @@ class Interrupts:
     def __enter__(self) -> Self:
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
-            loop.add_signal_handler(number, self._take)
+            loop.add_signal_handler(number, self.take)
         return self
 
     def __exit__(
@@ -33,7 +33,8 @@ class Interrupts:
         for number in SIGNALS:
             loop.remove_signal_handler(number)
 
-    def _take(self) -> None:
+    def take(self) -> None:
+        """As a signal would."""
         self._count += 1
         self._arrived.set()
 

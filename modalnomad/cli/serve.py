@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,6 @@ from modalnomad.cli.common import EnvOption, JsonOption, load_settings
 from modalnomad.model.errors import UserError
 
 if TYPE_CHECKING:
-    from modalnomad.cli.serve_view import ServeView
     from modalnomad.deploy.collect import Reference
     from modalnomad.settings import Settings
 
@@ -37,27 +37,29 @@ def serve(
 
     Example: `modalnomad serve examples/hello.py`
     """
-    from modalnomad.cli.serve_json import JsonView
-    from modalnomad.cli.serve_text import TextView
     from modalnomad.deploy.collect import Reference
     from modalnomad.wiring.loop import run
 
     if name is not None and len(references) > 1:
         raise UserError("--name goes with one program only", "leave it out, or serve the programs one by one")
     settings = load_settings(env, router={"host": host, "port": port, "domain": domain})
-    view: ServeView = JsonView() if as_json else TextView()
     parsed = [Reference.parse(text, module=module) for text in references]
-    if code := run(_serve(settings, parsed, name, view)):
+    if code := run(_serve(settings, parsed, name, as_json=as_json)):
         raise typer.Exit(code)
 
 
-async def _serve(settings: Settings, references: Sequence[Reference], name: str | None, view: ServeView) -> int:
+async def _serve(settings: Settings, references: Sequence[Reference], name: str | None, *, as_json: bool) -> int:
     """Exit code: 0 after an orderly end, 130 when interrupted before anything was served or a second time."""
     from modalnomad.cli.interrupts import Interrupts
+    from modalnomad.cli.outlet import Outlet
+    from modalnomad.cli.serve_json import JsonView
+    from modalnomad.cli.serve_text import TextView
     from modalnomad.cli.serving import Serving
     from modalnomad.wiring.serve import open_serve
 
-    with Interrupts() as interrupts:
+    # Whoever read our output and went away wanted it to end, as with Ctrl-C.
+    with Interrupts() as interrupts, Outlet(sys.stdout.fileno(), interrupts.take) as outlet:
+        view = JsonView(outlet) if as_json else TextView(outlet)
         async with open_serve(settings) as parts, Serving(parts, view) as serving:
             if not await interrupts.race(serving.start(references, name)):
                 return 130

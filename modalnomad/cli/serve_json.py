@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from modalnomad.cli.output import emit, error_record
+from modalnomad.cli.outlet import Outlet
+from modalnomad.cli.output import error_record, json_line
 from modalnomad.cli.serve_view import ServeView, Shown
 from modalnomad.model.errors import ModalNomadError
 from modalnomad.model.manifest import Notice
@@ -15,6 +17,16 @@ from modalnomad.model.revision import Revision
 
 class JsonView(ServeView):
     """Events: notice, endpoint, ready, reloaded, reload_failed, replica, log, stopping."""
+
+    def __init__(self, outlet: Outlet) -> None:
+        self._outlet = outlet
+
+    def _emit(self, record: Mapping[str, Any]) -> None:
+        self._outlet.write(json_line(record))
+
+    async def room(self) -> None:
+        """Of standard output."""
+        await self._outlet.room()
 
     def progress(self, text: str) -> None:
         """To standard error."""
@@ -26,11 +38,13 @@ class JsonView(ServeView):
 
     def notice(self, app: str, notice: Notice) -> None:
         """{"event": "notice", "app", "code", "message", "where"}"""
-        emit({"event": "notice", "app": app, "code": notice.code, "message": notice.message, "where": notice.where})
+        self._emit(
+            {"event": "notice", "app": app, "code": notice.code, "message": notice.message, "where": notice.where}
+        )
 
     def endpoint(self, shown: Shown) -> None:
         """{"event": "endpoint", "name", "label", "url", "direct_url", "auth", …}"""
-        emit(
+        self._emit(
             {
                 "event": "endpoint",
                 "app": shown.app,
@@ -46,20 +60,20 @@ class JsonView(ServeView):
 
     def ready(self, watched: Sequence[str]) -> None:
         """{"event": "ready", "watched"}"""
-        emit({"event": "ready", "watched": watched})
+        self._emit({"event": "ready", "watched": watched})
 
     def reloaded(self, app: str, functions: tuple[str, ...], seconds: float) -> None:
         """{"event": "reloaded", "app", "functions", "seconds"}"""
-        emit({"event": "reloaded", "app": app, "functions": functions, "seconds": round(seconds, 3)})
+        self._emit({"event": "reloaded", "app": app, "functions": functions, "seconds": round(seconds, 3)})
 
     def reload_failed(self, app: str, error: ModalNomadError) -> None:
         """{"event": "reload_failed", "app", "message", "hint", "output"}"""
-        emit({"event": "reload_failed", "app": app, **error_record(error)})
+        self._emit({"event": "reload_failed", "app": app, **error_record(error)})
 
     def replica(self, revision: Revision, replica: Replica) -> None:
         """{"event": "replica", "app", "function", "replica", "state", "reason", …}"""
         failure = replica.failure
-        emit(
+        self._emit(
             {
                 "event": "replica",
                 "app": revision.app,
@@ -75,7 +89,7 @@ class JsonView(ServeView):
 
     def log(self, line: LogLine, number: str) -> None:
         """{"event": "log", "app", "function", "replica", "stream", "line", "request_id", "time"}"""
-        emit(
+        self._emit(
             {
                 "event": "log",
                 "app": line.app,
@@ -90,4 +104,4 @@ class JsonView(ServeView):
 
     def stopping(self) -> None:
         """{"event": "stopping"}"""
-        emit({"event": "stopping"})
+        self._emit({"event": "stopping"})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
+from typing import Any
 
 from rich.markup import escape
 
+from modalnomad.cli.outlet import Outlet
 from modalnomad.cli.output import err, out, show_error
 from modalnomad.cli.serve_view import ServeView, Shown
 from modalnomad.model.errors import ModalNomadError
@@ -22,6 +23,18 @@ REQUEST_SHOWN = 8
 
 class TextView(ServeView):
     """Endpoints with URLs, replicas coming and going, their lines behind `function[number] request`."""
+
+    def __init__(self, outlet: Outlet) -> None:
+        self._outlet = outlet
+
+    def _print(self, text: str, **how: Any) -> None:
+        with out.capture() as shown:
+            out.print(text, **how)
+        self._outlet.write(shown.get())
+
+    async def room(self) -> None:
+        """Of standard output."""
+        await self._outlet.room()
 
     def progress(self, text: str) -> None:
         """Dimmed."""
@@ -39,23 +52,23 @@ class TextView(ServeView):
     def endpoint(self, shown: Shown) -> None:
         """Name, URL, a command that works when pasted."""
         key = " 🔑" if shown.endpoint.requires_proxy_auth else ""
-        out.print(f"[green]✓[/] [bold]{escape(shown.app)}/{escape(shown.endpoint.name)}[/] → {shown.url}{key}")
+        self._print(f"[green]✓[/] [bold]{escape(shown.app)}/{escape(shown.endpoint.name)}[/] → {shown.url}{key}")
         for url in shown.custom_urls:
-            out.print(f"    {url}", markup=False)
-        out.print(f"    {curl(shown)}", style="dim", markup=False)
+            self._print(f"    {url}", markup=False)
+        self._print(f"    {curl(shown)}", style="dim", markup=False)
 
     def ready(self, watched: Sequence[str]) -> None:
         """How to stop it."""
         here = os.getcwd()
         names = [os.path.relpath(path, here) if path.startswith(here + os.sep) else path for path in watched]
         more = f" and {len(names) - WATCHED_SHOWN} more" if len(names) > WATCHED_SHOWN else ""
-        out.print(f"Watching {', '.join(names[:WATCHED_SHOWN])}{more}", style="dim", markup=False)
-        out.print("Serving... hit Ctrl-C to stop")
+        self._print(f"Watching {', '.join(names[:WATCHED_SHOWN])}{more}", style="dim", markup=False)
+        self._print("Serving... hit Ctrl-C to stop")
 
     def reloaded(self, app: str, functions: tuple[str, ...], seconds: float) -> None:
         """One line."""
         changed = f" ({', '.join(functions)})" if functions else ""
-        out.print(f"[green]↻[/] {escape(app + changed)} reloaded in {seconds:.2f} s")
+        self._print(f"[green]↻[/] {escape(app + changed)} reloaded in {seconds:.2f} s")
 
     def reload_failed(self, app: str, error: ModalNomadError) -> None:
         """The error; what was served goes on."""
@@ -66,10 +79,10 @@ class TextView(ServeView):
         """One dimmed line; a failure in red, with its reason."""
         name = f"{revision.function.tag}[{replica.key.number}]"
         if replica.state is ReplicaState.FAILED and replica.failure is not None:
-            out.print(f"[red]✗ {escape(name)} failed: {escape(replica.failure.reason)}[/]")
+            self._print(f"[red]✗ {escape(name)} failed: {escape(replica.failure.reason)}[/]")
         else:
             why = f" ({replica.reason})" if replica.state is ReplicaState.STARTING and replica.reason else ""
-            out.print(f"· {name} {replica.state.value}{why}", style="dim", markup=False)
+            self._print(f"· {name} {replica.state.value}{why}", style="dim", markup=False)
 
     def log(self, line: LogLine, number: str) -> None:
         """Written past rich: lines may be many, and their own colours are kept. Starts and ends are told anyway."""
@@ -77,12 +90,11 @@ class TextView(ServeView):
             return
         request = f" {line.request_id[:REQUEST_SHOWN]}" if line.request_id else ""
         prefix = f"{line.function}[{number.split('.')[0]}]{request} | "
-        sys.stdout.write(f"\x1b[2m{prefix}\x1b[0m{line.text}\n" if out.is_terminal else f"{prefix}{line.text}\n")
-        sys.stdout.flush()
+        self._outlet.write(f"\x1b[2m{prefix}\x1b[0m{line.text}\n" if out.is_terminal else f"{prefix}{line.text}\n")
 
     def stopping(self) -> None:
         """One line."""
-        out.print("Stopping: requests under way are finished; Ctrl-C again ends them")
+        self._print("Stopping: requests under way are finished; Ctrl-C again ends them")
 
 
 def curl(shown: Shown) -> str:

@@ -40,5 +40,8 @@ class ServeView(Report, Protocol):
     def log(self, line: LogLine, number: str) -> None:
         """A replica wrote a line. `number`: its place in its pool."""
 
+    async def room(self) -> None:
+        """Return when there is room for one more of many lines."""
+
     def stopping(self) -> None:
         """The orderly end has begun."""

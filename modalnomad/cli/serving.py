@@ -20,7 +20,9 @@ from modalnomad.model.replica import LogLine, Replica, ReplicaKey, ReplicaState
 from modalnomad.wiring.serve import ServeParts, address
 
 HELD_LINES = 1000
-"""Lines kept of a replica whose revision may never be served."""
+"""Lines kept of a revision that may never be served."""
+HELD_REVISIONS = 20
+"""Such revisions whose lines are kept."""
 
 
 class Serving:
@@ -129,10 +131,13 @@ class Serving:
             async for line in lines:
                 revision = RevisionId(line.replica[:32])
                 if revision in self._parts.revisions:
+                    await self._view.room()
                     self._tell_line(line)
                 else:
                     # Started on a guess, or before its routes flip: shown when it is served.
                     self._held.setdefault(revision, deque(maxlen=HELD_LINES)).append(line)
+                    while len(self._held) > HELD_REVISIONS:
+                        del self._held[next(iter(self._held))]
 
     def _tell_line(self, line: LogLine) -> None:
         number, epoch = line.replica.rsplit(".", 2)[1:]
