@@ -22,8 +22,13 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def emit(record: Mapping[str, Any]) -> None:
     """One JSON object on one line of standard output, at once."""
-    sys.stdout.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.write(json_line(record))
     sys.stdout.flush()
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """The object with its newline."""
+    return json.dumps(record, ensure_ascii=False, default=str) + "\n"
 
 
 def error_record(error: ModalNomadError) -> dict[str, Any]:
