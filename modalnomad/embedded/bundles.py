@@ -10,6 +10,8 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from modalnomad_sdk.store.archives import unpack
+
 from modalnomad.embedded.child import run_quietly
 from modalnomad.embedded.janitor import remove_tree
 from modalnomad.embedded.store import TEMPORARY_PREFIX, FileLock, make_folder, refused
@@ -96,7 +98,7 @@ def _unpack(archive: Path, target: Path) -> None:
     try:
         temporary.mkdir(mode=0o700)
         with tarfile.open(archive) as tar:
-            tar.extractall(temporary, filter="data")
+            unpack(tar, temporary)
         temporary.rename(target)
     except BaseException:
         remove_tree(str(temporary))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from modalnomad_sdk.store.archives import unpack
 from modalnomad_sdk.store.errors import BuildFailed, DiskFull
 from modalnomad_sdk.store.inputs import Inputs
 from modalnomad_sdk.store.process import Child, CommandFailed
@@ -113,7 +114,7 @@ class Builder:
         if archive is None or hashlib.sha256(archive.read_bytes()).hexdigest() != digest:
             raise BuildFailed(f"the files of the image ({digest[:12]}) are not here or were changed")
         with tarfile.open(archive) as tar:
-            _extract(tar, self.folder / IMAGE_FILES)
+            unpack(tar, self.folder / IMAGE_FILES)
 
     def _variables(self, step: Mapping[str, Any], secrets: Mapping[str, str]) -> dict[str, str]:
         """What a step's command finds in its environment; what the step itself sets wins over its secrets."""
@@ -197,20 +198,13 @@ def lent(archive: Path | None, root: Path) -> Iterator[None]:
                 target = root / member.name
                 if not os.path.lexists(target):
                     added.append(target)
-                    _extract(tar, root, [member])
+                    unpack(tar, root, [member])
         yield
     finally:
         for path in reversed(added):
             with contextlib.suppress(FileNotFoundError, OSError):
                 # A folder that the function put something in stays.
                 path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def _extract(tar: tarfile.TarFile, target: Path, members: list[tarfile.TarInfo] | None = None) -> None:
-    if hasattr(tarfile, "data_filter"):
-        tar.extractall(target, members, filter="data")
-    else:  # Python 3.10.11 and older; the archive is our own and was just checked
-        tar.extractall(target, members)
 
 
 def _revealed(value: str, reveal: Mapping[str, str]) -> str:

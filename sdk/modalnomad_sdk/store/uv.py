@@ -26,6 +26,8 @@ _REMOVED = (
     "UV_COMPILE_BYTECODE",
 )
 
+_SYSTEM_CERTIFICATES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
+
 
 def find_uv() -> Path:
     """Beside this interpreter, else on PATH. Raises UvMissing."""
@@ -41,5 +43,8 @@ def uv_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment for a uv child: never downloads a Python, writes bytecode, plain output."""
     environment = {key: value for key, value in os.environ.items() if key not in _REMOVED}
     environment.update(UV_PYTHON_DOWNLOADS="never", UV_NO_PROGRESS="1", NO_COLOR="1")
+    if any(os.path.exists(bundle) for bundle in _SYSTEM_CERTIFICATES):
+        # Where a company signs for the package index, its certificate is in the system's store and nowhere else.
+        environment.setdefault("UV_SYSTEM_CERTS", "1")
     environment.update(more or {})
     return environment
