@@ -1,7 +1,7 @@
 """Where the fixed port of a `web_server` lives: in a network namespace of the replica's own, or on the host.
 
-Called in init before any thread exists and before user code: the listening socket was made outside and goes on serving
-there, while user code binds its port inside. Outbound traffic goes through `pasta`, when that is installed.
+Called in the runner before any thread exists and before user code: the listening socket was made outside and goes on
+serving there, while user code binds its port inside. Outbound traffic goes through `pasta`, when that is installed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import socket
-from dataclasses import dataclass
 
 from modalnomad_sdk.contract import Exit
 
@@ -29,31 +28,9 @@ class PortTaken(Exception):
     code = Exit.PORT_TAKEN
 
 
-@dataclass
-class Outbound:
-    """`pasta` on its way to connect the namespace: `pid` exits when it does; the runner reads `ready` to its end."""
-
-    pid: int
-    ready: int
-    tell: int
-
-    def ended(self, code: int) -> None:
-        """In init: the launcher has ended."""
-        if code == 0:
-            os.write(self.tell, b"1")
-        os.close(self.tell)
-
-    def wait(self) -> bool:
-        """In the runner: does traffic leave the namespace?"""
-        os.close(self.tell)
-        connected = os.read(self.ready, 1) == b"1"
-        os.close(self.ready)
-        return connected
-
-
-def enter_namespace(mapped: bool) -> Outbound | None:
-    """Move this process, and what it forks from now on, into a network namespace. `mapped`: it is already in a user
-    namespace of ours, or root.
+def enter_namespace(mapped: bool) -> int | None:
+    """Move this process, and what it forks from now on, into a network namespace. `mapped`: it is root, or already in a
+    user namespace of ours. Returns the process that connects the namespace to the outside, for `wait_for_outbound`.
 
     Raises:
         OSError: not allowed here.
@@ -61,7 +38,7 @@ def enter_namespace(mapped: bool) -> Outbound | None:
     uid, gid = os.getuid(), os.getgid()
     outbound = _prepare_outbound(uid)
     try:
-        if mapped or uid == 0:
+        if mapped:
             linux.unshare(linux.CLONE_NEWNET)
         else:
             linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNET)
@@ -69,12 +46,26 @@ def enter_namespace(mapped: bool) -> Outbound | None:
         linux.raise_loopback()
     except OSError:
         if outbound is not None:
-            os.close(outbound[1])
+            outbound[1].close()
+            os.waitpid(outbound[0], 0)
         raise
-    return _start_outbound(*outbound) if outbound is not None else None
+    if outbound is None:
+        return None
+    launcher, orders = outbound
+    namespace = os.open("/proc/self/ns/net", os.O_RDONLY)
+    with orders:
+        socket.send_fds(orders, [b"n"], [namespace])
+    os.close(namespace)
+    return launcher
 
 
-def _prepare_outbound(uid: int) -> tuple[int, int] | None:
+def wait_for_outbound(launcher: int) -> bool:
+    """Does traffic leave the namespace? pasta's first process ends when it is connected, and leaves another at work."""
+    _, status = os.waitpid(launcher, 0)
+    return status == 0
+
+
+def _prepare_outbound(uid: int) -> tuple[int, socket.socket] | None:
     """Fork the launcher of pasta while still outside: it waits for the namespace's descriptor."""
     program = shutil.which("pasta")
     if program is None:
@@ -88,7 +79,7 @@ def _prepare_outbound(uid: int) -> tuple[int, int] | None:
         finally:
             os._exit(127)
     theirs.close()
-    return pid, ours.detach()
+    return pid, ours
 
 
 def _become_pasta(program: str, orders: socket.socket, uid: int) -> None:
@@ -111,15 +102,6 @@ def _become_pasta(program: str, orders: socket.socket, uid: int) -> None:
     if uid == 0:
         arguments += ["--runas", "0:0"]
     os.execv(program, [program, *arguments])
-
-
-def _start_outbound(pid: int, orders: int) -> Outbound:
-    ready, tell = os.pipe()
-    namespace = os.open("/proc/self/ns/net", os.O_RDONLY)
-    with socket.socket(fileno=orders) as sock:
-        socket.send_fds(sock, [b"n"], [namespace])
-    os.close(namespace)
-    return Outbound(pid, ready, tell)
 
 
 def claim_ports(ports: tuple[int, ...]) -> list[socket.socket]:

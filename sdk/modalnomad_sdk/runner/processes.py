@@ -166,9 +166,8 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 class Init:
     """The parent of the runner: reaps, passes signals on, ends with the supervisor."""
 
-    def __init__(self, leash: int, namespaced: bool, child_ended: Callable[[int, int], None]) -> None:
+    def __init__(self, leash: int, namespaced: bool) -> None:
         self.leash = leash
-        self.child_ended = child_ended
         self.namespaced = namespaced
         self.signals = Signals(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -189,7 +188,6 @@ class Init:
             for pid, code in reap():
                 if pid == runner:
                     return code
-                self.child_ended(pid, code)
 
     def _end_all(self) -> None:
         if not self.namespaced:
@@ -318,21 +316,35 @@ def _explain_signal(number: int) -> None:
 
 
 class Inside:
-    """What the tree runs; its owner says what happens where."""
+    """What runs in a tree; its owner says what happens where."""
 
-    def before_fork(self, namespaced: bool) -> None:
-        """In init, before the runner is forked: no thread exists, no user code has run."""
+    def before_runner(self) -> None:
+        """In init, before the runner is forked."""
 
-    def child_ended(self, pid: int, code: int) -> None:
-        """In init: a child that is not the runner ended."""
+    def after_runner(self) -> None:
+        """In init, after the runner was forked: drop what only the runner may hold."""
 
-    def run(self, link: socket.socket) -> int:
-        """In the runner: its whole life."""
+    def run(self, link: socket.socket, mapped: bool) -> int:
+        """In the runner: its whole life. `mapped`: it may make namespaces (root, or in a user namespace of ours)."""
         raise NotImplementedError
 
 
-def supervise(config: Config, listener: socket.socket, inside: Inside) -> int:
-    """Fork the tree. Returns the replica's exit code, in the supervisor only: the other processes end here."""
+class Tree:
+    """A tree as its supervisor holds it; nothing of a replica needs to be known yet."""
+
+    def __init__(self, init: int, leash: int, link: socket.socket, signals: Signals) -> None:
+        self.init = init
+        self.leash = leash
+        self.link = link
+        self.signals = signals
+
+    def watch(self, config: Config) -> int:
+        """The replica's exit code, when everything has ended."""
+        return Supervisor(config, self.init, self.leash, self.link, self.signals).watch()
+
+
+def grow(inside: Inside) -> Tree:
+    """Fork the tree. Returns in the supervisor only: the other processes end here."""
     namespaced = isolate()
     leash_read, leash_write = os.pipe()
     link, inner_link = socket.socketpair()
@@ -343,18 +355,16 @@ def supervise(config: Config, listener: socket.socket, inside: Inside) -> int:
         signals.release()
         os.close(leash_write)
         link.close()
-        guard(lambda: _inside(namespaced, leash_read, inner_link, listener, inside))
-    listener.close()
+        guard(lambda: _inside(namespaced, leash_read, inner_link, inside))
     inner_link.close()
     os.close(leash_read)
-    return Supervisor(config, init, leash_write, link, signals).watch()
+    return Tree(init, leash_write, link, signals)
 
 
-def _inside(namespaced: bool, leash: int, link: socket.socket, listener: socket.socket, inside: Inside) -> int:
+def _inside(namespaced: bool, leash: int, link: socket.socket, inside: Inside) -> int:
     """init, and the runner below it."""
     os.setsid()
-    init = Init(leash, namespaced, inside.child_ended)
-    inside.before_fork(namespaced)
+    init = Init(leash, namespaced)
     if namespaced:
         linux.die_with_parent()
         try:
@@ -363,15 +373,16 @@ def _inside(namespaced: bool, leash: int, link: socket.socket, listener: socket.
             say(f"/proc shows the processes of the whole machine here ({error.strerror})")
     else:
         linux.adopt_orphans()  # and live on when the supervisor is killed: somebody has to walk
+    inside.before_runner()
     pid = os.fork()
     if pid == 0:
         init.signals.release()
         linux.die_with_parent()
         os.close(leash)
         os.setsid()
-        return inside.run(link)
+        return inside.run(link, namespaced or os.getuid() == 0)
     link.close()
-    listener.close()
+    inside.after_runner()
     code = init.watch(pid)
     init.clear()
     return code

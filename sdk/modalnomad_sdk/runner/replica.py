@@ -18,7 +18,7 @@ from .config import Config
 from .door_answers import Porter
 from .doors import Doors
 from .failures import Failed, report
-from .network import Outbound
+from .network import wait_for_outbound
 from .processes import DRAINING, READY, SIGNAL_TRACEBACK, TERMINATE, say
 from .sockets import keep_from_children, refuse_newcomers
 
@@ -31,8 +31,8 @@ LAST_TASKS = 1.0
 """Seconds that background tasks of the user get to end when they are cancelled."""
 
 
-def run(config: Config, listener: socket.socket, link: socket.socket, outbound: Outbound | None) -> int:
-    """The whole life; the exit code."""
+def run(config: Config, listener: socket.socket, link: socket.socket, outbound: int | None) -> int:
+    """The whole life; the exit code. `outbound`: the process that connects our network namespace."""
     keep_from_children(listener.fileno(), link.fileno())
     logs.install(config.log_tags)
     faulthandler.register(SIGNAL_TRACEBACK, file=2, all_threads=True)
@@ -53,14 +53,14 @@ def _live(
     config: Config,
     listener: socket.socket,
     link: socket.socket,
-    outbound: Outbound | None,
+    outbound: int | None,
     thresholds: tuple[int, int, int],
 ) -> int:
     from . import usercode
 
     _check_gpus(config)
     usercode.prepare_environment(config)
-    if outbound is not None and not outbound.wait():
+    if outbound is not None and not wait_for_outbound(outbound):
         say("pasta did not start: nothing in this replica reaches the network outside")
     declaration = usercode.load(config)
     loop = _new_loop()

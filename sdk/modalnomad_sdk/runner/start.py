@@ -8,71 +8,80 @@ import socket
 from modalnomad_sdk.contract import Exit
 
 from .config import BadConfiguration, Config, read_config
-from .network import Outbound, PortTaken, claim_ports, enter_namespace
-from .processes import Inside, say, supervise
+from .network import PortTaken, claim_ports, enter_namespace
+from .processes import Inside, grow, say
 from .sockets import open_listener
 
 
-def main(only_here: tuple[int, ...] = ()) -> int:
-    """Run the replica that the environment describes; its exit code. Descriptors in `only_here` stay with its outermost
-    process."""
+def main() -> int:
+    """Run the replica that the environment describes, from its outermost process; the exit code."""
     try:
         config = read_config(os.environ)
         listener = open_listener(config.listen)
     except (BadConfiguration, OSError) as error:
         say(str(error))
         return Exit.BAD_CONFIGURATION
-    if config.lifeline is not None:
-        os.set_blocking(config.lifeline, False)
-        os.set_inheritable(config.lifeline, False)
-        only_here = (*only_here, config.lifeline)
-    return run_replica(config, listener, only_here)
-
-
-def run_replica(config: Config, listener: socket.socket, only_here: tuple[int, ...]) -> int:
-    """The process tree of one replica, from its outermost process; the exit code."""
-    inside = _Runner(config, listener, only_here)
     try:
-        if config.network == "exclusive":
-            inside.claims = claim_ports(config.web_ports)
-        return supervise(config, listener, inside)
+        claims = prepare_outside(config)
     except PortTaken as error:
         say(str(error))
         return error.code
+    tree = grow(_Known(config, listener, claims))
+    listener.close()
+    return tree.watch(config)
 
 
-class _Runner(Inside):
-    """What happens in init and in the runner."""
+def prepare_outside(config: Config) -> list[socket.socket]:
+    """What the outermost process does before anything runs. Keep what it returns until the end.
 
-    def __init__(self, config: Config, listener: socket.socket, only_outside: tuple[int, ...]) -> None:
-        self.config = config
-        self.listener = listener
-        self.claims: list[socket.socket] = []
-        self.only_outside = only_outside
-        self.outbound: Outbound | None = None
+    Raises:
+        PortTaken: somebody holds a port that this replica needs for itself.
+    """
+    if config.lifeline is not None:
+        os.set_blocking(config.lifeline, False)
+        os.set_inheritable(config.lifeline, False)
+    return claim_ports(config.web_ports) if config.network == "exclusive" else []
 
-    def before_fork(self, namespaced: bool) -> None:
-        for fd in self.only_outside:
-            os.close(fd)
-        if self.config.network != "namespace" or not self.config.web_ports:
-            return
+
+def run_inside(config: Config, listener: socket.socket, link: socket.socket, mapped: bool) -> int:
+    """The innermost process: network first, because no thread may exist; then the replica's life."""
+    outbound = None
+    claims: list[socket.socket] = []
+    if config.network == "namespace" and config.web_ports:
         try:
-            self.outbound = enter_namespace(namespaced)
+            outbound = enter_namespace(mapped)
         except OSError as error:
             say(f"no network namespace is to be had here ({error.strerror}): the port is taken on the host itself")
             try:
-                self.claims = claim_ports(self.config.web_ports)
+                claims = claim_ports(config.web_ports)
             except PortTaken as taken:
                 say(str(taken))
-                os._exit(taken.code)  # init has nothing to end yet
+                return taken.code
+    from .replica import run
 
-    def child_ended(self, pid: int, code: int) -> None:
-        if self.outbound is not None and pid == self.outbound.pid:
-            self.outbound.ended(code)
+    try:
+        return run(config, listener, link, outbound)
+    finally:
+        for claim in claims:
+            claim.close()
 
-    def run(self, link: socket.socket) -> int:
-        from .replica import run
 
+class _Known(Inside):
+    """A tree whose replica is known before it grows."""
+
+    def __init__(self, config: Config, listener: socket.socket, claims: list[socket.socket]) -> None:
+        self.config = config
+        self.listener = listener
+        self.claims = claims
+
+    def before_runner(self) -> None:
         for claim in self.claims:
-            claim.close()  # init and supervisor hold them
-        return run(self.config, self.listener, link, self.outbound)
+            claim.close()
+        if self.config.lifeline is not None:
+            os.close(self.config.lifeline)
+
+    def after_runner(self) -> None:
+        self.listener.close()
+
+    def run(self, link: socket.socket, mapped: bool) -> int:
+        return run_inside(self.config, self.listener, link, mapped)

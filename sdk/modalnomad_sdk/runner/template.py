@@ -23,10 +23,12 @@ the environment changes how Python or a preloaded module starts (PYTHON*, LD_*, 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import time
@@ -36,15 +38,24 @@ from typing import Any
 from modalnomad_sdk import contract as c
 
 from . import start
-from .processes import guard
+from .config import BadConfiguration, read_config
+from .network import PortTaken
+from .processes import Inside, grow, guard, say
+from .sockets import open_listener
 
 _DESCRIPTORS = 6
 _STARTUP_NAMES = ("PYTHON", "LD_", "PYDANTIC_", "WEBSOCKETS_")
 """Beginnings of names that count only when Python, or what is preloaded, starts."""
+_PAUSE = 0.3
+"""Seconds of quiet after a start before the next tree is grown in advance."""
 _HARMLESS = ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
 _PRELOADED = (
     "modalnomad_sdk.loading",
     "modalnomad_sdk.instances",
+    "modalnomad_sdk.decorators",
+    "modalnomad_sdk.image",
+    "modalnomad_sdk.parameters",
+    "modalnomad_sdk.secret",
     "modalnomad_sdk.runner.replica",
     "modalnomad_sdk.runner.usercode",
     "modalnomad_sdk.runner.gate",
@@ -53,6 +64,7 @@ _PRELOADED = (
     "modalnomad_sdk.runner.serve",
     "uvicorn.protocols.http.httptools_impl",
     "uvicorn.protocols.websockets.websockets_sansio_impl",
+    "uvicorn.lifespan.off",
     "uvloop",
     "fastapi.middleware.cors",
     "fastapi.responses",
@@ -68,74 +80,162 @@ def main(descriptor: int) -> int:
         gc.collect()
         gc.freeze()  # what is here already is not looked through (and not copied) in replicas
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for replicas here
+        template = _Template(engine)
+        template.grow_spare()
         engine.send(json.dumps({"ready": True, "contract": c.VERSION}).encode())
+        return template.serve()
+
+
+class _Template:
+    """Starts replicas. One process tree is always ready and waits only for what it shall run: forking three processes
+    takes about as long as everything that comes after it."""
+
+    def __init__(self, engine: socket.socket) -> None:
+        self.engine = engine
+        self.spare: tuple[int, socket.socket] | None = None
+
+    def serve(self) -> int:
+        """Until the engine is gone."""
         while True:
-            packet, descriptors, _, _ = socket.recv_fds(engine, 4096, _DESCRIPTORS)
+            # A new spare is made when the last start has had its time.
+            if self.spare is None and not select.select([self.engine], [], [], _PAUSE)[0] and _threads() == 1:
+                self.grow_spare()
+            packet, descriptors, _, _ = socket.recv_fds(self.engine, 4096, _DESCRIPTORS)
             if not packet:
                 return 0
             try:
-                _serve(engine, json.loads(packet), descriptors)
+                self._start(json.loads(packet)["start"], descriptors)
             finally:
                 for fd in descriptors:
                     os.close(fd)
 
+    def grow_spare(self) -> tuple[int, socket.socket]:
+        """Fork a tree that waits."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            self.engine.close()
+            guard(lambda: _become_replica(theirs))
+        theirs.close()
+        self.spare = pid, ours
+        return self.spare
 
-def _serve(engine: socket.socket, request: dict[str, Any], descriptors: list[int]) -> None:
-    name = request["start"]
-    if len(descriptors) != _DESCRIPTORS:
-        return _tell(engine, {"refused": name, "reason": f"{len(descriptors)} descriptors came, not {_DESCRIPTORS}"})
-    with open(os.dup(descriptors[0]), encoding="utf-8") as file:
-        file.seek(0)
-        environment: dict[str, str] = json.load(file)
-    reason = _objection(environment)
-    if reason is not None:
-        return _tell(engine, {"refused": name, "reason": reason})
-    pid = os.fork()
-    if pid == 0:
-        guard(lambda: _become_replica(engine, environment, descriptors))
-    pidfd = os.pidfd_open(pid)
-    try:
-        socket.send_fds(engine, [json.dumps({"started": name, "pid": pid}).encode()], [pidfd])
-    finally:
-        os.close(pidfd)
-    return None
+    def _start(self, name: Any, descriptors: list[int]) -> None:
+        reason = f"{len(descriptors)} descriptors came, not {_DESCRIPTORS}"
+        if len(descriptors) == _DESCRIPTORS:
+            reason = _objection(_read_environment(descriptors[0]))
+        if reason:
+            self.engine.send(json.dumps({"refused": name, "reason": reason}).encode())
+            return
+        pid, control = self.spare or self.grow_spare()
+        self.spare = None
+        with control, contextlib.ExitStack() as stack:
+            try:
+                pidfd = os.pidfd_open(pid)
+                stack.callback(os.close, pidfd)
+                socket.send_fds(control, [b"start"], descriptors)
+            except OSError as error:  # somebody killed it while it waited
+                text = f"the waiting process is gone: {error.strerror}"
+                self.engine.send(json.dumps({"refused": name, "reason": text}).encode())
+                return
+            socket.send_fds(self.engine, [json.dumps({"started": name, "pid": pid}).encode()], [pidfd])
 
 
-def _tell(engine: socket.socket, message: dict[str, Any]) -> None:
-    engine.send(json.dumps(message).encode())
+def _threads() -> int:
+    return len(os.listdir("/proc/self/task"))
 
 
-def _objection(environment: Mapping[str, str]) -> str | None:
-    """Why this replica cannot be forked from here."""
-    threads = len(os.listdir("/proc/self/task"))
+def _read_environment(fd: int) -> dict[str, str]:
+    """From its beginning, wherever somebody else has read to."""
+    environment: dict[str, str] = json.loads(os.pread(fd, os.fstat(fd).st_size, 0))
+    return environment
+
+
+def _objection(environment: Mapping[str, str]) -> str:
+    """Why this replica cannot be forked from here; empty when it can."""
+    threads = _threads()
     if threads != 1:
         return f"the template has {threads} threads"
     for name in environment.keys() | os.environ.keys():
         changes = environment.get(name) != os.environ.get(name)
         if name.startswith(_STARTUP_NAMES) and name not in _HARMLESS and changes:
             return f"{name} counts only when Python or a preloaded module starts"
-    return None
+    return ""
 
 
-def _become_replica(engine: socket.socket, environment: Mapping[str, str], descriptors: list[int]) -> int:
-    """In the child: what an exec would have set up; then a replica like any other."""
-    engine.close()
-    _, out, err, listener, lifeline, result = descriptors
+def _become_replica(control: socket.socket) -> int:
+    """The outermost process of a tree: grows it, waits for what it shall run, and watches it to its end."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for fd, standard in ((nothing, 0), (out, 1), (err, 2)):
-        os.dup2(fd, standard)
-    for fd in (nothing, out, err, descriptors[0]):
-        os.close(fd)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.environ[c.ENV_LISTEN] = f"fd:{listener}"
-    os.environ[c.ENV_LIFELINE] = f"fd:{lifeline}"
-    time.tzset()  # TZ may have come with the environment
-    code = start.main(only_here=(result,))
+    tree = grow(_Unknown(control))
+    with control:
+        _, descriptors, _, _ = socket.recv_fds(control, 16, _DESCRIPTORS)
+    if not descriptors:
+        return 0  # the template has gone; the leash ends with us, and so does the tree
+    environment, out, err, listener, lifeline, result = descriptors
+    _take_over(environment, out, err, listener, lifeline)
+    try:
+        config = read_config(os.environ)
+        claims = start.prepare_outside(config)
+    except BadConfiguration as error:
+        code = _give_up(str(error), c.Exit.BAD_CONFIGURATION)
+    except PortTaken as taken:
+        code = _give_up(str(taken), taken.code)
+    else:
+        socket.send_fds(tree.link, [b"start"], [environment, out, err, listener])
+        for fd in (environment, out, err, listener):
+            os.close(fd)
+        code = tree.watch(config)
+        for claim in claims:
+            claim.close()
     os.write(result, str(int(code)).encode())
     return code
+
+
+def _give_up(text: str, code: int) -> int:
+    say(text)
+    return code
+
+
+def _take_over(environment: int, out: int, err: int, listener: int, lifeline: int | None) -> None:
+    """What an exec would have set up."""
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    os.environ.clear()
+    os.environ.update(_read_environment(environment))
+    os.environ[c.ENV_LISTEN] = f"fd:{listener}"
+    os.environ.pop(c.ENV_LIFELINE, None)
+    if lifeline is not None:
+        os.environ[c.ENV_LIFELINE] = f"fd:{lifeline}"
+    time.tzset()  # TZ may have come with the environment
+
+
+class _Unknown(Inside):
+    """A tree that grew before its replica was known."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.control = control
+
+    def before_runner(self) -> None:
+        self.control.close()
+
+    def run(self, link: socket.socket, mapped: bool) -> int:
+        _, descriptors, _, _ = socket.recv_fds(link, 16, 4)
+        if not descriptors:
+            return c.Exit.PARENT_GONE
+        environment, out, err, listener = descriptors
+        _take_over(environment, out, err, listener, None)
+        for fd in (environment, out, err):
+            os.close(fd)
+        try:
+            config = read_config(os.environ)
+            sock = open_listener(config.listen)
+        except (BadConfiguration, OSError) as error:
+            return _give_up(str(error), c.Exit.BAD_CONFIGURATION)
+        return start.run_inside(config, sock, link, mapped)
 
 
 def preload() -> None:
