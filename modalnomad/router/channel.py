@@ -96,13 +96,27 @@ class Channel(asyncio.Protocol):
         """Body, as framed on the wire."""
         if self._held:
             data, self._held = self._held + data, b""
-        self.transport.write(data)
+        self._write(data)
 
     def flush(self) -> None:
         """Nothing more for now."""
         if self._held:
             held, self._held = self._held, b""
-            self.transport.write(held)
+            self._write(held)
+
+    def _write(self, data: bytes) -> None:
+        if not self.transport.is_closing():  # that it closes is told by `connection_lost`; uvloop raises here
+            self.transport.write(data)
+
+    def pause_reading(self) -> None:
+        """Let TCP push back on the replica."""
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """The reader caught up."""
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     @property
     def reusable(self) -> bool:
@@ -201,7 +215,7 @@ class Channel(asyncio.Protocol):
 
     def _switch(self, sink: Sink, response: ResponseHead) -> None:
         self._sink = None
-        self.transport.pause_reading()
+        self.pause_reading()
         rest, self._buffer = self._buffer, b""
         sink.on_switch(response, rest)
 

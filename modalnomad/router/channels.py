@@ -70,7 +70,7 @@ class Channels:
             channel.close()
             return
         channel.idle_since = self._clock()
-        channel.transport.resume_reading()
+        channel.resume_reading()
         kept.append(channel)
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(IDLE_TIME / 2, self._sweep)

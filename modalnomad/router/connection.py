@@ -282,14 +282,15 @@ class Connection(asyncio.Protocol):
         """To the client."""
         if self._eof:
             self._wrote_at = self._gate.clock()
-        self._transport.write(data)
+        if not self._transport.is_closing():  # uvloop raises
+            self._transport.write(data)
 
     def update_reading(self) -> None:
         """Read on, unless nobody has room for more."""
         wanted = len(self._buffer) < KEPT
         if self._exchange is not None and not self._exchange.body_done:
             wanted = self._exchange.wants_body
-        if wanted != self._reading and not self._eof:
+        if wanted != self._reading and not self._eof and not self._transport.is_closing():
             self._reading = wanted
             if wanted:
                 self._transport.resume_reading()
@@ -352,7 +353,7 @@ class Connection(asyncio.Protocol):
             return
         self._probe_at = self._gate.clock() + PROBE_AFTER[self._probes]
         self._probes += 1
-        self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         asyncio.get_running_loop().call_later(0.05, self._check_probe)
 
     def _check_probe(self) -> None:

@@ -91,11 +91,11 @@ class Forwarding:
 
     def pause_response(self) -> None:
         """Let TCP push back on the replica."""
-        self._channel.transport.pause_reading()
+        self._channel.pause_reading()
 
     def resume_response(self) -> None:
         """The client caught up."""
-        self._channel.transport.resume_reading()
+        self._channel.resume_reading()
 
     # --- Sink: the answer -----------------------------------------------------------------------------------
 

@@ -79,7 +79,8 @@ class _End(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass on."""
-        self.other.transport.write(data)
+        if not self.other.transport.is_closing():  # uvloop raises
+            self.other.transport.write(data)
 
     def eof_received(self) -> bool:
         """Pass on; the other direction stays open."""
@@ -98,11 +99,12 @@ class _End(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """This side reads too slowly: read less from the other."""
-        self.other.transport.pause_reading()
+        if not self.other.transport.is_closing():
+            self.other.transport.pause_reading()
 
     def resume_writing(self) -> None:
         """It caught up."""
-        if not self.other.eof:
+        if not self.other.eof and not self.other.transport.is_closing():
             self.other.transport.resume_reading()
 
 
@@ -126,11 +128,12 @@ class Tunnel:
     def start(self, from_client: bytes, from_replica: bytes) -> None:
         """Take both transports over, neither of them lost yet, with what was read from them already."""
         for end, early in ((self._client, from_client), (self._replica, from_replica)):
-            if early:
+            if early and not end.other.transport.is_closing():
                 end.other.transport.write(early)
             end.transport.set_protocol(end)
         for end in (self._client, self._replica):
-            end.transport.resume_reading()
+            if not end.transport.is_closing():
+                end.transport.resume_reading()
         if self._gate.draining:
             self.drain()
 

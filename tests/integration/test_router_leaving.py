@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
 
 import pytest
 
+from modalnomad.model.replica import TcpAddress
 from tests.support import raw
 from tests.support.router import Served, served, until
 
@@ -157,3 +161,28 @@ async def test_thousand_connections_that_come_and_go_leave_nothing() -> None:
             await asyncio.gather(*(visit(start + number) for number in range(50)))
         await until(lambda: router.router.gate.guests == 0)
         assert router.activator.waiting == router.activator.running == 0
+
+
+async def test_reset_and_answer_in_the_same_moment(caplog: pytest.LogCaptureFixture) -> None:
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        async with served(TcpAddress("127.0.0.1", listener.getsockname()[1])) as router:
+            client = socket.create_connection(("127.0.0.1", router.port))
+            client.sendall(raw.get())
+            replica, _ = await loop.sock_accept(listener)
+            with replica:
+                replica.setblocking(False)
+                assert await loop.sock_recv(replica, 65536)
+                await loop.sock_sendall(replica, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                client.setblocking(False)
+                assert await loop.sock_recv(client, 65536)
+                # Both are there before the router's loop looks again.
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.close()
+                with contextlib.suppress(ConnectionError):
+                    for _ in range(10):
+                        replica.send(b"5\r\nhello\r\n")
+                        await asyncio.sleep(0)
+                await router.quiet()
+    assert [record.getMessage() for record in caplog.records if record.levelname in {"ERROR", "CRITICAL"}] == []
