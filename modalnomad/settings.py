@@ -28,6 +28,10 @@ class RouterSettings(Group):
     """Address the router listens on. Anything but loopback is open to the network."""
     port: int = Field(default=0, ge=0, le=65535)
     """TCP port; 0: a free one."""
+    tls_cert: Path | None = None
+    """PEM file with the certificate and its chain, for HTTPS on `port`; None: HTTP. Needs `tls_key`."""
+    tls_key: Path | None = None
+    """PEM file with the private key of `tls_cert`, without a passphrase; None: HTTP."""
     domain: str = "localhost"
     """Last part of every endpoint's host name."""
     workspace: str = ""
@@ -84,7 +88,7 @@ class EmbeddedSettings(Group):
     """How a fixed `web_server` port is kept apart from other replicas'. auto: namespace where allowed, else exclusive.
     host: on the host's network, open to whatever address the program binds."""
     max_replicas: int = Field(default=100, ge=0)
-    """Replicas one `serve` or `up` may run at once; past it an idle pool gives way, else 503 no_capacity. 0: no limit."""
+    """Replicas one `serve` or `up` may run at once; past it an idle pool gives way, else 503 no_capacity. 0: any."""
     log_lines: int = Field(default=10_000, ge=0)
     """Lines kept of each replica's output."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,6 +29,8 @@ def serve(
         int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one. [default: 0]")
     ] = None,
     domain: Annotated[str | None, typer.Option(help="Last part of all host names. [default: localhost]")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of a certificate with its chain: HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
     env: EnvOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,7 +45,9 @@ def serve(
 
     if name is not None and len(references) > 1:
         raise UserError("--name goes with one program only", "leave it out, or serve the programs one by one")
-    settings = load_settings(env, router={"host": host, "port": port, "domain": domain})
+    settings = load_settings(
+        env, router={"host": host, "port": port, "domain": domain, "tls_cert": tls_cert, "tls_key": tls_key}
+    )
     parsed = [Reference.parse(text, module=module) for text in references]
     if code := run(_serve(settings, parsed, name, as_json=as_json)):
         raise typer.Exit(code)

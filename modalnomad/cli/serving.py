@@ -17,7 +17,7 @@ from modalnomad.kit.tasks import Tasks
 from modalnomad.model.errors import BackendError
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import LogLine, Replica, ReplicaKey, ReplicaState
-from modalnomad.wiring.serve import ServeParts, address
+from modalnomad.wiring.serve import ServeParts
 
 HELD_LINES = 1000
 """Lines kept of a revision that may never be served."""
@@ -115,7 +115,7 @@ class Serving:
             for named in plan.named:
                 host = named.hosts[0]
                 port = await parts.router.direct_port(host)
-                urls = tuple(address(custom, parts.router.port) for custom in named.hosts[1:])
+                urls = tuple(parts.url(custom) for custom in named.hosts[1:])
                 wanted[host] = Shown(
                     plan.app, named.endpoint, named.label, parts.url(host), f"http://127.0.0.1:{port}", urls
                 )

@@ -32,6 +32,7 @@ from modalnomad.router.activator import StartFailed
 from modalnomad.router.server import RouterServer
 from modalnomad.settings import Settings
 from modalnomad.wiring.records import image_store
+from modalnomad.wiring.tls import tls_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class ServeParts:
 
     def url(self, host: str) -> str:
         """Public address of a host name."""
-        return address(host, self.router.port)
+        return address(host, self.router.port, tls=self.settings.router.tls_cert is not None)
 
     async def drain(self) -> None:
         """No more requests; those under way are answered; then every replica ends. Both waits are bounded."""
@@ -100,6 +101,7 @@ class ServeParts:
 async def open_serve(settings: Settings) -> AsyncIterator[ServeParts]:
     """The parts of `serve`, the router listening. Leaving it ends every replica at once; `drain` before for an orderly
     end. Raises BackendError: port taken, home not writable."""
+    tls = tls_context(settings.router)
     key = platform_key(settings.home)
     secrets = EmbeddedSecrets(settings.home)
     artifacts = EmbeddedArtifacts(settings.home)
@@ -110,7 +112,7 @@ async def open_serve(settings: Settings) -> AsyncIterator[ServeParts]:
     port = 0
 
     def web_urls(revision: Revision) -> Mapping[str, str]:
-        return urls_of(revision, naming, port)
+        return urls_of(revision, naming, port, tls=tls is not None)
 
     embedded = EmbeddedEngine(
         home=settings.home,
@@ -146,6 +148,7 @@ async def open_serve(settings: Settings) -> AsyncIterator[ServeParts]:
         settings=settings.router,
         scaling=settings.scaling,
         platform_key=key,
+        tls=tls,
     )
     try:
         await router.start()
@@ -158,14 +161,15 @@ async def open_serve(settings: Settings) -> AsyncIterator[ServeParts]:
         await embedded.close()
 
 
-def urls_of(revision: Revision, naming: Naming, port: int) -> Mapping[str, str]:
+def urls_of(revision: Revision, naming: Naming, port: int, *, tls: bool) -> Mapping[str, str]:
     """Endpoint name → public URL, as the Function's own `get_web_url` is to say it."""
     return {
-        named.endpoint.name: address(named.hosts[0], port)
+        named.endpoint.name: address(named.hosts[0], port, tls=tls)
         for named in name_function(revision.function, revision.app, naming, ephemeral=True)[0]
     }
 
 
-def address(host: str, port: int) -> str:
-    """`http://host[:port]`."""
-    return f"http://{host}" if port == 80 else f"http://{host}:{port}"
+def address(host: str, port: int, *, tls: bool) -> str:
+    """`http[s]://host[:port]`."""
+    scheme, usual = ("https", 443) if tls else ("http", 80)
+    return f"{scheme}://{host}" if port == usual else f"{scheme}://{host}:{port}"

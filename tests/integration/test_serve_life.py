@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -387,5 +389,47 @@ def test_it_ends_when_nobody_reads_any_more(tmp_path: Path) -> None:
         assert "Traceback" not in process.stderr.read()
     finally:
         process.kill()
-        process.wait()
-        process.stderr.close()
+        process.communicate()
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate of its own, and its key."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    name = "subjectAltName=DNS:life-hello-dev.localhost"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-days", "2", "-subj", "/CN=localhost", "-addext", name, "-keyout", str(key), "-out", str(cert)),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=30,
+    )
+    return cert, key
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on this machine to make a certificate with")
+def test_https_with_a_certificate_of_ones_own(program: Path, tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    with serve(program, "--tls-cert", str(cert), "--tls-key", str(key)) as s:
+        url = httpx.URL(s.endpoints["hello"]["url"])
+        assert url.scheme == "https"
+        context = ssl.create_default_context(cafile=str(cert))
+        with (
+            socket.create_connection(("127.0.0.1", url.port or 0), timeout=30) as plain,
+            context.wrap_socket(plain, server_hostname=url.host) as secure,
+        ):
+            secure.sendall(f"GET / HTTP/1.1\r\nHost: {url.host}\r\nConnection: close\r\n\r\n".encode())
+            answer = b"".join(iter(lambda: secure.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.endswith(b'"hello"')
+        assert get(s, "hello").json() == "hello"
+
+    for arguments, says in (
+        (["--tls-cert", str(cert)], "--tls-key"),
+        (["--tls-cert", str(key), "--tls-key", str(key)], "cannot be used"),
+        (["--tls-cert", str(tmp_path / "absent"), "--tls-key", str(key)], "absent"),
+    ):
+        refused = run_command("serve", str(program), *arguments)
+        assert refused.returncode == 1
+        assert says in refused.stderr
