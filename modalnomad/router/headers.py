@@ -47,6 +47,9 @@ _TRAILER_DROPPED: Final = _REQUEST_DROPPED | {
     b"modal-secret",
 }
 
+_SUSPICIOUS: Final = frozenset(b"mxf")
+"""First letters of the names `_is_private` can refuse."""
+
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _SCHEMES = frozenset({b"http", b"https"})
 
@@ -165,12 +168,15 @@ def to_replica(head: RequestHead, passage: Passage) -> bytes:
     """The request head as the replica gets it."""
     named = head.connection
     lines = [b"%b %b HTTP/1.1\r\nhost: %b" % (head.method, head.target, head.authority or b"localhost")]
-    sized = False
+    sized = wants_trailers = False
     for name, value in head.headers:
         if name in _REQUEST_DROPPED:
             sized = sized or name == b"content-length"
+            wants_trailers = wants_trailers or (name == b"te" and b"trailers" in value.lower())
             continue
-        if name in passage.strip or name in named or _is_private(name, passage.peer_trusted):
+        if name in passage.strip or name in named:
+            continue
+        if (name[0] in _SUSPICIOUS or b"_" in name) and _is_private(name, passage.peer_trusted):
             continue
         if passage.websocket and name == b"sec-websocket-extensions":
             continue  # frames pass untouched, so no extension may change what they mean (no RFC 7692)
@@ -191,16 +197,16 @@ def to_replica(head: RequestHead, passage: Passage) -> bytes:
         b"%b: %b" % (_ENDPOINT, passage.endpoint),
         b"%b: %b" % (_TICKET, passage.ticket),
     ]
-    lines.extend(_request_connection(head, passage))
+    lines.extend(_request_connection(passage, wants_trailers))
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
-def _request_connection(head: RequestHead, passage: Passage) -> list[bytes]:
+def _request_connection(passage: Passage, wants_trailers: bool) -> list[bytes]:
     if passage.websocket:
         return [b"connection: Upgrade\r\nupgrade: websocket"]
     options = [b"close"] if passage.close else []
     lines = []
-    if any(name == b"te" and b"trailers" in value.lower() for name, value in head.headers):
+    if wants_trailers:
         options.append(b"te")
         lines.append(b"te: trailers")
     if options:
