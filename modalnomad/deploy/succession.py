@@ -6,7 +6,7 @@ the old replicas finish theirs and go.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from modalnomad.deploy.warming import is_alive
 from modalnomad.model.ids import RevisionId
@@ -37,11 +37,19 @@ class OrderedEngine(Engine):
         """As the port says, once those that have to go first are gone."""
         revision = key.pool.revision
         if revision in self._earlier:
-            async for replicas in self._engine.watch():
-                if not any(is_alive(replicas, earlier) for earlier in self._earlier.get(revision, ())):
-                    break
+            await self._gone(revision)
             self._earlier.pop(revision, None)
         await self._engine.start(key, reason)
+
+    async def _gone(self, revision: RevisionId) -> None:
+        snapshots = self._engine.watch()
+        try:
+            async for replicas in snapshots:
+                if not any(is_alive(replicas, earlier) for earlier in self._earlier.get(revision, ())):
+                    return
+        finally:
+            if isinstance(snapshots, AsyncGenerator):
+                await snapshots.aclose()
 
     async def prepare(self, revision: Revision) -> None:
         """As the port says."""
