@@ -16,7 +16,7 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 0x2, 0x4, 0x8
-_MS_REC, _MS_SLAVE = 0x4000, 0x80000
+_MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
@@ -53,10 +53,15 @@ def _mount(source: bytes, target: bytes, kind: bytes | None, flags: int) -> None
     _check(_libc.mount(source, target, kind, ctypes.c_ulong(flags), None))
 
 
-def mount_own_proc() -> None:
-    """A /proc that shows this PID namespace, invisible outside. Needs CAP_SYS_ADMIN and PID 1."""
+def own_mounts() -> None:
+    """Mounts from here on are this process's and its descendants' only; those made outside still arrive."""
     unshare(CLONE_NEWNS)
     _mount(b"none", b"/", None, _MS_REC | _MS_SLAVE)
+
+
+def mount_own_proc() -> None:
+    """A /proc that shows this PID namespace, invisible outside. Needs CAP_SYS_ADMIN and PID 1."""
+    own_mounts()
     _mount(b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
 
 
@@ -88,3 +93,9 @@ def keep_capabilities_over_exec() -> None:
     _check(_libc.capset(header, struct.pack("6I", bits, bits, bits, 0, 0, 0)))
     for number in _CAPABILITIES:
         _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, ctypes.c_ulong(number), 0, 0))
+
+
+def cover(target: str, source: str) -> None:
+    """The file `source` in place of `target`, for this process and its descendants only."""
+    own_mounts()
+    _mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND)

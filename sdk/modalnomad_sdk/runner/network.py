@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
 
 from modalnomad_sdk.contract import Exit
 
@@ -20,6 +21,10 @@ WAYS_OUT = (
     "three ways out: run modalnomad as root or allow unprivileged user namespaces, so that each replica gets a network "
     'of its own; use another port; or set network = "host" and max_containers=1'
 )
+
+
+RESOLVER = "169.254.77.53"
+"""Inside a network namespace, pasta answers here with what the host's own resolver says (link-local: RFC 3927)."""
 
 
 class PortTaken(Exception):
@@ -65,6 +70,29 @@ def wait_for_outbound(launcher: int) -> bool:
     return status == 0
 
 
+def reach_resolver() -> None:
+    """Where the host's resolver is one on its own loopback address (as with systemd-resolved), ask it through pasta.
+
+    Raises:
+        OSError: this process may not put another resolv.conf in its place.
+    """
+    target = os.path.realpath("/etc/resolv.conf")
+    try:
+        with open(target, encoding="utf-8", errors="replace") as file:
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return
+    servers = [line.split()[1] for line in lines if line.startswith("nameserver") and len(line.split()) > 1]
+    if not any(server.startswith("127.") or server == "::1" for server in servers):
+        return
+    kept = [line for line in lines if not line.startswith("nameserver")]
+    with tempfile.NamedTemporaryFile("w", suffix=".resolv.conf") as own:
+        os.fchmod(own.fileno(), 0o644)
+        own.write("\n".join([f"nameserver {RESOLVER}", *kept, ""]))
+        own.flush()
+        linux.cover(target, own.name)
+
+
 def _prepare_outbound(uid: int) -> tuple[int, socket.socket] | None:
     """Fork the launcher of pasta while still outside: it waits for the namespace's descriptor."""
     program = shutil.which("pasta")
@@ -98,7 +126,7 @@ def _become_pasta(program: str, orders: socket.socket, uid: int) -> None:
     # Nothing comes in through it, and the host's loopback stays out of reach. A path under /proc/self/fd needs no right
     # to look into another process.
     arguments = ["--config-net", "--quiet", "--netns-only", "--netns", f"/proc/self/fd/{namespace}", "--no-map-gw"]
-    arguments += ["-t", "none", "-u", "none", "-T", "none", "-U", "none"]
+    arguments += ["-t", "none", "-u", "none", "-T", "none", "-U", "none", "--dns-forward", RESOLVER]
     if uid == 0:
         arguments += ["--runas", "0:0"]
     os.execv(program, [program, *arguments])

@@ -18,7 +18,7 @@ from .config import Config
 from .door_answers import Porter
 from .doors import Doors
 from .failures import Failed, report
-from .network import wait_for_outbound
+from .network import reach_resolver, wait_for_outbound
 from .processes import DRAINING, READY, SIGNAL_TRACEBACK, TERMINATE, say
 from .sockets import keep_from_children, refuse_newcomers
 
@@ -60,8 +60,8 @@ def _live(
 
     _check_gpus(config)
     usercode.prepare_environment(config)
-    if outbound is not None and not wait_for_outbound(outbound):
-        say("pasta did not start: nothing in this replica reaches the network outside")
+    if outbound is not None:
+        _connect(outbound)
     declaration = usercode.load(config)
     loop = _new_loop()
     asyncio.set_event_loop(loop)
@@ -168,6 +168,16 @@ class FrontDoor:
                 say(f"no router asked for anything for {limit:g} s: this replica ends")
                 return
             await asyncio.sleep(max(left, 0.05))
+
+
+def _connect(outbound: int) -> None:
+    if not wait_for_outbound(outbound):
+        say("pasta could not connect this replica: nothing in it reaches the network outside")
+        return
+    try:
+        reach_resolver()
+    except OSError as error:
+        say(f"names of the network outside cannot be looked up in this replica: {error.strerror}")
 
 
 def _check_gpus(config: Config) -> None:
