@@ -15,7 +15,7 @@ from modalnomad_sdk import contract as c
 from tests.support.runner import Asking, Runner, head, parameters, read_answer, running, spawn, wait_until
 
 SERVER = """
-    import http.server, json, os, pathlib, socket, sys, threading, time
+    import http.server, json, os, pathlib, socket, socketserver, sys, threading, time
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -51,6 +51,7 @@ SERVER = """
 
     class Server(http.server.ThreadingHTTPServer):
         address_family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+        server_bind = socketserver.TCPServer.server_bind  # without a look-up of its own name
 
     Server((sys.argv[1], int(sys.argv[2])), Handler).serve_forever()
 """
