@@ -3,8 +3,8 @@
     python benchmarks/reload.py [ROUNDS]
 
 Both are measured in turn, in one run, on one machine; what counts is the ratio of the medians. By hand: from starting
-`python -m uvicorn` to its first answer. Under serve: from the write of the edited file to the first answer of the new code
-to a client that asks again and again; every answer has to be a 200 of the old or the new code.
+`python -m uvicorn` to its first answer. Under serve: from the write of the edited file to the first answer of the new
+code to a client that asks again and again; every answer has to be a 200 of the old or the new code.
 """
 
 from __future__ import annotations
