@@ -24,7 +24,8 @@ class Lease(Protocol):
         """The runner said Busy: not offered for a moment."""
 
     def gone(self, *, timed_out: bool = False) -> None:
-        """Connection refused or reset before any byte of an answer: a strike. `timed_out`: the connect timed out."""
+        """Connection refused, reset before any byte of an answer, or no whole answer within the function's timeout: a
+        strike. `timed_out`: the connect timed out."""
 
 
 class Keeper(Protocol):

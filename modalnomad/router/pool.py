@@ -30,7 +30,7 @@ from modalnomad.router.places import (
     Start,
     Ticket,
 )
-from modalnomad.router.roster import Roster
+from modalnomad.router.roster import STRIKE_PATIENCE, Roster
 from modalnomad.scaling.decide import Observed, Policy
 
 BUSY_PAUSE = 0.025
@@ -38,7 +38,7 @@ BUSY_PAUSE = 0.025
 START_MARGIN = 1.0
 """Seconds past the start limit: the runner keeps it too, and its own words are better than ours."""
 STRIKE_LIMIT = 10.0
-"""Seconds an idle replica may refuse connections before it is ended."""
+"""Seconds an idle replica may be out of reach before it is ended."""
 
 
 class Pool:
@@ -124,14 +124,14 @@ class Pool:
         return [Recheck(place.busy_until)]
 
     def strike(self, place: Place, now: float, *, timed_out: bool) -> list[Effect]:
-        """No connection to it. Refused: not offered until a probe is answered. Timed out: not offered for a moment, and
-        that only while there is another one."""
+        """It does not answer. Refused: not offered until a probe is answered, and soon no longer counted on. Timed out:
+        not offered for a moment, and that only while there is another one."""
         if place.removed or place.state is not PlaceState.READY:
             return []
         if timed_out:
             return self.refused(place, now) if len(self.places.offered) > 1 else []
         self.places.move(place, PlaceState.STRUCK, now)
-        return [Probe(place), *self.settle(now)]
+        return [Probe(place), Recheck(now + STRIKE_PATIENCE), *self.settle(now)]
 
     # --- Replicas ---------------------------------------------------------------------------------------------
 
@@ -320,7 +320,7 @@ class Pool:
         if self.tickets or self.floor:
             wanted = self.policy.within(max(wanted, self.floor))
         reason = f"requests waiting: {len(self.tickets)}" if self.tickets else "more requests than the target"
-        return self._start(wanted - self.places.live, now, reason)
+        return self._start(wanted - (self.places.counted_on(now) if self.tickets else self.places.live), now, reason)
 
     def _start(self, count: int, now: float, reason: str) -> list[Effect]:
         if self.policy.max is not None:
@@ -362,7 +362,7 @@ class Pool:
                 *self._start_failed(place, Failure("startup_timeout", f"It was {limit}."), now, hope=False),
             ]
         if place.state is PlaceState.STRUCK and since >= STRIKE_LIMIT and not place.running:
-            return self._kill(place, now, f"no connection to it for {STRIKE_LIMIT:g} s")
+            return self._kill(place, now, f"no answer from it for {STRIKE_LIMIT:g} s")
         if place.state is PlaceState.DRAINING and since >= self._overstay and not place.killed:
             place.killed = True
             return [Kill(place.key, f"still there {self._overstay:g} s after it was drained")]

@@ -8,6 +8,9 @@ from modalnomad.model.replica import PoolKey, ReplicaKey
 from modalnomad.router.places import Place, PlaceState
 from modalnomad.scaling.decide import Observed, Policy, Seen
 
+STRIKE_PATIENCE = 0.5
+"""Seconds a replica may be out of reach before another is started in its place."""
+
 
 class Roster:
     """Places by key. Only `move` and `remove` change what is offered."""
@@ -80,6 +83,11 @@ class Roster:
     def live(self) -> int:
         """How many take requests, or will."""
         return sum(place.live for place in self._places.values())
+
+    def counted_on(self, now: float) -> int:
+        """The live ones, without those that have been out of reach for more than a moment."""
+        lost = (p.state is PlaceState.STRUCK and now - p.changed_at >= STRIKE_PATIENCE for p in self._places.values())
+        return self.live - sum(lost)
 
     def count(self, state: PlaceState) -> int:
         """How many are in this state."""

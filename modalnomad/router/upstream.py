@@ -254,6 +254,8 @@ class Upstream:
 def raise_for(error: Exception, exchange: Exchange, lease: Lease, channel: Channel) -> None:
     """What a failed forwarding means to the client: another replica, the router's own answer, or, when the replica's
     was already begun, a cut connection (then it returns)."""
+    if isinstance(error, _Cut):
+        lease.gone()  # it may hang altogether: asked whether it is still there before the next request gets stuck in it
     if exchange.started:
         exchange.cut()
         return

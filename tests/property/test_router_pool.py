@@ -93,7 +93,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.next_ticket += 1
         full = len(self.waiting) >= self.queue
         self.waiting[ticket.id] = ticket
-        live, total = sum(place.live for place in self.pool.places), len(self.alive)
+        live, total = self.pool.places.counted_on(self.now), len(self.alive)
         load = sum(max(place.running, self.policy.target) for place in self.pool.places if place.live)
         wanted = self.policy.within(-(-(len(self.waiting) + load) // self.policy.target))
         effects = self.pool.arrive(ticket, self.now)

@@ -181,6 +181,18 @@ def test_a_lone_replica_is_never_set_aside_for_a_time_out() -> None:
     assert pool.take(1.0) is place
 
 
+def test_a_replica_out_of_reach_is_soon_no_longer_counted_on() -> None:
+    pool = make_pool()
+    (place,) = wake(pool, 1)
+    pool.strike(place, 1.0, timed_out=False)
+    pool.release(place, 1.0)
+    assert started(arrive(pool, range(5, 6), now=1.1)) == [], "it may answer in a moment"
+    (other,) = started(pool.settle(1.6))
+    assert other.number != place.key.number
+    assert started(pool.settle(3.0)) == [], "one for one"
+    assert [place.key for place in granted(pool.ready(other, 3.1))] == [other]
+
+
 def test_a_replica_that_keeps_saying_busy_is_asked_less_and_less_often() -> None:
     pool = make_pool()
     (place,) = wake(pool, 1)
