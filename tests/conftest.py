@@ -22,6 +22,9 @@ TIER_TIMEOUT = {"unit": 2, "property": 120, "contract": 60, "architecture": 120,
 SHARED_HOME = "TEST_SHARED_HOME"
 """The MODALNOMAD_HOME that all workers share, so that images are built once; made and removed by the first process."""
 
+OWN_TEMPORARY = "TEST_TEMPORARY"
+"""The folder of all `tmp_path`s, when it was made here."""
+
 OPTIONAL = {
     "nomad": "contract tests against a real Nomad",
     "consul": "contract tests against a real Consul",
@@ -43,9 +46,11 @@ def pytest_configure(config: pytest.Config) -> None:
         known = os.environ.get(name)
         os.environ[name] = ",".join(filter(None, [known, "localhost,127.0.0.1,::1,.localhost"]))
     if not hasattr(config, "workerinput"):
-        # Short, because the paths of Unix sockets are bounded.
+        # Both short, because the paths of Unix sockets are bounded.
         os.environ[SHARED_HOME] = tempfile.mkdtemp(prefix="mn-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ[SHARED_HOME], ignore_errors=True))
+        if config.option.basetemp is None:
+            config.option.basetemp = os.environ[OWN_TEMPORARY] = tempfile.mkdtemp(prefix="mt-")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -102,6 +107,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A failed check is a failed run, however well the tests went."""
+    """Temporary files go; a failed check is a failed run, however well the tests went."""
+    if session.exitstatus == pytest.ExitCode.OK and not hasattr(session.config, "workerinput"):
+        if made := os.environ.get(OWN_TEMPORARY):
+            shutil.rmtree(made, ignore_errors=True)  # kept after a failure, to look at
     if os.environ.get("FAILED_CHECKS") and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
