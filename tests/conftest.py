@@ -108,8 +108,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Temporary files go; a failed check is a failed run, however well the tests went."""
-    if session.exitstatus == pytest.ExitCode.OK and not hasattr(session.config, "workerinput"):
-        if made := os.environ.get(OWN_TEMPORARY):
-            shutil.rmtree(made, ignore_errors=True)  # kept after a failure, to look at
-    if os.environ.get("FAILED_CHECKS") and session.exitstatus == pytest.ExitCode.OK:
+    went_well = session.exitstatus == pytest.ExitCode.OK
+    if went_well and not hasattr(session.config, "workerinput") and (made := os.environ.get(OWN_TEMPORARY)):
+        shutil.rmtree(made, ignore_errors=True)  # kept after a failure, to look at
+    if os.environ.get("FAILED_CHECKS") and went_well:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
