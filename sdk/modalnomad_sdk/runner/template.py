@@ -33,6 +33,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from modalnomad_sdk import contract as c
@@ -247,18 +248,23 @@ def preload() -> None:
             continue  # not in this image, or not in this version of it
 
 
+@dataclass
+class _Warm:
+    """A request body."""
+
+    name: str
+    count: int = 1
+
+
 def warm_up() -> None:
     """Serve one request of each sort from a made-up application, because first times are slow: lazily imported modules,
     caches of type adapters, code that specialises itself."""
     try:
         from fastapi import FastAPI
         from fastapi.middleware.cors import CORSMiddleware
-        from pydantic import create_model
     except ImportError:
         return
     import asyncio
-
-    model = create_model("Warm", name=(str, ...), count=(int, 1))
 
     async def posted(item: Any) -> Any:
         return item
@@ -269,7 +275,7 @@ def warm_up() -> None:
     def got_sync(name: str = "x") -> str:
         return name
 
-    posted.__annotations__["item"] = model
+    posted.__annotations__["item"] = _Warm  # FastAPI cannot look up a name that is local to this function
     app = FastAPI(openapi_url=None)
     app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_credentials=True)
     app.add_api_route("/", posted, methods=["POST"])

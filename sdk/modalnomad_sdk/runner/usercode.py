@@ -29,11 +29,15 @@ PORT_TIMEOUT = 5.0
 def prepare_environment(config: Config) -> None:
     """What user code finds: the names Modal gives, its working directory, its name in sys.argv."""
     os.environ["MODAL_IS_REMOTE"] = "1"
-    os.environ["MODAL_TASK_ID"] = f"ta-{config.pool}.{config.replica}"
-    os.environ["MODAL_ENVIRONMENT"] = config.environment
-    os.environ["MODAL_IMAGE_ID"] = f"im-{(config.image or 'none').rpartition(':')[2][:24]}"
-    os.environ["MODAL_REGION"] = "local"
-    os.environ["MODAL_CLOUD_PROVIDER"] = "local"
+    names = {
+        "MODAL_TASK_ID": f"ta-{config.pool}.{config.replica}",
+        "MODAL_ENVIRONMENT": config.environment,
+        "MODAL_IMAGE_ID": f"im-{(config.image or 'none').rpartition(':')[2][:24]}",
+        "MODAL_REGION": "local",
+        "MODAL_CLOUD_PROVIDER": "local",
+    }
+    for name, value in names.items():
+        os.environ.setdefault(name, value)  # the engine may know better
     for name in ("MODALNOMAD_LISTEN", "MODALNOMAD_LIFELINE"):
         os.environ.pop(name, None)
     sys.argv = [config.source.partition(":")[2]]
