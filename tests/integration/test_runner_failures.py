@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from modalnomad_sdk import contract as c
 
-from tests.support.runner import LONG, RUNNER, environment, head, read_answer, running, wait_until
+from tests.support.runner import LONG, RUNNER, Asking, environment, head, read_answer, running, wait_until
 
 SIMPLE = """
     import modal
@@ -186,3 +186,43 @@ def test_the_starter_sees_which_signal_killed_it(tmp_path: Path) -> None:
             runner.ask("/")
         assert runner.wait() == 128 + signal.SIGSEGV
         assert "SIGSEGV" in runner.err
+
+
+BECOMES_ANOTHER = """
+    import os
+    import modal
+    app = modal.App("app")
+
+    @app.function()
+    @modal.asgi_app()
+    def f():
+        %s
+        async def site(scope, receive, send):
+            if scope["type"] != "lifespan":
+                %s
+        return site
+"""
+
+
+@pytest.mark.parametrize("how", ["os.execv('/bin/sleep', ['sleep', '600'])", "os.closerange(3, 256)"])
+@pytest.mark.parametrize("when", ["start", "request"])
+def test_a_program_that_replaces_or_cuts_off_its_process_ends_the_replica(tmp_path: Path, how: str, when: str) -> None:
+    how += "; __import__('time').sleep(600)"
+    program = BECOMES_ANOTHER % ((how, "pass") if when == "start" else ("pass", how))
+    with running(tmp_path, program, extra={c.ENV_STARTUP_TIMEOUT: "60"}) as runner:
+        if when == "request":
+            runner.ready()
+            Asking(runner)
+        assert runner.wait(20) == c.Exit.USER_CODE_FAILED
+        assert "exec" in runner.err
+
+
+def test_a_replica_that_cut_itself_off_still_hears_sigterm(tmp_path: Path) -> None:
+    cut = "os.closerange(3, 256); os.write(2, b'cut off'); __import__('time').sleep(600)"
+    with running(tmp_path, BECOMES_ANOTHER % ("pass", cut)) as runner:
+        runner.ready()
+        Asking(runner)
+        wait_until(lambda: "cut off" in runner.err, "it is cut off")
+        runner.terminate()
+        assert runner.wait(20) == c.Exit.USER_CODE_FAILED
+        assert "Traceback" not in runner.err

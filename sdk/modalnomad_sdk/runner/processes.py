@@ -39,6 +39,9 @@ SIGNAL_TRACEBACK = getattr(signal, "SIGRTMIN", signal.SIGUSR2) + 7 if linux.ON_L
 LAST_WORDS = 0.5
 """Seconds that what is left over gets to react to SIGTERM when the runner has ended."""
 
+SILENCE = 3.0
+"""Seconds from the end of the link to the runner's own end: more than LAST_WORDS."""
+
 
 def say(text: str) -> None:
     """One line on standard error, whole."""
@@ -161,6 +164,8 @@ class Supervisor:
         """The grace period runs."""
         self.asked = False
         """A signal asked us to end."""
+        self.lost = False
+        """The runner's end of the link is closed."""
         self.deadline: float | None = time.monotonic() + config.startup_timeout
 
     def watch(self) -> int:
@@ -178,6 +183,7 @@ class Supervisor:
                 return self._end(Exit.PARENT_GONE)
             if self.link.fileno() in happened and not self._listen():
                 poll.unregister(self.link)
+                self._lose()
             code = self._signals(self.signals.take())
             if code is None and self.deadline is not None and time.monotonic() >= self.deadline:
                 code = self._too_late()
@@ -193,6 +199,12 @@ class Supervisor:
         if DRAINING in said:
             self._start_grace()
         return bool(said)
+
+    def _lose(self) -> None:
+        """The runner ends, or it is none any more: then nobody would ever hear of it again."""
+        self.lost = True
+        soon = time.monotonic() + SILENCE
+        self.deadline = soon if self.deadline is None else min(self.deadline, soon)
 
     def _start_grace(self) -> None:
         if not self.terminating:
@@ -212,10 +224,18 @@ class Supervisor:
                 return Exit.GRACE_EXPIRED
             self.asked = True
             self._start_grace()
-            self.link.send(TERMINATE)
+            try:
+                self.link.send(TERMINATE)
+            except BrokenPipeError:
+                self._lose()
         return None
 
     def _too_late(self) -> int:
+        if self.lost:
+            say(
+                "the program replaced its process (exec), or closed file descriptors it had not opened: it cannot serve"
+            )
+            return Exit.USER_CODE_FAILED
         if self.terminating:
             say(f"not done {self.config.grace_period:g} s after it was asked to end; this is what it was doing:")
         else:
