@@ -30,6 +30,8 @@ OPTIONAL = {
     "consul": "contract tests against a real Consul",
     "docker": "images built with docker",
     "chromium": "browser tests",
+    "pasta": "traffic out of a replica's own network namespace",
+    "openssl": "certificates for tests of HTTPS",
 }
 
 hypothesis.settings.register_profile("modalnomad", deadline=None, print_blob=True)
