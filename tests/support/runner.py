@@ -23,6 +23,8 @@ from typing import Any
 from modalnomad_sdk import contract as c
 
 RUNNER = Path(c.__file__).parent / "runner" / "__main__.py"
+PYTHON = os.environ.get("RUNNER_PYTHON") or sys.executable
+"""What runs replicas; set RUNNER_PYTHON to try another version (with uvicorn, FastAPI and the others installed)."""
 TICKET = "a" * 64
 LONG = 30.0
 """Seconds after which a test has failed."""
@@ -195,7 +197,7 @@ def spawn(
         fds = (listener.fileno(), read_end)
         variables = {c.ENV_LISTEN: f"fd:{fds[0]}", c.ENV_LIFELINE: f"fd:{fds[1]}", **(extra or {})}
         process = subprocess.Popen(
-            [*prefix, os.environ.get("RUNNER_PYTHON", sys.executable), str(RUNNER)],
+            [*prefix, PYTHON, str(RUNNER)],
             env=environment(folder, source, tag, variables),
             stdin=subprocess.DEVNULL,
             stdout=out,

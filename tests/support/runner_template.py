@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from modalnomad_sdk import contract as c
 
-from tests.support.runner import LONG, RUNNER, Asking, Runner, environment
+from tests.support.runner import LONG, PYTHON, RUNNER, Asking, Runner, environment
 
 
 @dataclass
@@ -58,7 +57,7 @@ def template() -> Iterator[Template]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("MODALNOMAD_") and k != "PYTHONDONTWRITEBYTECODE"}
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, str(RUNNER), "template", str(theirs.fileno())],
+            [PYTHON, str(RUNNER), "template", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=kept,
             stdin=subprocess.DEVNULL,
