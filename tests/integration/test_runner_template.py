@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from modalnomad_sdk import contract as c
 
-from tests.support.runner import running, wait_until
+from tests.support.runner import remove_socket, running, wait_until
 from tests.support.runner_template import Refused, Template, forked, start, template
 
 PROGRAM = """
@@ -115,3 +115,4 @@ def test_replicas_outlive_their_template(tmp_path: Path) -> None:
         assert replica.wait() == c.Exit.OK
         for fd in (replica.lifeline, replica.result, replica.pidfd):
             os.close(fd)
+        remove_socket(replica)

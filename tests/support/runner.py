@@ -217,6 +217,11 @@ def dispose(runner: Runner) -> None:
     except subprocess.TimeoutExpired:
         runner.process.kill()
         runner.process.wait(5)
+    remove_socket(runner)
+
+
+def remove_socket(runner: Runner) -> None:
+    """With the folder that was made for it."""
     path = Path(runner.address)
     path.unlink(missing_ok=True)
     path.parent.rmdir()

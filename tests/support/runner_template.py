@@ -16,7 +16,7 @@ from pathlib import Path
 
 from modalnomad_sdk import contract as c
 
-from tests.support.runner import LONG, PYTHON, RUNNER, Asking, Runner, environment
+from tests.support.runner import LONG, PYTHON, RUNNER, Asking, Runner, environment, remove_socket
 
 
 @dataclass
@@ -93,6 +93,8 @@ def start(
     packet, received, _, _ = socket.recv_fds(warm.engine, 4096, 1)
     answer = json.loads(packet)
     if "refused" in answer:
+        Path(address).unlink()
+        Path(address).parent.rmdir()
         os.close(ours)
         os.close(result)
         raise Refused(answer["reason"])
@@ -114,6 +116,7 @@ def forked(
         replica.wait()
         os.close(replica.result)
         os.close(replica.pidfd)
+        remove_socket(replica)
 
 
 __all__ = ["Asking", "Forked", "Refused", "Template", "forked", "start", "template"]
