@@ -17,7 +17,8 @@ class Interrupts:
     """Takes the signals while it is entered, on the running event loop."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self._pending = 0
+        """Signals that have given up nothing yet."""
         self._arrived = asyncio.Event()
 
     def __enter__(self) -> Self:
@@ -35,17 +36,22 @@ class Interrupts:
 
     def take(self) -> None:
         """As a signal would."""
-        self._count += 1
+        self._pending += 1
         self._arrived.set()
 
     async def race(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Do the work; False: a signal came first and the work was cancelled. Its errors are raised."""
-        self._arrived.clear()
+        """Do the work; False: a signal came first and the work was cancelled. Its errors are raised.
+
+        A signal that comes as the work ends is for the next work.
+        """
         async with Tasks("interruptible") as tasks:
             task = tasks.spawn(_outcome(work), "work")
             signalled = tasks.spawn(self._arrived.wait(), "signal")
             await asyncio.wait({task, signalled}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
+                self._pending -= 1
+                if not self._pending:
+                    self._arrived.clear()
                 return False
             if (error := task.result()) is not None:
                 raise error

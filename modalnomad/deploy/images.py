@@ -126,7 +126,11 @@ async def resolve_and_build(
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         cancelled.set()
-        await asyncio.wait([work])
+        while not work.done():
+            try:
+                await asyncio.wait([work])
+            except asyncio.CancelledError:
+                continue  # cancelled again; the build's processes have to end all the same
         work.exception()  # what it ended with no longer matters
         raise
 
