@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +16,8 @@ from modalnomad_sdk.store import ImageStore
 from modalnomad.cli.interrupts import Interrupts
 from modalnomad.deploy import images
 from modalnomad.model.errors import ImageBuildFailed
-from tests.support.serve import command_environment, shared_home
+from tests.support.runner import wait_until
+from tests.support.serve import command_environment, serve, shared_home
 
 
 async def test_a_signal_that_comes_as_the_work_ends_is_not_lost() -> None:
@@ -71,3 +73,27 @@ def test_ctrl_c_while_the_command_is_still_being_loaded_is_no_traceback(tmp_path
     )
     assert ended.returncode == 130
     assert "Traceback" not in ended.stderr
+
+
+def test_a_second_ctrl_c_after_everything_ended_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "app.py"
+    file.write_text(
+        "import modal\napp = modal.App('late')\n@app.function()\n@modal.fastapi_endpoint()\ndef f():\n    return 1\n"
+    )
+    s = serve(file).start()
+    try:
+        s.interrupt()
+        status = Path(f"/proc/{s.pid}/status")
+        wait_until(lambda: s.exit_code is not None or _ignores_interrupts(status), "the end")
+        s.interrupt()
+    finally:
+        assert s.stop() == 0
+
+
+def _ignores_interrupts(status: Path) -> bool:
+    try:
+        lines = status.read_text().splitlines()
+    except OSError:
+        return True
+    ignored = next((int(line.split()[1], 16) for line in lines if line.startswith("SigIgn")), -1)
+    return bool(ignored & 1 << (signal.SIGINT - 1))
