@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,43 @@ def test_a_network_of_its_own(warm: Template, tmp_path: Path) -> None:
 def test_what_only_a_new_python_would_see_is_refused(warm: Template, tmp_path: Path, name: str) -> None:
     with pytest.raises(Refused, match=name):
         start(warm, tmp_path, PROGRAM, extra={name: "7"})
+
+
+def test_a_module_of_the_programs_own_is_not_mistaken_for_one_that_is_loaded(warm: Template, tmp_path: Path) -> None:
+    (tmp_path / "secrets.py").write_text("MINE = True\n")
+    with pytest.raises(Refused, match="secrets"):
+        start(warm, tmp_path, PROGRAM)
+
+
+def test_code_that_asks_for_an_event_loop_at_its_import_gets_one(warm: Template, tmp_path: Path) -> None:
+    program = "import asyncio, warnings\nwarnings.simplefilter('ignore')\nasyncio.get_event_loop()\n"
+    program += textwrap.dedent(PROGRAM)
+    with forked(warm, tmp_path, program) as replica:
+        replica.ready()
+        assert replica.ask("/").status == 200
+
+
+def test_two_starts_at_once_hold_nothing_of_each_other(warm: Template, tmp_path: Path) -> None:
+    """The second finds no process that waits: its tree is forked while its descriptors are open in the template."""
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    program = """
+        import os
+        import modal
+        app = modal.App("app")
+
+        @app.function()
+        @modal.fastapi_endpoint()
+        def f():
+            files = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1]]
+            return sorted(os.path.basename(file.partition(":")[0]) for file in files)
+    """
+    with forked(warm, folders[0], program) as one, forked(warm, folders[1], program) as two:
+        one.ready(), two.ready()
+        first, second = one.ask("/").json(), two.ask("/").json()
+        assert "err" in first
+        assert first == second
 
 
 def test_replicas_outlive_their_template(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class Forked(Runner):
         text = b""
         while piece := os.read(self.result, 100):
             text += piece
-        return int(text) if text else -1
+        return int(text) if text.strip(b"+") else -1
 
 
 class Refused(Exception):

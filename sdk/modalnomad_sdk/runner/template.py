@@ -14,11 +14,13 @@ on: each has its own lifeline). Packets are JSON objects.
     template → engine   {"started": <id>, "pid": n} + pidfd of the replica's outermost process
                         {"refused": <id>, "reason": text}                   start it the ordinary way instead
 
-When the replica has ended, its exit code is written to the result pipe in decimal; end of file without one: killed.
-SIGTERM goes to the pid (through the pidfd); closing the lifeline kills, as ever.
+Only the replica's outermost process holds the result pipe. It writes `+` before anything else, and at its end its exit
+code in decimal; end of file after `+` alone: killed; end of file and nothing: there never was a replica. SIGTERM goes
+to the pid (through the pidfd); closing the lifeline kills, as ever.
 
-A start is refused when the template has more than one thread (a fork would copy locks that nobody releases), or when
-the environment changes how Python or a preloaded module starts (PYTHON*, LD_*, PYDANTIC_*, WEBSOCKETS_*).
+A start is refused when the template has more than one thread (a fork would copy locks that nobody releases), when the
+environment changes how Python, the C library or a preloaded module starts (PYTHON*, LD_*, LANG …), or when the bundle
+has a module of its own with the name of one that is here already.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +48,8 @@ from .processes import Inside, grow, guard, say
 from .sockets import open_listener
 
 _DESCRIPTORS = 6
-_STARTUP_NAMES = ("PYTHON", "LD_", "PYDANTIC_", "WEBSOCKETS_")
-"""Beginnings of names that count only when Python, or what is preloaded, starts."""
+_STARTUP_NAMES = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "PYDANTIC_", "WEBSOCKETS_")
+"""Beginnings of names that count only when Python, the C library, or what is preloaded, starts."""
 _PAUSE = 0.3
 """Seconds of quiet after a start before the next tree is grown in advance."""
 _HARMLESS = ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
@@ -83,8 +86,11 @@ def main(descriptor: int) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for replicas here
         template = _Template(engine)
         template.grow_spare()
-        engine.send(json.dumps({"ready": True, "contract": c.VERSION}).encode())
-        return template.serve()
+        try:
+            engine.send(json.dumps({"ready": True, "contract": c.VERSION}).encode())
+            return template.serve()
+        except (BrokenPipeError, ConnectionResetError):
+            return 0  # the engine is gone
 
 
 class _Template:
@@ -94,6 +100,7 @@ class _Template:
     def __init__(self, engine: socket.socket) -> None:
         self.engine = engine
         self.spare: tuple[int, socket.socket] | None = None
+        self.loaded = frozenset(name.partition(".")[0] for name in sys.modules) - {"__main__"}
 
     def serve(self) -> int:
         """Until the engine is gone."""
@@ -110,13 +117,15 @@ class _Template:
                 for fd in descriptors:
                     os.close(fd)
 
-    def grow_spare(self) -> tuple[int, socket.socket]:
-        """Fork a tree that waits."""
+    def grow_spare(self, others: Sequence[int] = ()) -> tuple[int, socket.socket]:
+        """Fork a tree that waits. `others`: descriptors that are open here now and none of its business."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
             ours.close()
             self.engine.close()
+            for fd in others:
+                os.close(fd)
             guard(lambda: _become_replica(theirs))
         theirs.close()
         self.spare = pid, ours
@@ -125,11 +134,12 @@ class _Template:
     def _start(self, name: Any, descriptors: list[int]) -> None:
         reason = f"{len(descriptors)} descriptors came, not {_DESCRIPTORS}"
         if len(descriptors) == _DESCRIPTORS:
-            reason = _objection(_read_environment(descriptors[0]))
+            environment = _read_environment(descriptors[0])
+            reason = _objection(environment) or _shadowing(environment.get(c.ENV_BUNDLE, ""), self.loaded)
         if reason:
             self.engine.send(json.dumps({"refused": name, "reason": reason}).encode())
             return
-        pid, control = self.spare or self.grow_spare()
+        pid, control = self.spare or self.grow_spare(descriptors)
         self.spare = None
         with control, contextlib.ExitStack() as stack:
             try:
@@ -165,6 +175,22 @@ def _objection(environment: Mapping[str, str]) -> str:
     return ""
 
 
+def _shadowing(bundle: str, loaded: frozenset[str]) -> str:
+    """Why this program would find other modules than in a new Python; empty when it would not. The bundle comes first
+    on its path, but a module that is loaded already is not looked for."""
+    try:
+        with os.scandir(bundle) as entries:
+            for entry in entries:
+                name = entry.name.partition(".")[0]
+                if name in loaded and (
+                    entry.name.endswith((".py", ".so")) or os.path.isfile(f"{entry.path}/__init__.py")
+                ):
+                    return f"the program has a module {name} of its own, and another is loaded already"
+    except OSError as error:
+        return f"its bundle cannot be read: {error.strerror}"
+    return ""
+
+
 def _become_replica(control: socket.socket) -> int:
     """The outermost process of a tree: grows it, waits for what it shall run, and watches it to its end."""
     os.setsid()
@@ -175,6 +201,7 @@ def _become_replica(control: socket.socket) -> int:
     if not descriptors:
         return 0  # the template has gone; the leash ends with us, and so does the tree
     environment, out, err, listener, lifeline, result = descriptors
+    os.write(result, b"+")
     _take_over(environment, out, err, listener, lifeline)
     try:
         config = read_config(os.environ)
@@ -212,6 +239,8 @@ def _take_over(environment: int, out: int, err: int, listener: int, lifeline: in
     if lifeline is not None:
         os.environ[c.ENV_LIFELINE] = f"fd:{lifeline}"
     time.tzset()  # TZ may have come with the environment
+    with contextlib.suppress(OSError):  # the runner tells
+        os.chdir(os.environ.get(c.ENV_WORKDIR) or os.environ.get(c.ENV_BUNDLE) or "/")
 
 
 class _Unknown(Inside):
@@ -281,7 +310,10 @@ def warm_up() -> None:
     app.add_api_route("/", posted, methods=["POST"])
     app.add_api_route("/", got, methods=["GET"])
     app.add_api_route("/sync", got_sync, methods=["GET"])
-    asyncio.run(_ask_each(app))
+    # Not asyncio.run, which remembers that there was a loop: code that wants one at its import would get an error.
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(_ask_each(app))
+    loop.close()
     deadline = time.monotonic() + 1
     while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < deadline:
         time.sleep(0.001)  # the sync handler's thread is on its way out
