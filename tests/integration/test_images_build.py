@@ -62,9 +62,7 @@ def lines() -> list[str]:
 async def test_no_image_has_what_serves_requests(store: ImageStore, lines: list[str]) -> None:
     built = await resolve_and_build(None, store=store, report=lines.append)
     assert built.python == f"{sys.version_info[0]}.{sys.version_info[1]}"
-    assert (
-        python(store, built, "import fastapi, httptools, multipart, uvicorn, websockets; print('ok')") == "ok"
-    )
+    assert python(store, built, "import fastapi, httptools, multipart, uvicorn, websockets; print('ok')") == "ok"
     assert any(line.startswith("resolving packages") for line in lines)
     assert any("built in" in line for line in lines)
 
