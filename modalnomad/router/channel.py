@@ -131,8 +131,7 @@ class Channel(asyncio.Protocol):
         """Close without another word to anybody."""
         self._sink = None
         self._keep_alive = False
-        if not self.transport.is_closing():
-            self.transport.abort()
+        self.transport.abort()  # also when it is closing already: that waits for a replica that may never read
 
     # --- the answer -----------------------------------------------------------------------------------------
 

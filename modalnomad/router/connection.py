@@ -90,7 +90,7 @@ class Connection(asyncio.Protocol):
             if not self._buffer:
                 self._deadline = self._gate.clock() + self._gate.settings.head_timeout
             self._buffer += data
-            self._take_head()
+            self._go_on()
         elif self._exchange is not None and self._state in {BUSY, DISCARD}:
             if self._exchange.body_done:
                 self._buffer += data
@@ -136,13 +136,18 @@ class Connection(asyncio.Protocol):
         self.writing_paused = False
         if self._exchange is not None and self._exchange.partner is not None:
             self._exchange.partner.resume_response()
+        elif self._state == HEAD:
+            self._rest()
 
     # --- heads ----------------------------------------------------------------------------------------------
 
     def _take_head(self) -> None:
         """Start the next request once its head is complete; refuse what can no longer become one."""
-        while self._buffer.startswith(b"\r\n"):
-            self._buffer = self._buffer[2:]  # RFC 9112, 2.2: empty lines before a request are forgiven
+        empty = 0
+        while self._buffer.startswith(b"\r\n", empty):
+            empty += 2
+        if empty:
+            self._buffer = self._buffer[empty:]  # RFC 9112, 2.2: empty lines before a request are forgiven
             self._scanned = 0
         limit = self._gate.settings.head_limit
         end = self._buffer.find(HEAD_END, max(0, self._scanned - 3))
@@ -243,18 +248,32 @@ class Connection(asyncio.Protocol):
         """The connection is free for another request, which may be here already."""
         self._exchange = None
         self._state = HEAD
-        now, settings = self._gate.clock(), self._gate.settings
-        self._deadline = now + (settings.head_timeout if self._buffer else settings.idle_timeout)
         if self._gate.draining and not self._buffer:
-            self._transport.close()
-            return
-        if self._buffer:
+            self._close()
+        else:
+            self._rest()
+
+    def _rest(self) -> None:
+        settings = self._gate.settings
+        awaited = self._buffer and not self.writing_paused
+        self._deadline = self._gate.clock() + (settings.head_timeout if awaited else settings.idle_timeout)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Take the next head, once the client has read enough of what it was told before."""
+        if self._buffer and not self.writing_paused:
             self._take_head()
         if self._state == HEAD:
-            if self._eof:
-                self._transport.close()  # nothing more can come
+            if self._eof and not (self._buffer and self.writing_paused):
+                self._close()  # nothing more can come
             else:
                 self.update_reading()
+
+    def _close(self) -> None:
+        """Close, once the client has taken what was written; a silent one has as long as an idle one."""
+        self._state = LINGER
+        self._deadline = self._gate.clock() + self._gate.settings.idle_timeout
+        self._transport.close()
 
     def _linger(self) -> None:
         """Say that nothing more comes, and wait for the client to close."""
@@ -264,7 +283,7 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         if self._eof or not self._transport.can_write_eof():
-            self._transport.close()
+            self._close()
             return
         pending = self._transport.get_write_buffer_size()
         self._deadline = self._gate.clock() + (self._gate.settings.idle_timeout if pending else LINGER_TIME)
@@ -287,7 +306,7 @@ class Connection(asyncio.Protocol):
 
     def update_reading(self) -> None:
         """Read on, unless nobody has room for more."""
-        wanted = len(self._buffer) < KEPT
+        wanted = len(self._buffer) < KEPT and not (self._state == HEAD and self.writing_paused)
         if self._exchange is not None and not self._exchange.body_done:
             wanted = self._exchange.wants_body
         if wanted != self._reading and not self._eof and not self._transport.is_closing():
@@ -303,9 +322,8 @@ class Connection(asyncio.Protocol):
             self._task.cancel()
 
     def abort(self) -> None:
-        """Cut."""
-        if not self._transport.is_closing():
-            self._transport.abort()
+        """Cut, also when it is closing already: that waits for a client that may never read."""
+        self._transport.abort()
 
     def hand_over(self) -> tuple[asyncio.Transport, bytes]:
         """Give the transport to a tunnel."""
@@ -325,7 +343,7 @@ class Connection(asyncio.Protocol):
     def drain(self) -> None:
         """Nothing new after what runs."""
         if self._state == HEAD and not self._buffer:
-            self._transport.close()
+            self._close()
 
     def tick(self, now: float) -> None:
         """Time-outs of heads, idle connections and closings; and is the client of a waiting request still there?"""
@@ -337,11 +355,11 @@ class Connection(asyncio.Protocol):
             self._deadline = min(self._deadline, now + LINGER_TIME)
         if now < self._deadline:
             return
-        if self._state == HEAD and self._buffer:
+        if self._state == HEAD and self._buffer and not self.writing_paused:
             seconds = self._gate.settings.head_timeout
             self._refuse(Reply(408, "head_timeout", f"No complete head within {seconds:g} s.", close=True))
         elif self._state == HEAD:
-            self._transport.close()
+            self._close()
         else:
             self.abort()
 

@@ -177,7 +177,6 @@ class Tunnel:
         self._replica.transport.close()
 
     def abort(self) -> None:
-        """Close both sides now."""
+        """Close both sides now, also one that is closing already: that waits for a peer that may never read."""
         for end in (self._client, self._replica):
-            if not end.transport.is_closing():
-                end.transport.abort()
+            end.transport.abort()

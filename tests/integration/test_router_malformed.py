@@ -273,3 +273,10 @@ async def test_head_and_body_in_pieces(step: int) -> None:
             await client.send(request[start : start + step])
             await asyncio.sleep(0)
         assert (await client.response()).body == b"abc0123456789"
+
+
+async def test_empty_lines_in_bulk_hold_nobody_up() -> None:
+    async with raw.replica(raw.polite) as backend, served(backend.address) as router, raw.client(router.port) as client:
+        client.writer.write(b"\r\n" * 2_000_000 + raw.get())
+        async with asyncio.timeout(raw.WAIT / 2):
+            assert (await client.response()).status == 200
