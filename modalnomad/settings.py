@@ -91,6 +91,11 @@ class EmbeddedSettings(Group):
     """Replicas one `serve` or `up` may run at once; past it an idle pool gives way, else 503 no_capacity. 0: any."""
     log_lines: int = Field(default=10_000, ge=0)
     """Lines kept of each replica's output."""
+    templates: bool = False
+    """Keep a warm process per image environment in use, which replicas are forked from: later cold starts take a small
+    part of the time."""
+    template_idle: float = Field(default=900.0, ge=0)
+    """Seconds after the last start of a replica of its image that a template is kept. 0: as long as `serve` or `up`."""
 
 
 class Settings(BaseSettings):

@@ -104,7 +104,7 @@ class Child:
         self._outputs = outputs
         self._folder = folder
         self._exited = asyncio.Event()
-        self._stop_watching = _watch_exit(process.pid, self._exited)
+        self._stop_watching = watch_exit(process.pid, self._exited)
         self._killer: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -115,9 +115,9 @@ class Child:
         """
         opened: list[int] = []
         try:
-            lifeline, hold = _pipe(opened)
-            out, out_write = _pipe(opened)
-            err, err_write = _pipe(opened)
+            lifeline, hold = pipe(opened)
+            out, out_write = pipe(opened)
+            err, err_write = pipe(opened)
             environment = spec.environment | {
                 contract.ENV_LISTEN: f"fd:{listener.fileno()}",
                 contract.ENV_LIFELINE: f"fd:{lifeline}",
@@ -157,7 +157,7 @@ class Child:
         if self._killer is not None:
             self._killer.cancel()
         # Before the process is reaped: until then nobody else can have its number.
-        _kill_group(self.pid)
+        kill_group(self.pid)
         code = self._process.wait()
         self._cut()
         if code < 0:
@@ -174,7 +174,7 @@ class Child:
         self._cut()
         if self._killer is None:
             loop = asyncio.get_running_loop()
-            self._killer = loop.call_later(LIFELINE_PATIENCE, _kill_group, self.pid)
+            self._killer = loop.call_later(LIFELINE_PATIENCE, kill_group, self.pid)
 
     def _cut(self) -> None:
         lifeline, self._lifeline = self._lifeline, None
@@ -191,7 +191,7 @@ async def run_quietly(argv: Sequence[str], limit: float) -> int | None:
         argv, stdin=nothing, stdout=nothing, stderr=nothing, env={}, start_new_session=True
     )
     exited = asyncio.Event()
-    stop_watching = _watch_exit(process.pid, exited)
+    stop_watching = watch_exit(process.pid, exited)
     try:
         async with asyncio.timeout(limit):
             await exited.wait()
@@ -201,11 +201,12 @@ async def run_quietly(argv: Sequence[str], limit: float) -> int | None:
     finally:
         stop_watching()
         if process.returncode is None:
-            _kill_group(process.pid)
+            kill_group(process.pid)
             process.wait()
 
 
-def _pipe(opened: list[int]) -> tuple[int, int]:
+def pipe(opened: list[int]) -> tuple[int, int]:
+    """Read end and write end, noted in `opened`. Raises OSError."""
     pair = os.pipe()
     opened.extend(pair)
     return pair
@@ -215,12 +216,13 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _kill_group(pid: int) -> None:
+def kill_group(pid: int) -> None:
+    """Kill a session's leader with its group. Gone already is fine."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
 
-def _watch_exit(pid: int, exited: asyncio.Event) -> Callable[[], None]:
+def watch_exit(pid: int, exited: asyncio.Event) -> Callable[[], None]:
     """Set the event when the process has ended, without reaping it. Returns what stops the watch."""
     loop = asyncio.get_running_loop()
     if not hasattr(os, "pidfd_open"):

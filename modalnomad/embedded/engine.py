@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Final, Protocol, Self
@@ -17,6 +18,7 @@ from modalnomad.embedded.logs import Journal, Origin
 from modalnomad.embedded.network import namespaces_allowed
 from modalnomad.embedded.runs import Run
 from modalnomad.embedded.store import refused
+from modalnomad.embedded.templates import START_AFTER, Templates
 from modalnomad.kit.tasks import Tasks
 from modalnomad.kit.watch import Cell
 from modalnomad.model.errors import BackendRefused, ModalNomadError, NotFound
@@ -63,6 +65,7 @@ class EmbeddedEngine(Engine):
         runner: Path = RUNNER,
         gpus: Gpus | None = None,
         ended_kept: float = ENDED_KEPT,
+        template_after: float = START_AFTER,
     ) -> None:
         self._home = home
         self._settings = settings
@@ -75,6 +78,7 @@ class EmbeddedEngine(Engine):
         self._runner = runner
         self._gpus = gpus or Gpus(home)
         self._ended_kept = ended_kept
+        self._template_after = template_after
         self._bundles = Bundles(home, artifacts)
         self._journal = Journal(settings.log_lines)
         self._tasks = Tasks("engine")
@@ -131,9 +135,22 @@ class EmbeddedEngine(Engine):
                     inherited=self._inherited,
                     variables=self._variables,
                     changed=self._publish,
+                    templates=self._templates(run),
                 )
                 await asyncio.to_thread(self._bundles.tidy)
             return self._tools
+
+    def _templates(self, run: Run) -> Templates | None:
+        if not self._settings.templates or sys.platform != "linux":
+            return None
+        return Templates(
+            self._tasks,
+            folder=run.path / "template",
+            runner=self._runner,
+            inherited=self._inherited,
+            idle=self._settings.template_idle,
+            start_after=self._template_after,
+        )
 
     async def _network_for(self, revision: Revision) -> str:
         if not revision.function.web_ports:

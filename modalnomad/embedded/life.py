@@ -18,12 +18,14 @@ from modalnomad_sdk.store import IMAGE_FILES
 from modalnomad.embedded.bundles import copy_bundle
 from modalnomad.embedded.child import Child, OutputStream
 from modalnomad.embedded.failures import outcome
+from modalnomad.embedded.forked import Forked
 from modalnomad.embedded.gpus import Gpu, Gpus
 from modalnomad.embedded.image_files import lay_image_files
 from modalnomad.embedded.janitor import remove_tree
 from modalnomad.embedded.logs import LineSplitter, ReplicaLog
 from modalnomad.embedded.runs import Run
 from modalnomad.embedded.store import refused
+from modalnomad.embedded.templates import Templates
 from modalnomad.model.errors import ModalNomadError
 from modalnomad.model.manifest import SecretRef
 from modalnomad.model.replica import Failure, Replica, ReplicaKey, ReplicaState, UnixAddress
@@ -70,6 +72,8 @@ class Tools:
     """The contract's environment of a replica that was given so many GPUs."""
     changed: Callable[[], None]
     """Told when `replica` was replaced."""
+    templates: Templates | None = None
+    """Warm processes that replicas are forked from, where there is one."""
 
 
 class Life:
@@ -84,7 +88,7 @@ class Life:
         self._folder = tools.run.replica_folder(number)
         self._socket_path = tools.run.socket_path(number)
         self._splitters: dict[OutputStream, LineSplitter] = {"stdout": LineSplitter(), "stderr": LineSplitter()}
-        self._child: Child | None = None
+        self._child: Child | Forked | None = None
         self._killed = False
         self.under_way = asyncio.Event()
         """Its process runs, or never will."""
@@ -146,12 +150,26 @@ class Life:
         await asyncio.to_thread(self._lay_out, spec.cwd)
         if self._killed:
             return ReplicaState.GONE, None
-        self._child = Child.spawn(spec, listener, self._folder, self._output)
+        self._child = await self._spawn(spec, listener)
+        if self._killed:
+            self._child.end()
         listener.close()  # from here on only the replica accepts, and its end is seen by whoever is connected
         self._log.write("system", [(None, f"started: {self.replica.reason}")])
         self.under_way.set()
         code = await self._child.wait()
         return outcome(code, killed=self._killed, output=self._log.tail(DETAIL_LINES))
+
+    async def _spawn(self, spec: ProcessSpec, listener: socket.socket) -> Child | Forked:
+        """From the image's template, else as a new process. Raises OSError."""
+        revision, image, templates = self._prepared.revision, self._prepared.image, self._tools.templates
+        if templates is None:
+            return Child.spawn(spec, listener, self._folder, self._output)
+        templates.used(revision, image)
+        if (template := templates.ready(image)) is not None:
+            forked = await template.start(spec, listener, self._folder, self._output)
+            if forked is not None:
+                return forked
+        return Child.spawn(spec, listener, self._folder, self._output)
 
     async def _spec(self, gpus: tuple[Gpu, ...]) -> ProcessSpec:
         revision, key = self._prepared.revision, self.replica.key

@@ -90,6 +90,36 @@ def process_spec(
     )
 
 
+STARTUP_NAMES: Final = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_")
+"""Beginnings of names that count when a process starts and never again."""
+
+
+def template_spec(
+    revision: Revision, *, image: Path, runner: Path, folder: Path, inherited: Mapping[str, str]
+) -> ProcessSpec:
+    """A warm template of the revision's image, to be given the number of its socket as its last argument.
+
+    Its environment is that of a replica as far as it counts at the start of a process, and nothing of the App: no
+    secret, no name, no GPU. `folder`, inside the run, marks it and its descendants as the run's.
+    """
+    needed = {name: value for name, value in inherited.items() if name in INHERITED or name.startswith("LC_")}
+    needed |= dict(revision.image.env)
+    environment = {
+        name: value
+        for name, value in needed.items()
+        if name.startswith(STARTUP_NAMES) or name in {"HOME", "USER", "LOGNAME", "TMPDIR", "TZ"}
+    }
+    environment |= {
+        "PATH": os.pathsep.join((str(image / "bin"), inherited.get("PATH") or os.defpath)),
+        "VIRTUAL_ENV": str(image),
+        "PYTHONUNBUFFERED": "1",
+        contract.ENV_BUNDLE: str(folder),
+    }
+    return ProcessSpec(
+        argv=(str(image / "bin" / "python"), str(runner), "template"), cwd=folder, environment=environment
+    )
+
+
 def working_folder(workdir: str | None, bundle: Path) -> Path | None:
     """The image's working directory on this machine, None when it names none.
 

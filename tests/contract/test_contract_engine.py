@@ -23,10 +23,10 @@ from tests.support.repository import persona
 FAILED, GONE, STARTING = ReplicaState.FAILED, ReplicaState.GONE, ReplicaState.STARTING
 
 
-@pytest.fixture(params=["embedded"])
-async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
+@pytest.fixture(params=["embedded", "embedded with templates"])
+async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
     """An engine of each kind."""
-    async with embedded(tmp_path / "home") as h:
+    async with embedded(tmp_path / "home", warm="templates" in request.param) as h:
         yield h
 
 

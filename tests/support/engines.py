@@ -27,6 +27,7 @@ from modalnomad_sdk import contract
 from modalnomad.embedded.artifacts import EmbeddedArtifacts
 from modalnomad.embedded.engine import EmbeddedEngine
 from modalnomad.embedded.secrets import EmbeddedSecrets
+from modalnomad.embedded.template import Template
 from modalnomad.model.ids import Digest, RevisionId
 from modalnomad.model.manifest import Function, Source
 from modalnomad.model.replica import PoolKey, Replica, ReplicaKey, ReplicaState, UnixAddress
@@ -104,6 +105,8 @@ class Harness:
     artifacts: Artifacts
     secrets: Secrets
     home: Path
+    warm: bool = False
+    """Replicas are forked from a template, which is waited for before the first of them."""
 
     async def revision(
         self, text: str, tag: str = "site", *, image: BuiltImage | None = None, prepare: bool = True, **function: Any
@@ -123,7 +126,21 @@ class Harness:
         )
         if prepare:
             await self.engine.prepare(revision)
+        if prepare and self.warm:
+            await self.warm_up(revision)
         return revision
+
+    async def warm_up(self, revision: Revision) -> Template:
+        """Have a template of the revision's image, warm."""
+        assert isinstance(self.engine, EmbeddedEngine)
+        prepared, tools = self.engine._prepared[revision.id], self.engine._tools
+        assert tools is not None
+        assert tools.templates is not None
+        templates = tools.templates
+        templates.used(prepared.revision, prepared.image)
+        template = await eventually(lambda: templates.ready(prepared.image))
+        assert isinstance(template, Template)
+        return template
 
     async def start(self, revision: Revision, number: int = 0, epoch: int = 1, parameters: str = "") -> ReplicaKey:
         """Start one replica."""
@@ -196,9 +213,17 @@ EngineFactory = Callable[..., Any]
 
 @asynccontextmanager
 async def embedded(
-    home: Path, settings: EmbeddedSettings | None = None, scaling: ScalingSettings | None = None, **options: Any
+    home: Path,
+    settings: EmbeddedSettings | None = None,
+    scaling: ScalingSettings | None = None,
+    *,
+    warm: bool = False,
+    **options: Any,
 ) -> AsyncIterator[Harness]:
-    """The embedded engine on a home of its own; closed at the end."""
+    """The embedded engine on a home of its own; closed at the end. `warm`: with templates, as `Harness.warm`."""
+    if warm:
+        settings = (settings or EmbeddedSettings()).model_copy(update={"templates": True})
+        options.setdefault("template_after", 0.0)
     artifacts, secrets = EmbeddedArtifacts(home), EmbeddedSecrets(home)
     engine = EmbeddedEngine(
         home=home,
@@ -211,7 +236,7 @@ async def embedded(
         **options,
     )
     try:
-        yield Harness(engine, artifacts, secrets, home)
+        yield Harness(engine, artifacts, secrets, home, warm)
     finally:
         async with asyncio.timeout(PATIENCE):
             await engine.close()
