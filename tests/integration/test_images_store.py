@@ -343,3 +343,28 @@ def test_folders_and_logs_are_for_their_owner_alone(store: ImageStore) -> None:
     assert oct(store.root.stat().st_mode & 0o777) == "0o700"
     assert oct(store.log(path.name).stat().st_mode & 0o777) == "0o600"
     assert os.listdir(store.root / ".locks") == [path.name]
+
+
+def test_one_who_waits_for_a_build_does_not_wait_for_those_who_use_it(store: ImageStore) -> None:
+    wanted = definition(store, run("sleep 0.7"))
+    lines: list[str] = []
+    done = threading.Event()
+
+    def build_and_hold() -> None:
+        store.build(wanted)
+        with store.hold(definition_digest(wanted)):
+            done.wait(30)
+
+    first = threading.Thread(target=build_and_hold)
+    first.start()
+    until(lambda: [entry for entry in leftovers(store) if entry.startswith(".building")])
+    built: list[Path] = []
+    second = threading.Thread(target=lambda: built.append(store.build(wanted, lines.append)), daemon=True)
+    second.start()
+    try:
+        second.join(15)
+        assert built == [store.path(definition_digest(wanted))], lines
+        assert "waiting for it" in lines[0]
+    finally:
+        done.set()
+        first.join(15)

@@ -123,11 +123,17 @@ class ImageStore:
             def waiting() -> None:
                 tell(f"another process is building image {digest[:12]}; waiting for it")
 
-            with locks.locked(lock, inputs.cancelled, waiting):
-                if (found := self.path(digest)) is not None:
-                    tell(f"image {digest[:12]} was built by another process")
-                    return found
-                return self._build(definition, digest, tell, inputs)
+            def there() -> bool:
+                return self.path(digest) is not None
+
+            while True:
+                # Whoever built it may hold it, and so the lock, for as long as it serves.
+                with locks.locked(lock, inputs.cancelled, waiting, there) as held:
+                    if (found := self.path(digest)) is not None:
+                        tell(f"image {digest[:12]} was built by another process")
+                        return found
+                    if held:
+                        return self._build(definition, digest, tell, inputs)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFull(f"no space left on the device of {self.root}", str(error)) from error

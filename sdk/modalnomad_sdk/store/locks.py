@@ -18,23 +18,24 @@ POLL = 0.05
 
 @contextmanager
 def locked(
-    path: Path, cancelled: threading.Event | None = None, on_wait: Callable[[], None] | None = None
+    path: Path, cancelled: threading.Event | None, on_wait: Callable[[], None], needless: Callable[[], bool]
 ) -> Iterator[bool]:
-    """Hold the lock alone. Yields whether it had to wait; `on_wait` is called once when it starts to.
+    """Hold the lock alone, or stop waiting for it once it is `needless`; yields whether it is held. `on_wait` is called
+    once when waiting begins.
 
     Raises BuildCancelled when `cancelled` is set while it waits."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     waited = False
     try:
-        while not _try(handle, fcntl.LOCK_EX):
-            if not waited and on_wait is not None:
+        while not (held := _try(handle, fcntl.LOCK_EX)) and not needless():
+            if not waited:
                 on_wait()
             waited = True
             if cancelled is None:
                 time.sleep(POLL)
             elif cancelled.wait(POLL):
                 raise BuildCancelled("cancelled while another build of the same image was running")
-        yield waited
+        yield held
     finally:
         os.close(handle)
 
