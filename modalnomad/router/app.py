@@ -13,7 +13,7 @@ from modalnomad_sdk import contract
 
 from modalnomad.kit.clock import Clock, monotonic
 from modalnomad.model.replica import PoolKey, ReplicaKey
-from modalnomad.router import websocket
+from modalnomad.router import outcomes, websocket
 from modalnomad.router.activator import Lease
 from modalnomad.router.auth import Caller
 from modalnomad.router.gate import Gate
@@ -28,7 +28,7 @@ from modalnomad.settings import RouterSettings
 logger = logging.getLogger("modalnomad.router")
 
 ATTEMPTS: Final = 10
-"""Replicas one request is offered to."""
+"""Replicas out of reach that one request is offered to. One that is full costs no attempt, only time."""
 _PRIVATE: Final = contract.PREFIX.strip("/").encode()
 
 
@@ -89,13 +89,17 @@ class Router:
             self._limits.admit(match, caller, self._clock())  # 429
             key = pool_key(match, exchange.head.query)  # 422
             avoid: frozenset[ReplicaKey] = frozenset()
-            for _ in range(ATTEMPTS):
+            until, missed = self._clock() + self._settings.queue_timeout, 0
+            while missed < ATTEMPTS:
                 try:
                     async with self._activator.lease(match, key, avoid) as lease:  # 429, 503, 504
                         return await self._upstream.forward(exchange, lease, caller, self.gate)  # 502, 503, 504
                 except TryElsewhere as miss:
                     avoid |= miss.avoid
+                    missed += miss.reason != "busy"
                     self.gate.counters.retried(miss.reason)
+                    if self._clock() >= until:
+                        raise outcomes.queue_timeout() from miss
             raise Reply(502, "replica_gone", f"None of {ATTEMPTS} replicas tried took the request.")
         except Reply as reply:
             self._reply(exchange, reply.answer)

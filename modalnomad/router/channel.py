@@ -52,7 +52,7 @@ class Channel(asyncio.Protocol):
 
     __slots__ = (
         "_buffer", "_decoder", "_held", "_interims", "_keep_alive", "_method", "_on_lost", "_on_made", "_sink",
-        "address", "answered", "idle_since", "lost", "sent", "transport", "uses",
+        "address", "answered", "idle_since", "lost", "sent", "transport", "uses", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +61,8 @@ class Channel(asyncio.Protocol):
         self.address = address
         self.transport = cast("asyncio.Transport", None)
         self.uses = 0
+        self.writes = 0
+        """Of this request, so far."""
         self.sent = False
         """The request was written to its end."""
         self.answered = False
@@ -90,6 +92,7 @@ class Channel(asyncio.Protocol):
         self._interims = 0
         self.sent = False
         self.answered = False
+        self.writes = 0
         self.uses += 1
 
     def send(self, data: bytes) -> None:
@@ -106,6 +109,7 @@ class Channel(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         if not self.transport.is_closing():  # that it closes is told by `connection_lost`; uvloop raises here
+            self.writes += 1
             self.transport.write(data)
 
     def pause_reading(self) -> None:

@@ -59,9 +59,9 @@ class Channels:
             raise ConnectionRefusedError(f"nobody listens at {address}: {error}") from error
         return channel
 
-    def release(self, channel: Channel) -> None:
-        """Keep the connection if another request can follow on it."""
-        if not channel.reusable:
+    def release(self, channel: Channel, *, keep: bool) -> None:
+        """Close the connection; with `keep` only if no other request can follow on it."""
+        if not keep or not channel.reusable:
             if channel in self._open:
                 channel.close()
             return

@@ -41,8 +41,7 @@ def reply_for(answer: Deny, revision: Revision) -> Reply:
         detail = "Too many requests wait for this endpoint."
         return Reply(429, "queue_full", detail, retry_after=answer.retry_after)
     if answer.why == "queue_timeout" or answer.failure is None:
-        detail = "No replica became free in time."
-        return Reply(503, "queue_timeout", detail, retry_after=answer.retry_after or 1.0)
+        return queue_timeout(answer.retry_after or 1.0)
     return failed(answer.failure, revision, answer.retry_after)
 
 
@@ -58,6 +57,11 @@ def failed(failure: Failure, revision: Revision, retry_after: float | None) -> R
     if code == "startup_timeout" and status == 503:
         code = "start_failed"
     return Reply(status, code, _WORDS[code], private=private, retry_after=retry_after)
+
+
+def queue_timeout(retry_after: float = 1.0) -> Reply:
+    """Replicas are alive, but stayed full."""
+    return Reply(503, "queue_timeout", "No replica became free in time.", retry_after=retry_after)
 
 
 def too_many_pools(limit: int) -> Reply:

@@ -191,7 +191,7 @@ class Upstream:
         finally:
             timer.cancel()
             exchange.close_body()
-            self._channels.release(channel)
+            self._channels.release(channel, keep=not single)
 
     async def _tunnel(
         self, exchange: Exchange, channel: Channel, gate: Gate, switched: tuple[ResponseHead, bytes], until: float
@@ -254,14 +254,13 @@ class Upstream:
 def raise_for(error: Exception, exchange: Exchange, lease: Lease, channel: Channel) -> None:
     """What a failed forwarding means to the client: another replica, the router's own answer, or, when the replica's
     was already begun, a cut connection (then it returns)."""
-    if isinstance(error, _Cut):
-        lease.gone()  # it may hang altogether: asked whether it is still there before the next request gets stuck in it
     if exchange.started:
         exchange.cut()
         return
     if isinstance(error, Reply):
         raise error
     if isinstance(error, _Cut):
+        lease.gone()  # it may hang altogether: asked whether it is still there before the next request gets stuck in it
         seconds = lease.match.revision.function.timeout
         raise Reply(504, "execution_timeout", f"No answer within the function's timeout of {seconds:g} s.") from None
     if isinstance(error, _Busy):
@@ -280,7 +279,7 @@ def raise_for(error: Exception, exchange: Exchange, lease: Lease, channel: Chann
         raise Reply(502, "replica_gone", "The replica went away in the middle of its answer's head.") from error
     # A kept connection may have been closed by the replica just before our request got there. Sending it again is safe
     # when it may be executed twice, or when the first write already failed: then nothing arrived.
-    unsent = isinstance(error, BrokenPipeError)
+    unsent = isinstance(error, BrokenPipeError) and channel.writes == 1
     if channel.uses > 1 and exchange.replayable and (unsent or exchange.head.method in _IDEMPOTENT):
         raise TryElsewhere("stale", lease.key) from error
     lease.gone()

@@ -1,0 +1,97 @@
+"""What is tried again and what is not, and what a failure says about a replica."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import pytest
+
+from modalnomad.model.ids import RevisionId
+from modalnomad.model.replica import PoolKey, ReplicaKey, UnixAddress
+from modalnomad.router.channel import Channel
+from modalnomad.router.http1 import parse_request
+from modalnomad.router.replies import Reply
+from modalnomad.router.request import Exchange
+from modalnomad.router.table import Match
+from modalnomad.router.upstream import TryElsewhere, raise_for
+from modalnomad.settings import RouterSettings
+from tests.support import raw
+from tests.support.handshake import handshake
+from tests.support.router import StubLease, route, served, until
+
+BOTH_LOOPS = True
+
+
+async def test_a_replica_that_stays_full_is_waited_for() -> None:
+    refusals = 15
+
+    async def full_for_a_while(
+        backend: raw.Replica, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await (raw.busy if backend.connections <= refusals else raw.polite)(backend, reader, writer)
+
+    async with (
+        raw.replica(full_for_a_while) as backend,
+        served(backend.address) as router,
+        raw.client(router.port) as client,
+    ):
+        assert (await client.request(raw.post(b"hello"))).body == b"hello"
+        assert len(router.activator.leases) == refusals + 1
+
+
+async def test_a_replica_that_is_full_for_good_ends_the_wait_after_the_queue_timeout() -> None:
+    settings = RouterSettings(queue_timeout=0.3)
+    async with (
+        raw.replica(raw.busy) as backend,
+        served(backend.address, settings=settings) as router,
+        raw.client(router.port) as client,
+    ):
+        answer = await client.request(raw.get())
+        assert (answer.status, answer["modalnomad-error"]) == (503, "queue_timeout")
+        assert answer["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("request_", [raw.get(), handshake()], ids=["GET", "WebSocket"])
+async def test_a_connection_to_a_web_server_ends_with_its_request(request_: bytes) -> None:
+    """It holds a place in the replica, whatever the user's server thinks of keeping it."""
+    async with (
+        raw.replica(raw.says(raw.answer(b"no", "403 Forbidden"), close=False)) as backend,
+        served(backend.address, routes=[route(kind="web_server")]) as router,
+        raw.client(router.port) as client,
+    ):
+        assert (await client.request(request_)).status == 403
+        await until(lambda: router.upstream.connections == (0, 0), seconds=2)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_only_a_replica_that_says_nothing_until_the_timeout_is_under_suspicion(begun: bool) -> None:
+    async def slow(backend: raw.Replica, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await backend.read(reader)
+        if begun:
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")
+        await reader.read()
+
+    async with (
+        raw.replica(slow) as backend,
+        served(backend.address, routes=[route(timeout=0.3)]) as router,
+        raw.client(router.port) as client,
+    ):
+        await client.send(raw.get())
+        await client.head()
+        await router.quiet()
+        assert router.activator.leases[0].events == ([] if begun else ["gone"])
+
+
+@pytest.mark.parametrize("writes", [1, 2])
+async def test_a_write_that_failed_after_others_went_through_is_not_repeated(writes: int) -> None:
+    """What may not run twice: only a request whose very first write failed reached nobody."""
+    head = parse_request(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n")
+    exchange = Exchange(cast("object", None), head, cast("object", None), cast("object", None), body_limit=0)  # type: ignore[arg-type]
+    channel = Channel(UnixAddress("/nowhere"), lambda channel: None, lambda channel: None)
+    channel.uses, channel.writes = 2, writes
+    match = Match(*route())
+    lease = StubLease(ReplicaKey(PoolKey(RevisionId("r")), 0, 1), channel.address, match)
+    with pytest.raises(TryElsewhere if writes == 1 else Reply):
+        raise_for(BrokenPipeError(), exchange, lease, channel)
+    assert lease.events == ([] if writes == 1 else ["gone"])
