@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from modalnomad.kit.tasks import Tasks
 from modalnomad.model.errors import ModalNomadError
@@ -44,27 +44,29 @@ class Actions:
         self._tasks = Tasks("activator")
         self._probes: dict[ReplicaKey, asyncio.Task[None]] = {}
         self._greeted: dict[ReplicaKey, float] = {}
+        self._closed = False
 
     def start(self, effect: Start) -> None:
         """Have the engine start it; how that goes is told by its snapshots."""
         logger.info("start %s: %s", effect.key, effect.reason)
-        self._tasks.spawn(self._start(effect), f"start {effect.key}")
+        self._spawn(self._start(effect), f"start {effect.key}")
 
     def probe(self, place: Place) -> None:
         """Hold a `ready` request to it until it is answered or the replica ended. Once at a time."""
         if place.key not in self._probes and place.address is not None:
-            task = self._tasks.spawn(self._probe(place.key, place.address), f"probe {place.key}")
-            self._probes[place.key] = task
+            task = self._spawn(self._probe(place.key, place.address), f"probe {place.key}")
+            if task is not None:
+                self._probes[place.key] = task
 
     def drain(self, effect: Drain) -> None:
         """Ask it to drain, if that still holds when the request is about to be sent."""
-        self._tasks.spawn(self._drain(effect), f"drain {effect.key}")
+        self._spawn(self._drain(effect), f"drain {effect.key}")
 
     def kill(self, effect: Kill) -> None:
         """Have the engine end it."""
         logger.info("kill %s: %s", effect.key, effect.reason)
         self._end_probe(effect.key)
-        self._tasks.spawn(self._kill(effect), f"kill {effect.key}")
+        self._spawn(self._kill(effect), f"kill {effect.key}")
 
     def ended(self, place: Place) -> None:
         """Free what was held for it: probe, pooled connections."""
@@ -78,11 +80,18 @@ class Actions:
         last = max(self._greeted.get(place.key, 0.0), place.idle_since)
         if place.address is not None and now - last >= every:
             self._greeted[place.key] = now
-            self._tasks.spawn(self._greet(place.key, place.address), f"greet {place.key}")
+            self._spawn(self._greet(place.key, place.address), f"greet {place.key}")
 
     async def close(self) -> None:
-        """End all of it. Replicas stay as they are."""
+        """End all of it. Replicas stay as they are, whatever the leases still out ask for when they end."""
+        self._closed = True
         await self._tasks.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
+        if self._closed:
+            work.close()
+            return None
+        return self._tasks.spawn(work, name)
 
     def _end_probe(self, key: ReplicaKey) -> None:
         probe = self._probes.pop(key, None)

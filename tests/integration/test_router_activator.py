@@ -451,3 +451,14 @@ async def test_closing_answers_those_who_wait(open_platform: Opener) -> None:
     with pytest.raises(Reply) as caught:
         await waiter
     assert (caught.value.answer.code, caught.value.answer.close) == ("draining", True)
+
+
+async def test_leases_that_end_after_closing_ask_for_nothing_more(open_platform: Opener) -> None:
+    platform, match = await open_platform(), make_match()
+    platform.route(match)
+    async with platform.activator.lease(match, pool_of(match)) as lease:
+        await platform.activator.retire(match.revision.id)
+        await platform.activator.close()
+        lease.gone()
+    assert platform.activator.load(match.revision.id).running == 0
+    assert not platform.engine.stubs[lease.key].drained.is_set()
