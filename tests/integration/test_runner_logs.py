@@ -121,6 +121,15 @@ def test_the_streams_are_ordinary_files_to_programs(tmp_path: Path, tags: str) -
             assert c.LOG_TAG_OPEN not in runner.out
 
 
+def test_an_unfinished_line_is_passed_on_when_its_request_ends(tmp_path: Path) -> None:
+    with running(tmp_path, PROGRAM, "S", extra={c.ENV_LOG_TAGS: "1"}) as runner:
+        runner.ready()
+        assert runner.ask("/", headers=of("raw", "r1")).status == 200
+        wait_until(lambda: ("r1", "unfinished") in tagged(runner.out), "the line of the first request")
+        assert runner.ask("/", headers=of("raw", "r2")).status == 200
+        wait_until(lambda: ("r2", "unfinished") in tagged(runner.out), "the line of the second request")
+
+
 def test_lines_arrive_at_once(tmp_path: Path) -> None:
     program = "import time\nprint('soon')\ntime.sleep(600)\n"
     with running(tmp_path, program) as runner:

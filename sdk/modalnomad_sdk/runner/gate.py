@@ -18,6 +18,7 @@ from modalnomad_sdk.contract import (
     PRIVATE_HEADER_PREFIX,
 )
 
+from . import logs
 from .door_answers import BUSY, FORBIDDEN, NO_ENDPOINT, Answer, Porter
 from .doors import Doors
 from .lifespan import App, Lifespan, Message, Receive, Scope, Send
@@ -114,6 +115,8 @@ class Gate:
             await _give_up(scope, send, started)
         finally:
             timer.cancel()
+            if head.request_id is not None:
+                logs.finish_request(head.request_id)
 
 
 def _take(scope: Scope) -> _Head:

@@ -62,6 +62,14 @@ class Lines(io.TextIOWrapper):
             if waiting:
                 self._pass_on(waiting, None)
 
+    def finish_request(self, request: str) -> None:
+        """Pass on what this request left unfinished: it has ended, and nobody else will."""
+        if request not in self._unfinished:
+            return
+        with self._lock:
+            if waiting := self._unfinished.pop(request, ""):
+                self._pass_on(waiting + "\n", request)
+
     def finish(self) -> None:
         """Pass on all that is unfinished: the process ends."""
         with self._lock:
@@ -77,6 +85,13 @@ def install(tagged: bool) -> None:
     for name, stream in (("stdout", out), ("stderr", err)):
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+
+
+def finish_request(request: str) -> None:
+    """A request has ended."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, Lines):
+            stream.finish_request(request)
 
 
 def finish() -> None:
