@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 from modalnomad_sdk import contract as c
 
-from tests.support.runner import Asking, Runner, head, parameters, read_answer, running, spawn, wait_until
+from tests.support.runner import (
+    Asking,
+    Runner,
+    head,
+    parameters,
+    read_answer,
+    running,
+    spawn,
+    wait_until,
+    wait_until_draining,
+)
 
 SERVER = """
     import http.server, json, os, pathlib, socket, socketserver, sys, threading, time
@@ -214,7 +224,7 @@ def test_sigterm_lets_a_running_request_finish(tmp_path: Path) -> None:
         asking = Asking(runner, path="/wait")
         wait_until((tmp_path / "waiting").exists)
         runner.terminate()
-        wait_until(lambda: runner.ask("/").status == 503)
+        wait_until_draining(runner)
         (tmp_path / "go").touch()
         assert asking.result().status == 200
         assert runner.wait() == 0

@@ -227,6 +227,12 @@ def remove_socket(runner: Runner) -> None:
     path.parent.rmdir()
 
 
+def wait_until_draining(runner: Runner) -> None:
+    """Until it lets nobody in any more. Only while a request runs: then none but a draining replica agrees to drain.
+    (A 503 does not tell: it may be full. And what is let in may hang.)"""
+    wait_until(lambda: runner.drain(0).status == 202, "it drains")
+
+
 @contextmanager
 def running(folder: Path, program: str, tag: str = "f", **options: Any) -> Iterator[Runner]:
     """A runner for the length of a block."""

@@ -10,6 +10,7 @@ Where namespaces are not to be had, both adopt orphans and walk their descendant
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -181,17 +182,25 @@ class Supervisor:
             happened = dict(poll.poll(left))
             if lifeline in happened and not _alive(lifeline):
                 return self._end(Exit.PARENT_GONE)
-            if self.link.fileno() in happened and not self._listen():
+            arrived = self.signals.take()
+            # After the signals: who was served by a ready replica may signal at once, and finds it ready.
+            if not self.lost and not self._listen():
                 poll.unregister(self.link)
                 self._lose()
-            code = self._signals(self.signals.take())
+            code = self._signals(arrived)
             if code is None and self.deadline is not None and time.monotonic() >= self.deadline:
                 code = self._too_late()
             if code is not None:
                 return self._end(code)
 
     def _listen(self) -> bool:
-        said = self.link.recv(64)
+        """False: the runner's end of the link is closed."""
+        try:
+            said = self.link.recv(64, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:  # it ended before it read what we said last
+            return False
         if READY in said:
             self.ready = True
             if not self.terminating:
@@ -212,7 +221,11 @@ class Supervisor:
             self.deadline = time.monotonic() + self.config.grace_period
 
     def _signals(self, arrived: bytes) -> int | None:
-        """An exit code when this is the end."""
+        """An exit code when this is the end.
+
+        A second signal is one sent after the first had its effect: the kernel keeps only one of several of a kind
+        that wait for a process to run, so two sent at once are one here.
+        """
         for pid, code in reap():
             if pid == self.init:
                 return code
@@ -224,10 +237,8 @@ class Supervisor:
                 return Exit.GRACE_EXPIRED
             self.asked = True
             self._start_grace()
-            try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its end is closed: we hear of it next
                 self.link.send(TERMINATE)
-            except BrokenPipeError:
-                self._lose()
         return None
 
     def _too_late(self) -> int:

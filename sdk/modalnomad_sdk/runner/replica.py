@@ -153,7 +153,10 @@ class FrontDoor:
         return True
 
     def _on_link(self) -> None:
-        orders = self.link.recv(64)
+        try:
+            orders = self.link.recv(64)
+        except ConnectionResetError:  # it ended before it read what we said last
+            orders = b""
         if not orders:
             os._exit(Exit.PARENT_GONE)  # the supervisor has gone
         if TERMINATE in orders:
