@@ -95,7 +95,7 @@ class Session:
         description = await self._collector.collect(self._platform.report.output)
         # Watching starts before the build: what changed since the program was read makes a reload.
         self._watcher = Watcher(description.watched, since=begun)
-        plan = self._planned(self._platform.builder.plan(description, self._name))
+        plan = await self._planned(self._platform.builder.plan(description, self._name))
         self._current = await self._platform.builder.build(description, plan, self._platform.report)
         self._prepared.update(self._current.ids)
 
@@ -166,7 +166,7 @@ class Session:
             description = await self._collector.collect(platform.report.output)
             assert self._watcher is not None
             self._watcher.replace(description.watched, since=begun)
-            plan = self._planned(platform.builder.plan(description, self._name))
+            plan = await self._planned(platform.builder.plan(description, self._name))
             candidate = await platform.builder.build(description, plan, platform.report)
             self._prepared.update(candidate.ids)
             if candidate.serves_like(last):
@@ -190,9 +190,9 @@ class Session:
         except (ModalNomadError, OSError) as error:
             logger.debug("the guess failed: %s", error)
 
-    def _planned(self, plan: Plan) -> Plan:
+    async def _planned(self, plan: Plan) -> Plan:
         self._check(plan)
-        for notice in plan.notices:
+        for notice in (*plan.notices, *await self._platform.engine.remarks(plan.manifest.functions)):
             if notice not in self._told:
                 self._told.add(notice)
                 self._platform.report.notice(plan.app, notice)

@@ -6,10 +6,11 @@ the old replicas finish theirs and go.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
 from modalnomad.deploy.warming import is_alive
 from modalnomad.model.ids import RevisionId
+from modalnomad.model.manifest import Function, Notice
 from modalnomad.model.replica import LogLine, Replica, ReplicaKey
 from modalnomad.model.revision import Revision
 from modalnomad.ports.engine import Engine, Verdict
@@ -75,3 +76,7 @@ class OrderedEngine(Engine):
     async def explain(self, revision: Revision) -> Verdict:
         """As the port says."""
         return await self._engine.explain(revision)
+
+    async def remarks(self, functions: Sequence[Function]) -> tuple[Notice, ...]:
+        """As the port says."""
+        return await self._engine.remarks(functions)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol, Self
 
 from modalnomad_sdk import contract
 
 from modalnomad.embedded.bundles import Bundles, compile_bundle
+from modalnomad.embedded.effects import without_effect
 from modalnomad.embedded.gpus import Gpus
 from modalnomad.embedded.life import Life, Prepared, SecretValues, Tools
 from modalnomad.embedded.logs import Journal, Origin
-from modalnomad.embedded.network import namespaces_allowed
+from modalnomad.embedded.network import Network
 from modalnomad.embedded.runs import Run
 from modalnomad.embedded.store import refused
 from modalnomad.embedded.templates import START_AFTER, Templates
@@ -23,6 +24,7 @@ from modalnomad.kit.tasks import Tasks
 from modalnomad.kit.watch import Cell
 from modalnomad.model.errors import BackendRefused, ModalNomadError, NotFound
 from modalnomad.model.ids import RevisionId
+from modalnomad.model.manifest import Function, Notice
 from modalnomad.model.replica import Failure, LogLine, Replica, ReplicaKey
 from modalnomad.model.revision import Revision
 from modalnomad.ports.artifacts import Artifacts
@@ -86,7 +88,7 @@ class EmbeddedEngine(Engine):
         self._preparing: set[asyncio.Task[ModalNomadError | None]] = set()
         self._opening = asyncio.Lock()
         self._tools: Tools | None = None
-        self._network: str | None = None
+        self._network = Network(settings.network)
         self._lives: dict[ReplicaKey, Life] = {}
         self._forgetting: dict[ReplicaKey, asyncio.TimerHandle] = {}
         self._started = 0
@@ -155,11 +157,11 @@ class EmbeddedEngine(Engine):
     async def _network_for(self, revision: Revision) -> str:
         if not revision.function.web_ports:
             return "host"  # no fixed port: nothing to keep apart
-        if self._settings.network != "auto":
-            return self._settings.network
-        if self._network is None:
-            self._network = "namespace" if await namespaces_allowed() else "exclusive"
-        return self._network
+        return await self._network.mode()
+
+    def shares_port(self, revision: Revision) -> bool:
+        """Whether a fixed port keeps two replicas of it from living at once. Known once it is prepared."""
+        return bool(revision.function.web_ports) and self._network.known != "namespace"
 
     async def retire(self, revision: str) -> None:
         """Forget a revision: its running replicas are killed, what was prepared for it is freed. Unknown: nothing."""
@@ -183,6 +185,17 @@ class EmbeddedEngine(Engine):
         if (full := self._full()) is not None:
             return Verdict("not_now", full.reason)
         return Verdict("yes")
+
+    async def remarks(self, functions: Sequence[Function]) -> tuple[Notice, ...]:
+        """What has no effect here, and how fixed ports are kept apart."""
+        found = list(without_effect(functions))
+        if any(function.web_ports for function in functions):
+            try:
+                message = await self._network.described(self._inherited.get("PATH"))
+            except OSError as error:
+                raise refused("look for network namespaces", error) from error
+            found.append(Notice(code="network", message=message))
+        return tuple(found)
 
     # --- replicas --------------------------------------------------------------------------------------------
 

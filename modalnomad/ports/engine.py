@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from modalnomad.model.manifest import Function, Notice
 from modalnomad.model.replica import LogLine, Replica, ReplicaKey
 from modalnomad.model.revision import Revision
 
@@ -49,3 +50,7 @@ class Engine(Starter, Protocol):
 
     async def explain(self, revision: Revision) -> Verdict:
         """Could anything run it, and if not, why. Starts nothing."""
+
+    async def remarks(self, functions: Sequence[Function]) -> tuple[Notice, ...]:
+        """What an App's Functions ask for that this back end does not act on, or does in one of several ways. The same
+        functions give the same remarks. Starts nothing. Raises BackendError."""

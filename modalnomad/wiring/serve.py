@@ -19,7 +19,6 @@ from modalnomad.embedded.discovery import EphemeralDiscovery
 from modalnomad.embedded.engine import EmbeddedEngine
 from modalnomad.embedded.gpus import Gpus
 from modalnomad.embedded.keys import platform_key
-from modalnomad.embedded.network import namespaces_allowed
 from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.kit.watch import Cell
 from modalnomad.model.errors import UserCodeFailed
@@ -125,13 +124,10 @@ async def open_serve(settings: Settings) -> AsyncIterator[ServeParts]:
         web_urls=web_urls,
         gpus=gpus,
     )
-    shared_ports = settings.embedded.network in {"exclusive", "host"} or not (
-        settings.embedded.network == "namespace" or await namespaces_allowed()
-    )
 
     def apart(revision: Revision) -> bool:
         gpu = revision.function.resources.gpu
-        return bool(shared_ports and revision.function.web_ports) or bool(gpu and not gpus.free(gpu))
+        return embedded.shares_port(revision) or bool(gpu and not gpus.free(gpu))
 
     engine = OrderedEngine(embedded, apart)
     builder = Builder(

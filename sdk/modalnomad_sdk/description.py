@@ -236,11 +236,9 @@ WITHOUT_EFFECT = {
     "restrict_modal_access": "replicas have no rights on the platform in any case",
     "experimental_options": "they are options of the vendor's platform",
     "serialized": "the module is imported in the replica",
-    "ephemeral_disk": "replicas write to their machine's disk",
     "enable_memory_snapshot": "every replica imports the module and runs its `enter` methods",
-    "schedule": "Functions are not run by themselves",
 }
-"""Arguments of `app.function` and `app.cls` that are accepted and not acted on, and why."""
+"""Arguments of `app.function` and `app.cls` that no back end acts on, and why. What depends on the back end it says."""
 
 
 def _check_effects(declaration: FunctionDeclaration, findings: Findings) -> None:
@@ -253,6 +251,9 @@ def _check_effects(declaration: FunctionDeclaration, findings: Findings) -> None
         findings.notice("not_web", f"`{tag}` has no web endpoint, so nothing calls it here but .local()", where)
         if options.retries is not None:
             findings.notice("no_effect", f"`retries` has no effect here: nothing calls `{tag}`", where)
+    elif declaration.methods and not declaration.is_server:
+        shown = ", ".join(f"`{tag}.{name}`" for name in declaration.methods)
+        findings.notice("not_web", f"no web endpoint, so nothing calls it here but .local(): {shown}", where)
     if declaration.batched:
         findings.notice("no_effect", f"@modal.batched has no effect here: `{tag}` gets what its caller passes", where)
 

@@ -15,6 +15,7 @@ import pytest
 from modalnomad_sdk import contract
 
 from modalnomad.embedded.artifacts import EmbeddedArtifacts
+from modalnomad.embedded.engine import EmbeddedEngine
 from modalnomad.embedded.gpus import Gpu, Gpus
 from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.embedded.store import TEMPORARY_PREFIX
@@ -142,6 +143,16 @@ async def test_a_fixed_port_is_kept_apart_as_the_settings_say(home: Path, networ
             assert failure is not None
             assert failure.exit_code == contract.Exit.PORT_TAKEN
     assert network == "auto" or prepared.network == "exclusive"
+
+
+async def test_namespaces_are_not_looked_for_without_a_fixed_port(home: Path) -> None:
+    async with embedded(home) as h:
+        revision = await h.revision(HELLO)
+        engine = h.engine
+        assert isinstance(engine, EmbeddedEngine)
+        assert await engine.remarks([revision.function]) == ()
+        assert engine._network.known is None
+        assert not engine.shares_port(revision)
 
 
 # --- GPUs ----------------------------------------------------------------------------------------------------------

@@ -195,8 +195,10 @@ def test_options_images_and_secrets(full: Description) -> None:
 def test_what_has_no_effect_is_said(full: Description) -> None:
     said = [notice.message.split(" ")[0] for notice in full.notices if notice.code == "no_effect"]
 
-    assert said == ["`region`", "`schedule`"]
-    assert [notice.where for notice in full.notices if notice.code == "not_web"] == ["app.py:28"]
+    assert said == ["`region`"]
+    server, job = (notice for notice in full.notices if notice.code == "not_web")
+    assert "`Server.call`" in server.message
+    assert job.where == "app.py:28"
 
 
 def test_the_file_is_private_and_secrets_stand_in_one_place_only(describe: Describe) -> None:
@@ -401,6 +403,19 @@ def test_what_is_wrong_has_a_code_and_says_where(
     assert bool(error["traceback"]) is raised
     if raised:
         assert "modalnomad_sdk" not in error["traceback"].replace("modalnomad_sdk.describe", "")
+
+
+@pytest.mark.parametrize(
+    ("code", "program", "word"),
+    [
+        ("no_app", "import modal\ndef make():\n    return modal.App('x')\n", 'modal.App("some-name")'),
+        ("no_functions", "import modal\napp = modal.App('x')\n", "@app.function()"),
+    ],
+)
+def test_what_is_missing_is_shown(code: str, program: str, word: str, describe: Describe) -> None:
+    describe.write({"app.py": program})
+
+    assert word in describe.error(code, "app.py")["hint"]
 
 
 def test_a_missing_module_is_not_a_broken_one(describe: Describe) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from modalnomad.deploy.session import Platform, Session
 from modalnomad.kit.watch import Cell
 from modalnomad.model.errors import BackendError, ModalNomadError, UserCodeFailed
 from modalnomad.model.ids import Digest, RevisionId
-from modalnomad.model.manifest import Description, Endpoint, Function, Image, Manifest, Source
+from modalnomad.model.manifest import Description, Endpoint, Function, Image, Manifest, Notice, Source
 from modalnomad.model.replica import PoolKey, Replica, ReplicaKey, ReplicaState
 from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.ports.discovery import AppRecord, PublishApp, WithdrawApp
@@ -76,6 +76,9 @@ class World(Silent):
 
     async def explain(self, revision: Revision) -> Verdict:
         return Verdict("yes")
+
+    async def remarks(self, functions: Sequence[Function]) -> tuple[Notice, ...]:
+        return (Notice(code="network", message="as on every machine"),)
 
     # --- router
     async def warm(self, revision: Revision, key: PoolKey, count: int) -> None:
@@ -137,6 +140,7 @@ class Engine:
 
     def __init__(self, world: World) -> None:
         self.prepare, self.retire, self.explain = world.prepare, world.retire_revision, world.explain
+        self.remarks = world.remarks
 
 
 @asynccontextmanager
@@ -212,6 +216,18 @@ async def test_nothing_changed_nothing_done(world: World, session: Session) -> N
     await session._reload([])
 
     assert world.done == []
+
+
+async def test_what_the_engine_remarks_is_told_once(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(World, "notice", lambda self, app, notice: told.append(f"{app}: {notice.message}"))
+    async with served(world, tmp_path / "app.py", monkeypatch) as session:
+        world.content = "2"
+        await session._reload([])
+
+    assert told == ["shop: as on every machine"]
 
 
 async def test_a_wrong_guess_ends(world: World, session: Session) -> None:
