@@ -36,9 +36,7 @@ HINTS: Mapping[str, str] = {
         "install it beside modalnomad (pip install …), or import it inside the function, "
         "or under `with image.imports():`"
     ),
-    "no_app": "write `app = modal.App(…)` at the top of the module",
     "many_apps": "name the one you mean: file.py::name",
-    "no_functions": "decorate a function with @app.function() and, for a URL, @modal.fastapi_endpoint()",
     "bad_reference": "write file.py, file.py::app_name, or -m package.module",
 }
 """What to do next, where `describe` itself says nothing better."""

@@ -32,6 +32,8 @@ _HINT_DEPENDENCY = (
     "install the package that provides it here, beside modalnomad; or import it inside the function; or put the import "
     "under `with image.imports():`"
 )
+_HINT_APP = 'write `app = modal.App("some-name")` at the top level, not inside a function or under `if __name__ …`'
+_HINT_FUNCTION = "put @app.function() and, under it, @modal.fastapi_endpoint() (or another web decorator) on a function"
 
 
 class DescribeError(Exception):
@@ -124,7 +126,7 @@ def _choose(module: ModuleType, name: str | None, target: str) -> App:
     if name is not None:
         app = _named(module, name, target, apps)
     elif not apps:
-        raise DescribeError("no_app", f"{target} has no modal.App at its top level")
+        raise DescribeError("no_app", f"{target} has no modal.App at its top level", hint=_HINT_APP)
     else:
         # An App that another one includes is part of that one.
         own = {
@@ -139,7 +141,7 @@ def _choose(module: ModuleType, name: str | None, target: str) -> App:
             )
         app = next(iter(own.values()))
     if not app.declarations:
-        raise DescribeError("no_functions", f"{target}: the App has no functions", where=app.where)
+        raise DescribeError("no_functions", f"{target}: the App has no functions", where=app.where, hint=_HINT_FUNCTION)
     return app
 
 
