@@ -109,13 +109,15 @@ class Template:
         if not packet or not self._take(json.loads(packet), descriptors):
             for descriptor in descriptors:
                 os.close(descriptor)
-        if not packet:
+        if not packet and not self.ended.is_set():
             self._lose()
 
     def _take(self, said: dict[str, Any], descriptors: list[int]) -> bool:
         """True when the descriptors have found an owner."""
         if said.get("ready"):
             self.ready = said.get("contract") == contract.VERSION
+            if not self.ready:
+                self._lose()
             self._changed.set()
             return False
         answer = self._answers.pop(said.get("started", said.get("refused", -1)), None)

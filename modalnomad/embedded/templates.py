@@ -112,6 +112,7 @@ class Templates:
             if not await template.warm():
                 return f"it did not get ready: {template.last_words or 'no word'}"
             slot.template = template
+            slot.used = time.monotonic()
             logger.debug("the template of image %s is warm", slot.image.name[:12])
             while (left := self._left(slot)) != 0:
                 with suppress(TimeoutError):
