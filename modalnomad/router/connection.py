@@ -34,8 +34,8 @@ LINGER_TIME: Final = 2.0
 answer."""
 DISCARD_TIME: Final = 5.0
 PROBE_AFTER: Final = (1.0, 10.0, 60.0, 300.0)
-"""Seconds between looks whether the client of a waiting request is there, while its body is not read. Few: some clients
-give up after five interim answers."""
+"""Seconds before each interim answer to a waiting client whose body is not read, or that closed its side. Few: some
+clients give up after five."""
 SILENCE: Final = 5.0
 """Seconds without a byte of answer after which a client that closed its side in mid-answer is taken for gone."""
 
@@ -369,8 +369,9 @@ class Connection(asyncio.Protocol):
         exchange = self._exchange
         if exchange is None or exchange.started or exchange.head.minor == 0 or self._probes == len(PROBE_AFTER):
             return
-        self._probe_at = self._gate.clock() + PROBE_AFTER[self._probes]
         self._probes += 1
+        if self._probes < len(PROBE_AFTER):
+            self._probe_at = self._gate.clock() + PROBE_AFTER[self._probes]
         self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         asyncio.get_running_loop().call_later(0.05, self._check_probe)
 
@@ -384,5 +385,5 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         elif self._eof and self._probes == 0 and now - self._wrote_at > SILENCE:
             self._transport.abort()  # it closed its side in mid-answer, and nothing was written since that could tell
-        elif (found == "half_closed" and self._probes == 0) or (not self._eof and now >= self._probe_at):
+        elif now >= self._probe_at or (found == "half_closed" and self._probes == 0):
             self._probe()
