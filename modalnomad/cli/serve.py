@@ -69,5 +69,4 @@ async def _serve(settings: Settings, references: Sequence[Reference], name: str 
             if not await interrupts.race(serving.start(references, name)):
                 return 130
             await interrupts.race(serving.watch())
-            view.stopping()
             return 0 if await interrupts.race(serving.stop()) else 130

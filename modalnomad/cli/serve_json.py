@@ -102,6 +102,6 @@ class JsonView(ServeView):
             }
         )
 
-    def stopping(self) -> None:
-        """{"event": "stopping"}"""
-        self._emit({"event": "stopping"})
+    def stopping(self, requests: Mapping[str, int], seconds: float) -> None:
+        """{"event": "stopping", "requests", "seconds"}: functions with what they still answer, and for how long."""
+        self._emit({"event": "stopping", "requests": requests, "seconds": seconds})

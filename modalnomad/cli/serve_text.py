@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -15,6 +15,7 @@ from modalnomad.model.errors import ModalNomadError
 from modalnomad.model.manifest import Notice
 from modalnomad.model.replica import LogLine, Replica, ReplicaState
 from modalnomad.model.revision import Revision
+from modalnomad.wiring.ending import requests_in_words
 
 WATCHED_SHOWN = 5
 REQUEST_SHOWN = 8
@@ -92,9 +93,10 @@ class TextView(ServeView):
         prefix = f"{line.function}[{number.split('.')[0]}]{request} | "
         self._outlet.write(f"\x1b[2m{prefix}\x1b[0m{line.text}\n" if out.is_terminal else f"{prefix}{line.text}\n")
 
-    def stopping(self) -> None:
-        """One line."""
-        self._print("Stopping: requests under way are finished; Ctrl-C again ends them")
+    def stopping(self, requests: Mapping[str, int], seconds: float) -> None:
+        """What is waited for, how long, and the way round it."""
+        waited = f"waiting for {requests_in_words(requests)}" if requests else "replicas end"
+        self._print(f"Stopping within {seconds:g} s: {waited}; Ctrl-C again ends all at once", markup=False)
 
 
 def curl(shown: Shown) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,5 +43,5 @@ class ServeView(Report, Protocol):
     async def room(self) -> None:
         """Return when there is room for one more of many lines."""
 
-    def stopping(self) -> None:
-        """The orderly end has begun."""
+    def stopping(self, requests: Mapping[str, int], seconds: float) -> None:
+        """The orderly end has begun and takes `seconds` at most. `requests`: function → how many are waited for."""

@@ -95,9 +95,11 @@ class Serving:
 
     async def stop(self) -> None:
         """The orderly end: no more reloads, requests finished, replicas drained."""
+        ending = self._parts.ending()
+        self._view.stopping(ending.under_way(), ending.limit)
         for session in self._sessions:
             await session.close()
-        await self._parts.drain()
+        await ending.run(self._view.progress)
 
     async def _published(self) -> None:
         """After a publication: ports of new endpoints open, ports of gone ones close, changes are told."""

@@ -8,7 +8,8 @@ import ssl
 from modalnomad.kit.clock import Clock, monotonic
 from modalnomad.kit.tasks import Tasks
 from modalnomad.kit.watch import Cell
-from modalnomad.model.replica import Replica
+from modalnomad.model.ids import RevisionId
+from modalnomad.model.replica import Replica, ReplicaKey
 from modalnomad.model.routes import RouteSnapshot
 from modalnomad.ports.discovery import Discovery
 from modalnomad.ports.engine import Starter
@@ -18,6 +19,7 @@ from modalnomad.router.auth import Auth
 from modalnomad.router.feed import Feed
 from modalnomad.router.limits import Limits
 from modalnomad.router.listeners import Listeners
+from modalnomad.router.load import Load
 from modalnomad.router.scaler import Scaler
 from modalnomad.router.table import Match, RouteTable
 from modalnomad.router.telemetry import Counters
@@ -122,11 +124,20 @@ class RouterServer:
         assert self._died is not None, "start comes first"
         await asyncio.shield(self._died)
 
-    async def drain(self) -> None:
-        """Steps 1 and 2 of `stop`: afterwards replicas can be retired, and no request brings them back. Idempotent."""
+    def load(self, revision: RevisionId) -> Load:
+        """How busy it is."""
+        return self.activator.load(revision)
+
+    def busy(self) -> frozenset[ReplicaKey]:
+        """Replicas on which requests run."""
+        return frozenset(place.key for pool in self.activator.pools() for place in pool.places if place.running)
+
+    async def drain(self) -> bool:
+        """Steps 1 and 2 of `stop`: afterwards replicas can be retired, and no request brings them back. False: the time
+        was not enough for all that runs. Idempotent."""
         self._listeners.close_all()
         self.router.gate.drain()
-        await self.router.gate.empty(self._settings.drain_timeout)
+        return await self.router.gate.empty(self._settings.drain_timeout)
 
     async def stop(self, *, wait: bool = True) -> None:
         """Idempotent. In this order (`wait` False: without 2):

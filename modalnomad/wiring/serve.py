@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,7 +11,6 @@ from modalnomad.deploy.bundle import pack
 from modalnomad.deploy.hosts import Naming, name_function
 from modalnomad.deploy.images import Images
 from modalnomad.deploy.succession import OrderedEngine
-from modalnomad.deploy.warming import is_alive
 from modalnomad.embedded.artifacts import EmbeddedArtifacts
 from modalnomad.embedded.discovery import EphemeralDiscovery
 from modalnomad.embedded.engine import EmbeddedEngine
@@ -30,6 +27,7 @@ from modalnomad.ports.engine import Engine
 from modalnomad.router.activator import StartFailed
 from modalnomad.router.server import RouterServer
 from modalnomad.settings import Settings
+from modalnomad.wiring.ending import Ending
 from modalnomad.wiring.records import image_store
 from modalnomad.wiring.tls import tls_context
 
@@ -86,20 +84,15 @@ class ServeParts:
         """Public address of a host name."""
         return address(host, self.router.port, tls=self.settings.router.tls_cert is not None)
 
-    async def drain(self) -> None:
-        """No more requests; those under way are answered; then every replica ends. Both waits are bounded."""
-        await self.router.drain()
-        for revision in list(self.revisions):
-            await self.pools.retire(revision)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.embedded.grace_period + 1):
-                await self.pools.replicas.until(lambda found: not any(is_alive(found, r) for r in self.revisions))
+    def ending(self) -> Ending:
+        """The orderly end of everything that was published."""
+        return Ending(self.router, self.pools, self.revisions, self.settings)
 
 
 @asynccontextmanager
 async def open_serve(settings: Settings) -> AsyncIterator[ServeParts]:
-    """The parts of `serve`, the router listening. Leaving it ends every replica at once; `drain` before for an orderly
-    end. Raises BackendError: port taken, home not writable."""
+    """The parts of `serve`, the router listening. Leaving it ends every replica at once; run `ending` before for an
+    orderly end. Raises BackendError: port taken, home not writable."""
     tls = tls_context(settings.router)
     key = platform_key(settings.home)
     secrets = EmbeddedSecrets(settings.home)
