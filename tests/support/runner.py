@@ -181,6 +181,7 @@ def spawn(
     source: str = "script:prog.py",
     extra: Mapping[str, str] | None = None,
     prefix: tuple[str, ...] = (),
+    command: tuple[str, ...] = (PYTHON, str(RUNNER)),
 ) -> Runner:
     """Start a runner for `program` (its text is written to prog.py). The caller ends it."""
     (folder / "prog.py").write_text(textwrap.dedent(program))
@@ -197,7 +198,7 @@ def spawn(
         fds = (listener.fileno(), read_end)
         variables = {c.ENV_LISTEN: f"fd:{fds[0]}", c.ENV_LIFELINE: f"fd:{fds[1]}", **(extra or {})}
         process = subprocess.Popen(
-            [*prefix, PYTHON, str(RUNNER)],
+            [*prefix, *command],
             env=environment(folder, source, tag, variables),
             stdin=subprocess.DEVNULL,
             stdout=out,

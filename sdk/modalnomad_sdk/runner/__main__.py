@@ -10,9 +10,11 @@ import sys
 def _make_sdk_importable() -> None:
     """Only the SDK: its folder may be a site-packages full of things that must not leak into the image."""
     here = os.path.dirname(os.path.abspath(__file__))
+    if not os.path.isdir(here):
+        return  # from a zip file, which holds nothing but the SDK
     sys.path[:] = [entry for entry in sys.path if entry != here]  # Python put it there for the script
-    if "modalnomad_sdk" in sys.modules or not os.path.isdir(here):
-        return  # started with -m, or from a zip file, which holds nothing but the SDK
+    if "modalnomad_sdk" in sys.modules:
+        return  # started with -m
     from importlib.util import module_from_spec, spec_from_file_location
 
     package = os.path.dirname(here)
@@ -26,8 +28,19 @@ def _make_sdk_importable() -> None:
     spec.loader.exec_module(module)
 
 
+def _let_multiprocessing_find_us() -> None:
+    """Its new processes run this program again as `__mp_main__` only when they know it by its file: the one on disk."""
+    main = sys.modules["__main__"]
+    main.__spec__ = None
+    file = os.path.abspath(__file__)
+    while not os.path.exists(file):  # in a zip file
+        file = os.path.dirname(file)
+    main.__file__ = file
+
+
 if __name__ == "__main__":
     _make_sdk_importable()
+    _let_multiprocessing_find_us()
     if sys.argv[1:2] == ["call"]:
         from modalnomad_sdk.runner.build_call import main as call
 
