@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.interpreters import oldest_python
 from tests.support.repository import ROOT, SDK, shown, sources
 
 IMPORT_EVERYTHING = """
@@ -48,13 +49,11 @@ def test_imports_with_nothing_installed_but_the_serving_part_of_the_runner() -> 
 
 
 def test_imports_with_the_oldest_promised_python() -> None:
-    uv = Path(sys.executable).parent / "uv"
-    command = [str(uv), "python", "find", "--no-python-downloads", "--system", "3.10"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    if found.returncode:
+    python = oldest_python()
+    if python is None:
         pytest.skip("no Python 3.10 on this machine")
 
-    result = import_everything(found.stdout.strip())
+    result = import_everything(python)
 
     assert result.returncode == 0, result.stderr
 

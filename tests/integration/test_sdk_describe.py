@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 
 from modalnomad.model.manifest import Description
 from tests.support import guides
+from tests.support.interpreters import oldest_python
 from tests.support.repository import SDK
 
 HELLO = """
@@ -516,18 +516,8 @@ def h(): ...
     assert "app.py" not in describe.output, "said in the file, not on the terminal"
 
 
-def _oldest_python() -> str | None:
-    found = shutil.which("python3.10")
-    beside = sorted(Path(sys.base_prefix).parent.glob("*3.10*/bin/python3.10"))
-    for candidate in [*([found] if found else []), *map(str, beside)]:
-        works = subprocess.run([candidate, "-c", "import sys"], capture_output=True, timeout=30, check=False)
-        if works.returncode == 0:
-            return candidate
-    return None
-
-
 def test_it_runs_on_the_oldest_promised_python(describe: Describe) -> None:
-    python = _oldest_python()
+    python = oldest_python()
     if python is None:
         pytest.skip("no Python 3.10 on this machine")
     describe.python = python
