@@ -59,7 +59,8 @@ class RouterSettings(Group):
     connect_timeout: float = Field(default=5.0, gt=0)
     """Seconds to connect to a ready replica."""
     drain_timeout: float = Field(default=30.0, ge=0)
-    """Seconds a stopping router waits for requests in flight. 0: none."""
+    """Seconds a stopping router waits for requests in flight; 0: none. A stopping `serve` takes no longer than this or
+    the replicas' `grace_period`, whichever is more."""
 
 
 class ScalingSettings(Group):
