@@ -18,7 +18,7 @@ from modalnomad.embedded.life import Life, Prepared, SecretValues, Tools
 from modalnomad.embedded.logs import Journal, Origin
 from modalnomad.embedded.network import Network
 from modalnomad.embedded.runs import Run
-from modalnomad.embedded.store import refused
+from modalnomad.embedded.store import refused, translated
 from modalnomad.embedded.templates import START_AFTER, Templates
 from modalnomad.kit.tasks import Tasks
 from modalnomad.kit.watch import Cell
@@ -94,6 +94,12 @@ class EmbeddedEngine(Engine):
         self._started = 0
         self._replicas: Cell[tuple[Replica, ...]] = Cell(())
         self._closed = False
+
+    async def open(self) -> Path:
+        """Make the engine's run; other calls do it by themselves. Returns a folder for temporary files that is removed
+        however this process ends. Raises BackendRefused."""
+        with translated(f"write to {self._home}"):
+            return (await self._open()).run.scratch
 
     # --- revisions -------------------------------------------------------------------------------------------
 

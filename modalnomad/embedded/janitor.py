@@ -7,6 +7,7 @@ run's folders. Standard library only, started with `-I -S`: it has to be small a
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -95,7 +96,24 @@ def end_run(folder: str, patience: float = 0.0) -> bool:
     return remove_tree(folder)
 
 
-def main(folder: str) -> None:
+def clear_unheld(bundles: str) -> None:
+    """Remove the unpacked bundles that no process of the home holds a lock on (`bundles.Bundles`)."""
+    with suppress(OSError), open(f"{bundles}.lock", "rb") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        for name in os.listdir(bundles):
+            path = os.path.join(bundles, name)
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            else:
+                remove_tree(path)
+            finally:
+                os.close(descriptor)
+
+
+def main(folder: str, bundles: str) -> None:
     """Wait for the end of standard input, then clear away."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -104,7 +122,8 @@ def main(folder: str) -> None:
             break
     if os.path.lexists(folder):
         end_run(folder, PATIENCE)
+        clear_unheld(bundles)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2])

@@ -21,7 +21,7 @@ JANITOR_WAIT: Final = 5.0
 
 
 class Run:
-    """`<home>/run/<id>`: `lock` (held as long as the engine lives), `sockets`, `replicas/<n>`.
+    """`<home>/run/<id>`: `lock` (held as long as the engine lives), `sockets`, `replicas/<n>`, `scratch`.
 
     Made by `open`, which also clears away runs whose engine is gone. `open` and `close` are not for the event loop.
     """
@@ -44,6 +44,7 @@ class Run:
             path.mkdir(mode=FOLDER_MODE)
             try:
                 (path / "replicas").mkdir(mode=FOLDER_MODE)
+                (path / "scratch").mkdir(mode=FOLDER_MODE)
                 sockets = _make_sockets(path)
                 lock = FileLock(path / "lock")
                 lock.acquire(wait=False)
@@ -60,7 +61,7 @@ class Run:
 
     def _start_janitor(self) -> None:
         self._janitor = subprocess.Popen(
-            [sys.executable, "-I", "-S", janitor.__file__, str(self.path)],
+            [sys.executable, "-I", "-S", janitor.__file__, str(self.path), str(self.path.parent.parent / "bundles")],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -76,6 +77,11 @@ class Run:
     def replica_folder(self, number: int) -> Path:
         """What the replica with this number has to itself."""
         return self.path / "replicas" / str(number)
+
+    @property
+    def scratch(self) -> Path:
+        """For temporary files of the engine's process: they go with the run."""
+        return self.path / "scratch"
 
     def close(self) -> None:
         """Remove everything; the processes have ended before. Twice does nothing more."""

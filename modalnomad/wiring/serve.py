@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from modalnomad.deploy.build import Builder
 from modalnomad.deploy.bundle import pack
@@ -140,14 +142,25 @@ async def open_serve(settings: Settings) -> AsyncIterator[ServeParts]:
         tls=tls,
     )
     try:
-        await router.start()
-        port = router.port
-        try:
-            yield ServeParts(settings, naming, engine, discovery, builder, router, RouterPools(router), engine)
-        finally:
-            await router.stop(wait=False)
+        with temporary_files_in(await embedded.open()):
+            await router.start()
+            port = router.port
+            try:
+                yield ServeParts(settings, naming, engine, discovery, builder, router, RouterPools(router), engine)
+            finally:
+                await router.stop(wait=False)
     finally:
         await embedded.close()
+
+
+@contextmanager
+def temporary_files_in(folder: Path) -> Iterator[None]:
+    """Temporary files of this process lie in `folder`, which goes with it also when it is killed."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def urls_of(revision: Revision, naming: Naming, port: int, *, tls: bool) -> Mapping[str, str]:
