@@ -305,7 +305,7 @@ def warm_up() -> None:
         return name
 
     posted.__annotations__["item"] = _Warm  # FastAPI cannot look up a name that is local to this function
-    app = FastAPI(openapi_url=None)
+    app = FastAPI()  # with its pages of documentation: their paths are patterns that compile once
     app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_credentials=True)
     app.add_api_route("/", posted, methods=["POST"])
     app.add_api_route("/", got, methods=["GET"])
