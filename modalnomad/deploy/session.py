@@ -72,7 +72,7 @@ class Session:
         self._watcher: Watcher | None = None
         self._current: Candidate | None = None
         self._version = 0
-        self._told: set[Notice] = set()
+        self._told: set[tuple[str, str, str]] = set()
         self._prepared: set[RevisionId] = set()
         self._draining: set[RevisionId] = set()
         self._reloading = False
@@ -192,10 +192,11 @@ class Session:
 
     async def _planned(self, plan: Plan) -> Plan:
         self._check(plan)
-        for notice in (*plan.notices, *await self._platform.engine.remarks(plan.manifest.functions)):
-            if notice not in self._told:
-                self._told.add(notice)
+        notices = dict.fromkeys((*plan.notices, *await self._platform.engine.remarks(plan.manifest.functions)))
+        for notice in notices:
+            if _gist(notice) not in self._told:
                 self._platform.report.notice(plan.app, notice)
+        self._told.update(map(_gist, notices))
         return plan
 
     async def _publish(self, candidate: Candidate) -> None:
@@ -237,6 +238,11 @@ class Session:
             revision = unused.pop()
             self._prepared.discard(revision)
             await self._platform.engine.retire(revision)
+
+
+def _gist(notice: Notice) -> tuple[str, str, str]:
+    """What an edit further up in the file leaves as it was."""
+    return notice.code, notice.message, notice.where.rpartition(":")[0]
 
 
 def worth_importing(watched: Iterable[str]) -> list[str]:

@@ -50,6 +50,7 @@ class World(Silent):
         self.hold = asyncio.Event()
         self.hold.set()
         self.collected = 0
+        self.lines: tuple[int, ...] = ()
 
     # --- the program
     async def collect(self, on_output: Callable[[str], None] | None = None) -> Description:
@@ -78,7 +79,10 @@ class World(Silent):
         return Verdict("yes")
 
     async def remarks(self, functions: Sequence[Function]) -> tuple[Notice, ...]:
-        return (Notice(code="network", message="as on every machine"),)
+        return (
+            Notice(code="network", message="as on every machine"),
+            *(Notice(code="no_effect", message="no limits", where=f"app.py:{line}") for line in self.lines),
+        )
 
     # --- router
     async def warm(self, revision: Revision, key: PoolKey, count: int) -> None:
@@ -223,11 +227,13 @@ async def test_what_the_engine_remarks_is_told_once(
 ) -> None:
     told: list[str] = []
     monkeypatch.setattr(World, "notice", lambda self, app, notice: told.append(f"{app}: {notice.message}"))
+    world.lines = (3, 9)
     async with served(world, tmp_path / "app.py", monkeypatch) as session:
         world.content = "2"
+        world.lines = (4, 10)
         await session._reload([])
 
-    assert told == ["shop: as on every machine"]
+    assert told == ["shop: as on every machine", "shop: no limits", "shop: no limits"], "each place once, moved or not"
 
 
 async def test_a_wrong_guess_ends(world: World, session: Session) -> None:
