@@ -26,7 +26,7 @@ SIMPLE = """
 
 def test_a_hanging_import_times_out_and_shows_where(tmp_path: Path) -> None:
     program = "import time\n\ndef hang_here():\n    time.sleep(600)\n\nhang_here()\n"
-    with running(tmp_path, program, extra={c.ENV_STARTUP_TIMEOUT: "0.7"}) as runner:
+    with running(tmp_path, program, extra={c.ENV_STARTUP_TIMEOUT: "2"}) as runner:
         assert runner.wait() == c.Exit.STARTUP_TIMEOUT
         assert "hang_here" in runner.err
         assert "startup_timeout" in runner.err

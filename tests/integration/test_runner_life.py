@@ -208,13 +208,12 @@ def test_sigterm_before_ready_ends_at_once_with_zero(tmp_path: Path) -> None:
 
 
 def test_a_forgotten_replica_ends_by_itself(tmp_path: Path) -> None:
-    with running(tmp_path, SIMPLE, extra={c.ENV_ORPHAN_AFTER: "0.6"}) as runner:
+    with running(tmp_path, SIMPLE, extra={c.ENV_ORPHAN_AFTER: "1.5"}) as runner:
         runner.ready()
         begin = time.monotonic()
-        for _ in range(10):  # greetings keep it
+        while time.monotonic() - begin < 2:  # greetings keep it
             assert runner.ask(c.READY_PATH).status == 200
             threading.Event().wait(0.1)
-        assert time.monotonic() - begin > 0.6
         assert runner.wait() == c.Exit.OK
         assert "no router asked for anything" in runner.err
 
