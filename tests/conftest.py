@@ -6,6 +6,7 @@ import asyncio
 import asyncio.runners
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ OPTIONAL = {
     "pasta": "traffic out of a replica's own network namespace",
     "openssl": "certificates for tests of HTTPS",
 }
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job ignores SIGINT, and so would every process a test starts to interrupt it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("modalnomad", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("modalnomad"), derandomize=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from modalnomad_sdk.store import Child, ImageStore, find_uv
+from modalnomad_sdk.store.uv import uv_environment
 
 from modalnomad.deploy.image_admin import prune_images
 from modalnomad.deploy.images import Images, check_images, resolve_and_build
@@ -38,7 +39,7 @@ def python(store: ImageStore, built: BuiltImage, code: str) -> str:
 
 def said(*command: str) -> str:
     """What a command writes. It fails the test when it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=uv_environment())
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
