@@ -59,6 +59,13 @@ def test_only_the_command_line_and_entry_points_exit() -> None:
     assert not ends
 
 
+def test_nobody_calls_select_which_takes_no_descriptor_above_1023() -> None:
+    """A router holds thousands, and what it starts inherits such numbers. poll() has no such limit."""
+    assert calls(SDK / "runner" / "processes.py", ["poll"]), "the search finds what it looks for"
+
+    assert not [found for path in sources(PLATFORM, SDK) for found in calls(path, ["select"])]
+
+
 def test_package_files_say_what_belongs_there_and_nothing_else() -> None:
     wrong = []
     for path in sources(PLATFORM, SDK):

@@ -104,9 +104,11 @@ class _Template:
 
     def serve(self) -> int:
         """Until the engine is gone."""
+        orders = select.poll()
+        orders.register(self.engine, select.POLLIN)
         while True:
             # A new spare is made when the last start has had its time.
-            if self.spare is None and not select.select([self.engine], [], [], _PAUSE)[0] and _threads() == 1:
+            if self.spare is None and not orders.poll(1000 * _PAUSE) and _threads() == 1:
                 self.grow_spare()
             packet, descriptors, _, _ = socket.recv_fds(self.engine, 4096, _DESCRIPTORS)
             if not packet:

@@ -105,13 +105,15 @@ class Child:
     def _read(self, process: subprocess.Popen[bytes]) -> str:
         assert process.stdout is not None
         handle = process.stdout.fileno()
+        output = select.poll()
+        output.register(handle, select.POLLIN)
         kept: list[str] = []
         size = 0
         rest = b""
         while True:
             if self.cancelled is not None and self.cancelled.is_set():
                 raise BuildCancelled("cancelled")
-            readable = bool(select.select([handle], [], [], POLL)[0])
+            readable = bool(output.poll(1000 * POLL))
             data = os.read(handle, 65536) if readable else b""
             rest += data
             *lines, rest = rest.split(b"\n")
