@@ -11,7 +11,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from modalnomad_sdk import contract
@@ -154,7 +154,7 @@ class Passage:
 
     origin: Origin
     request_id: bytes
-    ticket: bytes
+    ticket: bytes = field(repr=False)
     endpoint: bytes
     strip: frozenset[bytes]
     """Lower-case names that carried the platform's credentials."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol
 
@@ -53,7 +53,7 @@ class PlaceLease:
     place: Place
     key: ReplicaKey
     address: Address
-    ticket: bytes
+    ticket: bytes = field(repr=False)
     match: Match
     taken: bool = True
     """The replica took the request, as far as is known."""
