@@ -167,6 +167,7 @@ class Upstream:
         match = lease.match
         single = match.route.endpoint.kind == "web_server"
         channel = await self._channel(lease, fresh=single or exchange.websocket)
+        until = gate.clock() + match.revision.function.timeout
         passage = Passage(
             origin=exchange.origin,
             request_id=exchange.request_id,
@@ -183,7 +184,8 @@ class Upstream:
             run.start(headers.to_replica(exchange.head, passage))
             switched = await run.done
             if switched is not None:
-                await self._tunnel(exchange, channel, gate, switched, timer.when())
+                timer.cancel()
+                await self._tunnel(exchange, channel, gate, switched, until)
         except (Reply, _Cut, _Busy, ConnectionError, BadAnswer, FramingError) as error:
             if channel.uses > 1 and not channel.answered:
                 self._channels.forget(lease.address)  # what was kept as long as this one is as likely to be closed
@@ -201,14 +203,15 @@ class Upstream:
             raise ConnectionResetError("the replica closed the connection right after its 101")
         response, from_replica = switched
         client, from_client = exchange.switch(response)
-        tunnel = websocket.Tunnel(gate, client, channel.transport)
+        tunnel = websocket.Tunnel(gate, client, channel.transport, until)
         tunnel.start(from_client, from_replica)
         self._channels.disown(channel)
-        limit = asyncio.get_running_loop().call_at(until, tunnel.abort)
+        for head in (exchange.head, response):
+            head.headers.clear()  # of no more use, and all this would be held as long as the socket is open
+            head.connection = frozenset()
         try:
             await tunnel.done
         finally:
-            limit.cancel()
             tunnel.abort()
 
     async def ask(

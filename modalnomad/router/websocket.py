@@ -109,12 +109,14 @@ class _End(asyncio.Protocol):
 
 
 class Tunnel:
-    """Client and replica, tied together until both are closed; a guest of the gate."""
+    """Client and replica, tied together until both are closed, or until the gate's clock says `until`; a guest of the
+    gate."""
 
-    __slots__ = ("_client", "_gate", "_loop", "_open", "_replica", "_timer", "done")
+    __slots__ = ("_client", "_gate", "_loop", "_open", "_replica", "_timer", "_until", "done")
 
-    def __init__(self, gate: Gate, client: asyncio.Transport, replica: asyncio.Transport) -> None:
+    def __init__(self, gate: Gate, client: asyncio.Transport, replica: asyncio.Transport, until: float) -> None:
         self._gate = gate
+        self._until = until
         self._loop = asyncio.get_running_loop()
         self._client = _End(self, client)
         self._replica = _End(self, replica)
@@ -169,7 +171,9 @@ class Tunnel:
         return False
 
     def tick(self, now: float) -> None:
-        """Nothing to look at: its time is bounded by whoever opened it."""
+        """Over, up to a second late: a timer of its own would cost as much memory as all the rest here."""
+        if now >= self._until:
+            self.abort()
 
     def drain(self) -> None:
         """Close both sides, after what is written."""
