@@ -92,10 +92,9 @@ class EmbeddedSettings(Group):
     """Replicas one `serve` or `up` may run at once; past it an idle pool gives way, else 503 no_capacity. 0: any."""
     log_lines: int = Field(default=10_000, ge=0)
     """Lines kept of each replica's output."""
-    templates: bool = True
-    """Keep a warm process per image in use, which replicas are forked from: cold starts after the first one take about
-    a twentieth of the time. Costs about 43 MiB of memory per image (measured with FastAPI) while it is used,
-    see `template_idle`, and a second of one core to start. Linux only; elsewhere it has no effect."""
+    templates: bool = False
+    """Keep a warm process per image environment in use, which replicas are forked from: later cold starts take a small
+    part of the time."""
     template_idle: float = Field(default=900.0, ge=0)
     """Seconds after the last start of a replica of its image that a template is kept. 0: as long as `serve` or `up`."""
 
