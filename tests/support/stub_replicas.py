@@ -75,18 +75,26 @@ class StubReplica:
     running: int = 0
     asked: list[tuple[str, str]] = field(default_factory=list)
     server: asyncio.Server | None = None
+    closed: bool = False
     tasks: Tasks = field(default_factory=lambda: Tasks("stub"))
 
     async def listen(self) -> None:
         """From now on connections are taken."""
         self.tasks = Tasks("stub")
+        self.closed = False
         self.server = await asyncio.start_unix_server(self._accepted, self.path)
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.tasks.spawn(self._serve(reader, writer), "connection")
+        if self.closed:  # it was in the backlog
+            writer.close()
+            return
+        task = self.tasks.spawn(self._serve(reader, writer), "connection")
+        # Not a `finally` in the task: one that is cancelled before its first step never gets there.
+        task.add_done_callback(lambda _: writer.close())
 
     async def close(self) -> None:
         """Refuse connections, as when the process is gone."""
+        self.closed = True
         if self.server is not None:
             self.server.close()
             self.path.unlink(missing_ok=True)
@@ -108,8 +116,6 @@ class StubReplica:
             await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
-        finally:
-            writer.close()
 
     async def _answer(self, path: str) -> tuple[int, bytes]:
         if path.startswith(contract.READY_PATH):
