@@ -37,7 +37,6 @@ from tests.support.engines import (
 from tests.support.repository import ROOT
 
 WHO = program("import json, os; return json.dumps([os.environ.get('TOKEN'), os.getpid(), os.getppid()]).encode()")
-WITH_TEMPLATES = EmbeddedSettings(templates=True)
 
 STUB = """
 import os, socket, sys
@@ -94,14 +93,14 @@ async def serves(h: Harness, key: ReplicaKey) -> bool:
 
 
 async def test_without_the_setting_there_is_none(home: Path) -> None:
-    async with embedded(home, template_after=0.0) as h:
+    async with embedded(home) as h:
         await h.started(await h.revision(HELLO))
 
         assert templates_in(home) == []
 
 
 async def test_nothing_runs_before_the_first_start_and_later_ones_are_forked(home: Path) -> None:
-    async with embedded(home, WITH_TEMPLATES, template_after=0.0) as h:
+    async with embedded(home, templates=True) as h:
         revision = await h.revision(HELLO)
         assert processes_in(home) == []
 
@@ -130,12 +129,11 @@ async def test_two_revisions_of_an_image_share_one(home: Path) -> None:
 async def test_one_that_is_not_used_ends_and_comes_back_with_the_next_start(home: Path) -> None:
     async with embedded(home, EmbeddedSettings(template_idle=0.3), warm=True) as h:
         revision = await h.revision(HELLO)
+        template = await h.warm_up(revision)
         key = await h.started(revision)
-        first = template_now(h, revision)
 
-        await eventually(lambda: template_now(h, revision) is None)
+        await eventually(lambda: not alive(template.pid))
         assert await serves(h, key)  # replicas live on
-        assert first is None or not alive(first.pid)
         await h.started(revision, 1)
         await eventually(lambda: template_now(h, revision))
 
@@ -252,7 +250,7 @@ if os.fork() == 0:
 async def test_one_that_never_gets_ready_is_in_nobodys_way(
     home: Path, tmp_path: Path, behaviour: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with embedded(home, WITH_TEMPLATES, runner=stub(tmp_path, behaviour), template_after=0.0) as h:
+    async with embedded(home, templates=True, runner=stub(tmp_path, behaviour)) as h:
         revision = await h.revision(HELLO)
         assert await serves(h, await h.started(revision))
         await eventually(lambda: "started again in 2 s" in caplog.text)
@@ -321,7 +319,7 @@ async def test_close_leaves_nothing(home: Path) -> None:
 
 async def test_close_while_one_warms_up(home: Path) -> None:
     before = open_descriptors()
-    async with embedded(home, WITH_TEMPLATES, template_after=0.0) as h:
+    async with embedded(home, templates=True) as h:
         await h.start(await h.revision(HELLO))
         await eventually(lambda: templates_in(home))
 
@@ -333,7 +331,7 @@ async def test_close_while_one_waits_to_be_started_again(
     home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = open_descriptors()
-    async with embedded(home, WITH_TEMPLATES, runner=stub(tmp_path, "sys.exit(1)"), template_after=0.0) as h:
+    async with embedded(home, templates=True, runner=stub(tmp_path, "sys.exit(1)")) as h:
         await h.start(await h.revision(HELLO))
         await eventually(lambda: "started again in 1 s" in caplog.text)
 

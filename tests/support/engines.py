@@ -217,13 +217,17 @@ async def embedded(
     settings: EmbeddedSettings | None = None,
     scaling: ScalingSettings | None = None,
     *,
+    templates: bool = False,
     warm: bool = False,
     **options: Any,
 ) -> AsyncIterator[Harness]:
-    """The embedded engine on a home of its own; closed at the end. `warm`: with templates, as `Harness.warm`."""
-    if warm:
-        settings = (settings or EmbeddedSettings()).model_copy(update={"templates": True})
-        options.setdefault("template_after", 0.0)
+    """The embedded engine on a home of its own; closed at the end.
+
+    Without templates unless told otherwise: what runs in a test shall be what the test started. `templates`: with them,
+    without delay; `warm`: and waited for, see `Harness.warm`.
+    """
+    settings = (settings or EmbeddedSettings()).model_copy(update={"templates": templates or warm})
+    options.setdefault("template_after", 0.0)
     artifacts, secrets = EmbeddedArtifacts(home), EmbeddedSecrets(home)
     engine = EmbeddedEngine(
         home=home,
