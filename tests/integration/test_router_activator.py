@@ -230,12 +230,14 @@ async def test_an_idle_replica_is_drained_and_the_next_request_wakes_the_next_ep
 
 
 async def test_a_refused_drain_leaves_the_replica_in_use(open_platform: Opener) -> None:
-    platform, match = await open_platform(), make_match(scaledown_window=0.05)
+    platform, match = await open_platform(), make_match(scaledown_window=0.5)
     platform.route(match)
     lease = await use(platform, match)
     stub = platform.engine.stubs[lease.key]
     stub.running = 1  # another router's request
     await platform.until(lambda: [path for method, path in stub.asked if method == "POST"])
+    # Between its question and the refusal the router counts it as leaving, and would start another.
+    await platform.until(lambda: platform.activator.load(match.revision.id).leaving == 0)
     assert (await use(platform, match)).key == lease.key
     assert len(platform.engine.started) == 1
 
