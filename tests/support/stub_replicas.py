@@ -95,10 +95,14 @@ class StubReplica:
     async def close(self) -> None:
         """Refuse connections, as when the process is gone."""
         self.closed = True
-        if self.server is not None:
-            self.server.close()
+        server, self.server = self.server, None
+        if server is not None:
+            # A connection accepted in this very turn is lost, unclosed, when its server closes before the next one.
+            for sock in server.sockets:
+                asyncio.get_running_loop().remove_reader(sock.fileno())
+            await asyncio.sleep(0)
+            server.close()
             self.path.unlink(missing_ok=True)
-            self.server = None
             await self.tasks.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
