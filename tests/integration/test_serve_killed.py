@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.leftovers import family, wait_gone
+from tests.support.runner import wait_until
 from tests.support.serve import command_environment
 
 
@@ -40,7 +38,7 @@ def hello():
         text=True,
     )
     try:
-        eventually(mark.exists)
+        wait_until(mark.exists)
         assert list((home / "run").iterdir())
         if importing == "pass":
             assert process.stdout is not None
@@ -51,14 +49,6 @@ def hello():
         process.kill()
         process.communicate()
     wait_gone(processes)
-    eventually(lambda: not list((home / "run").iterdir()))
-    eventually(lambda: not list((home / "bundles").glob("*")))
+    wait_until(lambda: not list((home / "run").iterdir()))
+    wait_until(lambda: not list((home / "bundles").glob("*")))
     assert not list(scratch.iterdir())
-
-
-def eventually(true: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait for it."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.02)
