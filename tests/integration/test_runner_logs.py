@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from modalnomad_sdk import contract as c
 
-from tests.support.runner import Asking, running, wait_until
+from tests.support.runner import Asking, drain_when_idle, running, wait_until
 
 PROGRAM = """
     import asyncio, logging, os, pathlib, sys, threading, time
@@ -113,7 +113,7 @@ def test_the_streams_are_ordinary_files_to_programs(tmp_path: Path, tags: str) -
     with running(tmp_path, PROGRAM, "S", extra={c.ENV_LOG_TAGS: tags}) as runner:
         runner.ready()
         assert runner.ask("/", headers=of("raw", "r1")).json() == ["utf-8", False, 1, True]
-        assert runner.drain().status == 202
+        drain_when_idle(runner)
         assert runner.wait() == 0
         texts = [line for _, line in tagged(runner.out)]
         assert texts == ["importing", "raw bytes", "from a child", "ünïcode \\ud800", "unfinished"]

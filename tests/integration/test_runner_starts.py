@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from modalnomad_sdk import contract as c
 
-from tests.support.runner import PYTHON, RUNNER, running
+from tests.support.runner import PYTHON, RUNNER, drain_when_idle, running
 
 SDK = RUNNER.parent.parent
 
@@ -56,7 +56,7 @@ def test_a_replica_lives_however_it_was_started(tmp_path: Path, command: tuple[s
         assert path[0] == str(tmp_path)
         assert not any(entry.endswith("runner") for entry in path)
         assert (arguments, name, local, squares) == (["prog.py"], "modalnomad_sdk", False, [["modalnomad_sdk", 49]])
-        assert runner.drain().status == 202
+        drain_when_idle(runner)
         assert runner.wait() == c.Exit.OK
         assert runner.err == ""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from modalnomad_sdk import contract as c
 
-from tests.support.runner import remove_socket, running, wait_until
+from tests.support.runner import drain_when_idle, remove_socket, running, wait_until
 from tests.support.runner_template import Refused, Template, forked, start, template
 
 PROGRAM = """
@@ -39,7 +39,7 @@ def test_a_forked_replica_serves_and_drains(warm: Template, tmp_path: Path) -> N
         names, _, folder, arguments, _, modules = replica.ask("/").json()
         assert names == {"MINE": "yes", "MODALNOMAD_REPLICA": "0.1", "HOME": "/nowhere"}
         assert (folder, arguments, modules) == (str(tmp_path), ["prog.py"], ["prog"])
-        assert replica.drain().status == 202
+        drain_when_idle(replica)
         assert replica.wait() == c.Exit.OK
         assert replica.out == f"importing in {tmp_path}\n"
         assert replica.err == ""
@@ -149,7 +149,7 @@ def test_replicas_outlive_their_template(tmp_path: Path) -> None:
         one.process.kill()
         one.process.wait()
         assert replica.ask("/").status == 200
-        replica.drain()
+        drain_when_idle(replica)
         assert replica.wait() == c.Exit.OK
         for fd in (replica.lifeline, replica.result, replica.pidfd):
             os.close(fd)

@@ -234,6 +234,11 @@ def wait_until_draining(runner: Runner) -> None:
     wait_until(lambda: runner.drain(0).status == 202, "it drains")
 
 
+def drain_when_idle(runner: Runner) -> None:
+    """Let it go. The last byte of an answer is here before the replica has counted its request as over."""
+    wait_until(lambda: runner.drain(0).status == 202, "it drains")
+
+
 @contextmanager
 def running(folder: Path, program: str, tag: str = "f", **options: Any) -> Iterator[Runner]:
     """A runner for the length of a block."""
