@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from modalnomad.deploy.hosts import Named, Naming, clashes, name_endpoints
 from modalnomad.deploy.image_plan import step_secrets
+from modalnomad.model.apps import AppVersion
 from modalnomad.model.errors import ManifestInvalid, Problem, UserError
 from modalnomad.model.ids import ENVIRONMENT_NAME, NAME, SECRET_NAME, Digest
 from modalnomad.model.manifest import Description, Function, Manifest, Notice, SecretRef
 from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.model.routes import Route
-from modalnomad.ports.discovery import AppRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ class Plan:
             for function in self.functions
         )
 
-    def record(self, revisions: tuple[Revision, ...], version: int) -> AppRecord:
-        """What is published."""
+    def version(self, revisions: tuple[Revision, ...], number: int) -> AppVersion:
+        """What is published; who made it, and when, is still to be filled in."""
         of = {endpoint.name: revision.id for revision in revisions for endpoint in revision.function.endpoints}
         routes = tuple(
             Route(
@@ -64,7 +64,7 @@ class Plan:
             )
             for named in self.named
         )
-        return AppRecord(self.app, self.environment, version, routes, revisions)
+        return AppVersion(number=number, routes=routes, revisions=revisions)
 
 
 def make_plan(

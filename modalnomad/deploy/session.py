@@ -24,6 +24,7 @@ from modalnomad.deploy.report import Report
 from modalnomad.deploy.warming import Pools, Succession, compiles, is_alive, warm_like
 from modalnomad.deploy.watching import Watcher
 from modalnomad.kit.tasks import Tasks
+from modalnomad.model.apps import AppRecord
 from modalnomad.model.errors import BackendError, ModalNomadError
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.manifest import Notice
@@ -71,7 +72,7 @@ class Session:
         self._collector = Collector(reference)
         self._watcher: Watcher | None = None
         self._current: Candidate | None = None
-        self._version = 0
+        self._serial = 0
         self._told: set[tuple[str, str, str]] = set()
         self._prepared: set[RevisionId] = set()
         self._draining: set[RevisionId] = set()
@@ -105,8 +106,8 @@ class Session:
 
     async def withdraw(self) -> None:
         """Take the App's routes away."""
-        if self._version:
-            self._version = 0
+        if self._serial:
+            self._serial = 0
             await self._platform.discovery.publish(WithdrawApp(self.current.plan.app, self.current.plan.environment))
 
     async def run(self) -> None:
@@ -211,9 +212,15 @@ class Session:
                     succession.after(successor.id, earlier.id)
             if last is not None and last.plan.app != candidate.plan.app:
                 await self.withdraw()
-            record = candidate.plan.record(candidate.revisions, self._version + 1)
-            await self._platform.discovery.publish(PublishApp(record, self._version))
-            self._version += 1
+            plan, serial = candidate.plan, self._serial + 1
+            record = AppRecord(
+                app=plan.app,
+                environment=plan.environment,
+                serial=serial,
+                versions=(plan.version(candidate.revisions, serial),),
+            )
+            await self._platform.discovery.publish(PublishApp(record, self._serial))
+            self._serial = serial
             self._current = candidate
             await self._platform.pools.routed(candidate.ids)
             for revision in old:

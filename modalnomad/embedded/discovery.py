@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from modalnomad.embedded.records import Records, check_version
+from modalnomad.embedded.records import Records, check_change
 from modalnomad.embedded.store import named_lock
 from modalnomad.kit.watch import Cell
 from modalnomad.model.errors import NotFound, UserError
@@ -72,12 +72,22 @@ class EmbeddedDiscovery(Discovery):
         """The App's record as it is now."""
         return await asyncio.to_thread(self._records.app, name, environment)
 
+    async def apps(self, environment: str | None = None) -> tuple[AppRecord, ...]:
+        """Every App's record, stopped ones too. One that cannot be read is logged, and left out."""
+        found = await asyncio.to_thread(self._apps)
+        return tuple(
+            sorted(
+                (app for app in found if environment in {None, app.environment}),
+                key=lambda app: (app.environment, app.app),
+            )
+        )
+
     async def tokens(self, environment: str) -> tuple[Token, ...]:
         """All tokens of an environment."""
         return self._records.all_tokens(environment)
 
     async def publish(self, change: Change) -> None:
-        """One atomic write. Raises BackendConflict when `expected` is not the version found."""
+        """One atomic write. Raises BackendConflict as the port says."""
         try:
             await asyncio.to_thread(self._write, change)
         finally:
@@ -119,7 +129,7 @@ class EphemeralDiscovery(EmbeddedDiscovery):
     def _write(self, change: Change) -> None:
         match change:
             case PublishApp(record):
-                check_version(change, self._own.get((record.app, record.environment)))
+                check_change(change, self._own.get((record.app, record.environment)), self._own.values())
                 self._own[record.app, record.environment] = record
             case WithdrawApp(app, environment):
                 if self._own.pop((app, environment), None) is None:
@@ -134,6 +144,11 @@ def _snapshot(content: Content, index: int) -> RouteSnapshot:
         routes=tuple(route for app in apps for route in app.routes),
         revisions={revision.id: revision for app in apps for revision in app.revisions},
         tokens=tokens,
+        overrides={id: override for app in apps for id, override in app.overridden.items()},
+        deployed_at={
+            revision.id: app.current.deployed_at for app in apps if app.current for revision in app.current.revisions
+        },
+        serials={(app.environment, app.app): app.serial for app in apps},
         index=index,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -13,11 +13,11 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from modalnomad.embedded.store import FileLock, read_record, translated, write_record
+from modalnomad.model.apps import AppRecord
 from modalnomad.model.errors import BackendConflict, BackendError, BackendRefused, NotFound, UserError
 from modalnomad.model.ids import ENVIRONMENT_NAME, NAME
-from modalnomad.model.revision import Revision
-from modalnomad.model.routes import Route, Token
-from modalnomad.ports.discovery import AppRecord, PublishApp, WithdrawApp
+from modalnomad.model.routes import Token
+from modalnomad.ports.discovery import PublishApp, WithdrawApp
 
 logger = logging.getLogger("modalnomad.discovery")
 
@@ -95,13 +95,7 @@ class Records:
         if content is None:
             return None
         with _validated(path):
-            return AppRecord(
-                app=content["app"],
-                environment=content["environment"],
-                version=content["version"],
-                routes=tuple(Route.model_validate(route) for route in content["routes"]),
-                revisions=tuple(Revision.model_validate(revision) for revision in content["revisions"]),
-            )
+            return AppRecord.model_validate(content)
 
     def _load_token(self, path: Path) -> Token | None:
         content = read_record(path, TOKEN, FORMAT)
@@ -117,15 +111,8 @@ class Records:
         record = change.record
         path = self._app_path(record.app, record.environment)
         with self._locked():
-            check_version(change, self._load_app(path))
-            content = {
-                "app": record.app,
-                "environment": record.environment,
-                "version": record.version,
-                "routes": [route.model_dump(mode="json") for route in record.routes],
-                "revisions": [revision.model_dump(mode="json") for revision in record.revisions],
-            }
-            write_record(path, APP, FORMAT, content)
+            check_change(change, self._load_app(path), self.all_apps())
+            write_record(path, APP, FORMAT, record.model_dump(mode="json"))
 
     def withdraw(self, change: WithdrawApp) -> None:
         """Raises NotFound."""
@@ -164,18 +151,30 @@ class Records:
         return self._root / "tokens" / _environment(environment) / f"{id}.json"
 
 
-def check_version(change: PublishApp, present: AppRecord | None) -> None:
-    """Raises BackendConflict unless the record's version is the expected one and the new one follows it."""
+def check_change(change: PublishApp, present: AppRecord | None, others: Iterable[AppRecord]) -> None:
+    """Raises BackendConflict unless the record's serial is the expected one, and no host it serves is served by
+    another App."""
     record = change.record
-    found = present.version if present else 0
+    name = f"App {record.app} in environment {record.environment}"
+    found = present.serial if present else 0
     if found != change.expected:
         raise BackendConflict(
-            f"App {record.app} in environment {record.environment} is at version {found}, not {change.expected}: "
-            "somebody else published it",
-            "deploy again",
+            f"{name} was changed by somebody else meanwhile (found serial {found}, expected {change.expected})",
+            "look at it with `modalnomad app history`, then try again",
         )
-    if record.version != change.expected + 1:
-        raise ValueError(f"version {record.version} does not follow {change.expected}")
+    if record.serial != change.expected + 1:
+        raise ValueError(f"serial {record.serial} does not follow {change.expected}")
+    wanted = {host: route for route in record.routes for host in route.hosts}
+    for other in others:
+        if (other.app, other.environment) == (record.app, record.environment):
+            continue
+        for route in other.routes:
+            if taken := next((host for host in route.hosts if host in wanted), None):
+                raise BackendConflict(
+                    f"{wanted[taken].name} wants the host {taken}, which {route.name} in environment "
+                    f"{other.environment} has",
+                    f"give one of them another label=, or stop the other App: modalnomad app stop {other.app}",
+                )
 
 
 def _environment(name: str) -> str:

@@ -7,25 +7,16 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from modalnomad.model.revision import Revision
-from modalnomad.model.routes import Route, RouteSnapshot, Token
+from modalnomad.model.apps import AppRecord
+from modalnomad.model.routes import RouteSnapshot, Token
 
-
-@dataclass(frozen=True, slots=True)
-class AppRecord:
-    """Everything served of one App: its routes and the revisions they need. Published as a whole."""
-
-    app: str
-    environment: str
-    version: int
-    """1, 2, … rises by one with every publication."""
-    routes: tuple[Route, ...]
-    revisions: tuple[Revision, ...]
+__all__ = ["AppRecord", "Change", "DeleteToken", "Discovery", "PublishApp", "PutToken", "WithdrawApp"]
 
 
 @dataclass(frozen=True, slots=True)
 class PublishApp:
-    """Replace the App's record; `expected` is the version it must have now (0: none yet)."""
+    """Replace the App's record; `expected` is the serial it must have now (0: there is none yet). The record's own
+    serial is `expected` + 1."""
 
     record: AppRecord
     expected: int
@@ -33,7 +24,7 @@ class PublishApp:
 
 @dataclass(frozen=True, slots=True)
 class WithdrawApp:
-    """Remove the App's record."""
+    """Remove the App's record with all its versions. Unknown: NotFound."""
 
     app: str
     environment: str
@@ -64,13 +55,17 @@ class Discovery(Protocol):
         """The current snapshot at once, then one per change."""
 
     async def app(self, name: str, environment: str) -> AppRecord | None:
-        """The App's record as it is now."""
+        """The App's record as it is now. Raises BackendRefused when it cannot be read."""
+
+    async def apps(self, environment: str | None = None) -> tuple[AppRecord, ...]:
+        """Every App's record, stopped ones too, of one environment or of all, by environment and name."""
 
     async def tokens(self, environment: str) -> tuple[Token, ...]:
         """All tokens of an environment."""
 
     async def publish(self, change: Change) -> None:
-        """One atomic write. Raises BackendConflict when `expected` is not the version found."""
+        """One atomic write. Raises BackendConflict when `expected` is not the serial found, or when a host of a route
+        that would be served belongs to another App that is served: the message names both."""
 
     def lock(self, name: str, *, lifetime: float) -> AbstractAsyncContextManager[None]:
         """Hold the named lock; a holder that dies loses it within `lifetime` seconds. Raises BackendConflict when

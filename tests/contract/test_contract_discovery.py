@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from modalnomad.embedded.discovery import EmbeddedDiscovery, EphemeralDiscovery
+from modalnomad.model.apps import AppRecord, AppVersion
 from modalnomad.model.errors import BackendConflict, NotFound
 from modalnomad.model.manifest import Endpoint, Function, Source
 from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.model.routes import Route, RouteSnapshot, Token
-from modalnomad.ports.discovery import AppRecord, DeleteToken, Discovery, PublishApp, PutToken, WithdrawApp
+from modalnomad.ports.discovery import DeleteToken, Discovery, PublishApp, PutToken, WithdrawApp
 from tests.support.engines import IMAGE, within
 
 
@@ -38,7 +39,10 @@ def record(app: str, version: int = 1, *, environment: str = "main", label: str 
     )
     host = f"{label or app}.localhost"
     route = Route(hosts=(host,), environment=environment, app=app, endpoint=endpoint, revision=revision.id)
-    return AppRecord(app, environment, version, (route,), (revision,))
+    made = AppVersion(
+        number=version, routes=(route,), revisions=(revision,), deployed_at=version, deployed_by="me@here"
+    )
+    return AppRecord(app=app, environment=environment, serial=version, versions=(made,))
 
 
 def publish(app: str, version: int = 1, **options: str) -> PublishApp:
@@ -103,7 +107,7 @@ async def test_a_watcher_sees_every_publication_as_a_whole_snapshot(discovery: D
 async def test_only_the_expected_version_is_replaced(discovery: Discovery, expected: int) -> None:
     await discovery.publish(publish("a"))
 
-    with pytest.raises(BackendConflict, match="version 1"):
+    with pytest.raises(BackendConflict, match="serial 1"):
         await discovery.publish(PublishApp(record("a", expected + 1), expected))
 
     assert await discovery.app("a", "main") == record("a")

@@ -95,11 +95,11 @@ def test_routes_point_at_the_revisions_of_their_functions() -> None:
     made = plan(function("f"), function("g"))
     revisions = made.revisions(BUNDLE, {"f": IMAGE, "g": IMAGE})
 
-    record = made.record(revisions, 3)
+    made_version = made.version(revisions, 3)
 
-    assert record.version == 3
-    assert [route.revision for route in record.routes] == [revision.id for revision in revisions]
-    assert all(route.ephemeral for route in record.routes)
+    assert made_version.number == 3
+    assert [route.revision for route in made_version.routes] == [revision.id for revision in revisions]
+    assert all(route.ephemeral for route in made_version.routes)
 
 
 def test_two_programs_may_not_define_one_app() -> None:

@@ -1,0 +1,76 @@
+"""What is kept of a deployed App: its versions, the one that is served, and what was changed on it since."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from modalnomad.model.ids import RevisionId
+from modalnomad.model.manifest import Model
+from modalnomad.model.revision import Revision
+from modalnomad.model.routes import Route, ScalingOverride
+
+
+class AppVersion(Model):
+    """One deploy of an App, immutable: everything that is needed to serve it again without building anything."""
+
+    number: int
+    """1, 2, …"""
+    routes: tuple[Route, ...] = ()
+    revisions: tuple[Revision, ...] = ()
+    """All that routes need, and those of functions with a schedule."""
+    deployed_at: float = 0.0
+    """Unix time."""
+    deployed_by: str = ""
+    """`user@host`."""
+    client: str = ""
+    """Version of the modalnomad that made it."""
+    commit: str = ""
+    """Of the program's git repository; empty: none."""
+    dirty: bool = False
+    """The work tree differed from `commit`."""
+    tag: str = ""
+    note: str = ""
+    """Such as `rollback to v3`."""
+
+
+class AppRecord(Model):
+    """Everything of one App that is kept; published as a whole.
+
+    `versions` are oldest first and hold the newest K; which one is served is told by `version`, which is always the
+    newest (a rollback makes a new one).
+    """
+
+    app: str
+    environment: str
+    serial: int
+    """1, 2, … rises by one with every write of the record, whatever changed: what compare-and-set compares."""
+    versions: tuple[AppVersion, ...] = ()
+    stopped_at: float | None = None
+    """Unix time; None: it is served."""
+    overrides: dict[str, ScalingOverride] = Field(default_factory=dict)
+    """Function tag → live override of its scaling, until the next version."""
+
+    @property
+    def current(self) -> AppVersion | None:
+        """The version that is served; None: stopped, or never deployed."""
+        return None if self.stopped_at is not None or not self.versions else self.versions[-1]
+
+    @property
+    def version(self) -> int:
+        """Number of the newest version, served or stopped; 0: none."""
+        return self.versions[-1].number if self.versions else 0
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """Those that are served."""
+        return self.current.routes if self.current else ()
+
+    @property
+    def revisions(self) -> tuple[Revision, ...]:
+        """Those that are served."""
+        return self.current.revisions if self.current else ()
+
+    @property
+    def overridden(self) -> dict[RevisionId, ScalingOverride]:
+        """The same overrides by the revisions they hold for."""
+        return {r.id: self.overrides[r.function.tag] for r in self.revisions if r.function.tag in self.overrides}
