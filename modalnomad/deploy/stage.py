@@ -19,7 +19,7 @@ class Stage(Protocol):
     """All methods raise BackendUnreachable when the platform goes away meanwhile."""
 
     async def warm_counts(self, revision: RevisionId) -> Mapping[str, int]:
-        """Class parameters (`PoolKey.parameters`) → replicas that are ready or starting; without pools that have none."""
+        """Class parameters (`PoolKey.parameters`) → replicas ready or starting; pools that have none are left out."""
 
     async def apart(self, revision: Revision) -> bool:
         """True: it cannot live beside its predecessor (a fixed port without namespaces, the only GPU)."""
@@ -28,8 +28,8 @@ class Stage(Protocol):
         """Make it startable there. Idempotent. Raises BackendError."""
 
     async def warm(self, revision: Revision, parameters: str, count: int) -> None:
-        """Return when that many replicas are ready (within max_containers). Raises UserCodeFailed with the replica's last
-        output, BackendError."""
+        """Return when that many replicas are ready (within max_containers). Raises UserCodeFailed with the replica's
+        last output, BackendError."""
 
     async def follow(self, earlier: RevisionId, successor: RevisionId) -> None:
         """Where the two cannot live at once: hold starts of the successor back until no replica of `earlier` lives."""
