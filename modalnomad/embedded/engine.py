@@ -216,7 +216,8 @@ class EmbeddedEngine(Engine):
             raise NotFound(f"revision {key.pool.revision} is not prepared on this engine")
         full = self._full()
         self._started += 1
-        log = self._journal.open(Origin(key, prepared.revision.app, prepared.revision.function.tag))
+        revision = prepared.revision
+        log = self._journal.open(Origin(key, revision.app, revision.function.tag, revision.environment))
         life = Life(key, prepared, self._tools, log, number=self._started, reason=reason)
         self._lives[key] = life
         if full is not None:

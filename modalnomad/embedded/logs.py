@@ -93,6 +93,7 @@ class Origin:
     key: ReplicaKey
     app: str
     function: str
+    environment: str = ""
 
 
 class ReplicaLog:
@@ -100,6 +101,7 @@ class ReplicaLog:
 
     def __init__(self, origin: Origin, journal: Journal, lines: int) -> None:
         self.origin = origin
+        self._replica = str(origin.key)
         self._journal = journal
         self._limit = max(lines, LEAST_LINES)
         self._kept: deque[tuple[int, LogLine]] = deque()
@@ -113,10 +115,10 @@ class ReplicaLog:
     def write(self, stream: Stream, lines: list[tuple[str | None, str]]) -> None:
         """Add lines, drop the oldest beyond the limits, tell the followers."""
         now = time.time()
-        origin = self.origin
+        origin, replica = self.origin, self._replica
         for request_id, text in lines:
             self.last = self._journal.next_number()
-            line = LogLine(now, origin.app, origin.function, str(origin.key), stream, text, request_id)
+            line = LogLine(now, origin.app, origin.function, replica, stream, text, request_id, origin.environment)
             self._kept.append((self.last, line))
             self._bytes += len(text)
         while len(self._kept) > self._limit or self._bytes > RING_BYTES:
@@ -138,9 +140,10 @@ class ReplicaLog:
                 break
             found.append(entry)
         if 0 < number < self._dropped:
-            origin = self.origin
-            text = "some lines are left out here: they came faster than they were read"
-            missing = LogLine(time.time(), origin.app, origin.function, str(origin.key), "system", text)
+            origin, text = self.origin, "some lines are left out here: they came faster than they were read"
+            missing = LogLine(
+                time.time(), origin.app, origin.function, self._replica, "system", text, None, origin.environment
+            )
             found.append((self._dropped, missing))
         found.reverse()
         return found

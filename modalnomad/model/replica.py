@@ -112,3 +112,5 @@ class LogLine:
     stream: Literal["stdout", "stderr", "system"]
     text: str
     request_id: str | None = None
+    environment: str = ""
+    """Of the App."""
