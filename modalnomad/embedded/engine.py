@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol, Self
+from weakref import WeakValueDictionary
 
 from modalnomad_sdk import contract
 
@@ -40,6 +41,12 @@ RUNNER: Final = Path(contract.__file__).parent / "runner" / "__main__.py"
 
 WebUrls = Callable[[Revision], Mapping[str, str]]
 """Endpoint name → public URL."""
+Known = Callable[[RevisionId], Revision | None]
+"""A revision by its id, for one that is to be started and was not prepared."""
+
+
+def nothing_known(revision: RevisionId) -> None:
+    """What was not prepared cannot be started."""
 
 
 class ImageStore(Protocol):
@@ -63,6 +70,7 @@ class EmbeddedEngine(Engine):
         artifacts: Artifacts,
         platform_key: bytes,
         web_urls: WebUrls = lambda revision: {},
+        known: Known = nothing_known,
         inherited: Mapping[str, str] | None = None,
         runner: Path = RUNNER,
         gpus: Gpus | None = None,
@@ -76,6 +84,7 @@ class EmbeddedEngine(Engine):
         self._images = images
         self._platform_key = platform_key
         self._web_urls = web_urls
+        self._known = known
         self._inherited = dict(os.environ if inherited is None else inherited)
         self._runner = runner
         self._gpus = gpus or Gpus(home)
@@ -86,6 +95,8 @@ class EmbeddedEngine(Engine):
         self._tasks = Tasks("engine")
         self._prepared: dict[RevisionId, Prepared] = {}
         self._preparing: set[asyncio.Task[ModalNomadError | None]] = set()
+        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Revision → held while it is prepared or retired."""
         self._opening = asyncio.Lock()
         self._tools: Tools | None = None
         self._network = Network(settings.network)
@@ -115,6 +126,13 @@ class EmbeddedEngine(Engine):
             raise error
 
     async def _prepare(self, revision: Revision) -> ModalNomadError | None:
+        async with self._change_of(revision.id):
+            return await self._prepare_alone(revision)
+
+    def _change_of(self, revision: str) -> asyncio.Lock:
+        return self._changing.setdefault(revision, asyncio.Lock())
+
+    async def _prepare_alone(self, revision: Revision) -> ModalNomadError | None:
         try:
             await self._open()
             image = await asyncio.to_thread(self._images.path, revision.image.digest)
@@ -171,11 +189,12 @@ class EmbeddedEngine(Engine):
 
     async def retire(self, revision: str) -> None:
         """Forget a revision: its running replicas are killed, what was prepared for it is freed. Unknown: nothing."""
-        known = self._prepared.pop(RevisionId(revision), None)
-        lives = [life for key, life in self._lives.items() if key.pool.revision == revision]
-        await asyncio.gather(*(life.kill() for life in lives))
-        if known is not None:
-            await self._bundles.release(known.revision.id)
+        async with self._change_of(revision):
+            known = self._prepared.pop(RevisionId(revision), None)
+            lives = [life for key, life in self._lives.items() if key.pool.revision == revision]
+            await asyncio.gather(*(life.kill() for life in lives))
+            if known is not None:
+                await self._bundles.release(known.revision.id)
 
     async def explain(self, revision: Revision) -> Verdict:
         """Could anything run it, and if not, why. Starts nothing."""
@@ -206,7 +225,11 @@ class EmbeddedEngine(Engine):
     # --- replicas --------------------------------------------------------------------------------------------
 
     async def start(self, key: ReplicaKey, reason: str) -> None:
-        """Start this replica. The same key twice starts once. Cancelling the call does not stop the start."""
+        """Start this replica. The same key twice starts once. Cancelling the call does not stop the start. Raises
+        NotFound, or BackendError when it has to be prepared first and cannot be."""
+        unprepared = key not in self._lives and key.pool.revision not in self._prepared
+        if unprepared and (revision := self._known(key.pool.revision)) is not None:
+            await self.prepare(revision)
         life = self._lives.get(key) or self._begin(key, reason)
         await life.under_way.wait()
 
