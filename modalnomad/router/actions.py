@@ -100,7 +100,7 @@ class Actions:
 
     async def _start(self, effect: Start) -> None:
         try:
-            await self._engine.start(effect.key, effect.reason)
+            await self._engine.start(effect.key, effect.reason.text)
         except ModalNomadError as error:
             self._heard.heard_ended(effect.key, Failure("start_failed", error.message, error.hint or ""))
         except Exception as error:

@@ -7,12 +7,12 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 
 from modalnomad.kit.clock import Clock, monotonic
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import Address, Failure, PoolKey, Replica, ReplicaKey, ReplicaState
 from modalnomad.model.revision import Revision
+from modalnomad.model.routes import ScalingOverride
 from modalnomad.ports.engine import Starter
 from modalnomad.router import outcomes
 from modalnomad.router.actions import Actions
@@ -40,6 +40,7 @@ from modalnomad.router.pool import Pool
 from modalnomad.router.pools import Pools
 from modalnomad.router.probe import Asker, Prober
 from modalnomad.router.table import Match
+from modalnomad.router.warmers import Rechecks, Warmers
 from modalnomad.settings import RouterSettings, ScalingSettings
 
 __all__ = ["Activator", "Lease", "Load", "StartFailed"]
@@ -47,22 +48,6 @@ __all__ = ["Activator", "Lease", "Load", "StartFailed"]
 logger = logging.getLogger("modalnomad.router.activator")
 
 _CLOSING = Failure("start_failed", "The router is shutting down.")
-_SLACK = 0.002
-"""Seconds: an event loop's clock may be a millisecond behind ours."""
-
-
-@dataclass(slots=True, eq=False)
-class _Warmer:
-    """Somebody waits in `warm`."""
-
-    pool: Pool
-    count: int
-    done: asyncio.Future[Failure | None]
-
-    def finish(self, failure: Failure | None) -> None:
-        """None: enough are ready."""
-        if not self.done.done():
-            self.done.set_result(failure)
 
 
 class Activator:
@@ -89,8 +74,8 @@ class Activator:
         self._clock = clock
         self._tickets = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Place | Deny]] = {}
-        self._warmers: list[_Warmer] = []
-        self._rechecks: set[asyncio.TimerHandle] = set()
+        self._warmers = Warmers()
+        self._rechecks = Rechecks(lambda pool: self.apply(pool, pool.settle(self._clock())))
         self._closed = False
         self.on_change: Callable[[], None] = lambda: None
 
@@ -201,15 +186,7 @@ class Activator:
         self._revive(revision.id)
         pool = self._open(revision, key, self._clock())
         wanted = count if pool.policy.max is None else min(count, max(1, pool.policy.max))
-        warmer = _Warmer(pool, wanted, asyncio.get_running_loop().create_future())
-        self._warmers.append(warmer)
-        try:
-            self.apply(pool, pool.warm(wanted, self._clock()))
-            self._check_warmers(pool)
-            failure = await warmer.done
-        finally:
-            self._warmers.remove(warmer)
-            pool.floor = max((other.count for other in self._warmers if other.pool is pool), default=0)
+        failure = await self._warmers.wait(pool, wanted, lambda: self.apply(pool, pool.warm(wanted, self._clock())))
         if failure is not None:
             raise StartFailed(failure)
 
@@ -222,13 +199,18 @@ class Activator:
         for pool in self._pools.of(revision):
             self.apply(pool, pool.retire(self._clock()))
 
-    def routes_changed(self, added: Mapping[RevisionId, Revision], removed: Iterable[RevisionId]) -> None:
-        """Revisions that routes lead to now, and those they no longer lead to."""
-        for revision in added.values():
-            self._revive(revision.id)
-            if revision.function.scaling.min_containers and not revision.function.parameters:
-                self._open(revision, PoolKey(revision.id), self._clock())
-        for gone in removed:
+    def serve(self, revisions: Mapping[RevisionId, Revision], overrides: Mapping[RevisionId, ScalingOverride]) -> None:
+        """From now on these revisions are served and no others, scaled as `overrides` say. Those without a route count:
+        a schedule calls them."""
+        known, now = self._pools.served, self._clock()
+        for pool, policy in self._pools.serve(revisions, overrides):
+            self.apply(pool, pool.adopt(policy, now))
+        for id, revision in revisions.items():
+            if id not in known:
+                self._revive(id)
+            if not revision.function.parameters and self._pools.policy(revision.function, PoolKey(id)).min:
+                self._open(revision, PoolKey(id), now)
+        for gone in known - revisions.keys():
             self._retire(gone)
 
     def _revive(self, revision: RevisionId) -> None:
@@ -319,11 +301,11 @@ class Activator:
                 case Start():
                     self._actions.start(effect)
                 case Opened():
-                    self._check_warmers(pool)
+                    self._warmers.check(pool)
                     self.on_change()
                 case Failed():
                     logger.warning("%s did not start: %s", effect.key, effect.failure.reason)
-                    self._fail_warmers(pool, effect.failure)
+                    self._warmers.fail(pool, effect.failure)
                 case Ended():
                     if effect.failure is not None:
                         logger.warning("%s died: %s", effect.place.key, effect.failure.reason)
@@ -336,7 +318,7 @@ class Activator:
                 case Kill():
                     self._actions.kill(effect)
                 case Recheck():
-                    self._recheck(pool, effect.at)
+                    self._rechecks.after(effect.at - self._clock(), pool)
 
     def _answer(self, pool: Pool, ticket: int, answer: Place | Deny) -> None:
         future = self._waiting.get(ticket)
@@ -344,25 +326,6 @@ class Activator:
             future.set_result(answer)
         elif isinstance(answer, Place):  # its client went away at this very moment
             self.apply(pool, pool.release(answer, self._clock()))
-
-    def _recheck(self, pool: Pool, at: float) -> None:
-        def due() -> None:
-            self._rechecks.discard(handle)
-            self.apply(pool, pool.settle(self._clock()))
-
-        delay = max(0.0, at - self._clock()) + _SLACK
-        handle = asyncio.get_running_loop().call_later(delay, due)
-        self._rechecks.add(handle)
-
-    def _check_warmers(self, pool: Pool) -> None:
-        for warmer in self._warmers:
-            if warmer.pool is pool and len(pool.places.offered) >= warmer.count:
-                warmer.finish(None)
-
-    def _fail_warmers(self, pool: Pool, failure: Failure) -> None:
-        for warmer in self._warmers:
-            if warmer.pool is pool:
-                warmer.finish(failure)
 
     # --- For the scaler, tests, the end -----------------------------------------------------------------------
 
@@ -385,12 +348,9 @@ class Activator:
     async def close(self) -> None:
         """Answer everybody waiting 503 `draining`, end all background work. Replicas are left as they are."""
         self._closed = True
-        for handle in self._rechecks:
-            handle.cancel()
-        self._rechecks.clear()
+        self._rechecks.close()
         for ticket, future in self._waiting.items():
             if not future.done():
                 future.set_result(Deny(ticket, "draining"))
-        for warmer in self._warmers:
-            warmer.finish(_CLOSING)
+        self._warmers.close(_CLOSING)
         await self._actions.close()

@@ -10,7 +10,6 @@ from typing import TypeVar
 
 from modalnomad.kit.watch import Cell
 from modalnomad.model.errors import BackendError
-from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import Replica
 from modalnomad.model.routes import RouteSnapshot
 from modalnomad.ports.discovery import Discovery
@@ -47,7 +46,6 @@ class Feed:
         self._on_table = on_table
         self._auth = auth
         self._activator = activator
-        self._served: set[RevisionId] = set()
         self._engine_view: tuple[Replica, ...] = ()
         self._merge_due: asyncio.Handle | None = None
         self.replicas: Cell[tuple[Replica, ...]] = Cell(())
@@ -68,11 +66,7 @@ class Feed:
         table = RouteTable.build(snapshot)
         self._on_table(table)
         self._auth.replace(snapshot.tokens)
-        served = {match.revision.id: match.revision for match in table.matches()}
-        added = {id: revision for id, revision in served.items() if id not in self._served}
-        removed = self._served - served.keys()
-        self._served = set(served)
-        self._activator.routes_changed(added, removed)
+        self._activator.serve(snapshot.revisions, snapshot.overrides)
         self.routes_index.set(snapshot.index)
 
     def take_replicas(self, replicas: tuple[Replica, ...]) -> None:

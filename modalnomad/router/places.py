@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Literal
 
 from modalnomad.model.replica import Address, Failure, ReplicaKey
+from modalnomad.scaling.decide import Reason
 
 
 class PlaceState(StrEnum):
@@ -57,6 +58,8 @@ class Place:
     busy_until: float = 0.0
     """Not offered before: its runner just said Busy."""
     changed_at: float = 0.0
+    why: Reason | None = None
+    """Why it leaves; only of use while it does."""
     spent: bool = False
     """Single-use, and used: it is never reopened."""
     killed: bool = False
@@ -117,7 +120,7 @@ class Start:
     """Have the engine start this replica."""
 
     key: ReplicaKey
-    reason: str
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ class Drain:
 
     key: ReplicaKey
     idle_for: float
-    reason: str
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,7 @@ class Kill:
     """Have the engine end it at once."""
 
     key: ReplicaKey
-    reason: str
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ newcomer, and nobody waiting fails while a replica is ready or starting.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import replace
+from collections.abc import Collection
 
 from modalnomad.model.replica import Address, Failure, PoolKey, ReplicaKey
-from modalnomad.router.breaker import RETRY_PAUSE, Starts
+from modalnomad.router.breaker import Starts
+from modalnomad.router.overdue import START_MARGIN, STRIKE_LIMIT, overdue
 from modalnomad.router.phase import Phase, State
 from modalnomad.router.places import (
     Deny,
@@ -30,15 +30,12 @@ from modalnomad.router.places import (
     Start,
     Ticket,
 )
+from modalnomad.router.queue import Queue
 from modalnomad.router.roster import STRIKE_PATIENCE, Roster
-from modalnomad.scaling.decide import Observed, Policy
+from modalnomad.scaling.decide import Kind, Policy, Reason
 
 BUSY_PAUSE = 0.025
 """Seconds a replica is not offered after its runner said Busy; doubled each time in a row, up to 0.8 s."""
-START_MARGIN = 1.0
-"""Seconds past the start limit: the runner keeps it too, and its own words are better than ours."""
-STRIKE_LIMIT = 10.0
-"""Seconds an idle replica may be out of reach before it is ended."""
 
 
 class Pool:
@@ -57,7 +54,7 @@ class Pool:
         self.key = key
         self.policy = policy
         self.places = Roster(key, policy)
-        self.tickets: OrderedDict[int, Ticket] = OrderedDict()
+        self.tickets = Queue(queue_limit)
         self.running = 0
         """Leases out, those on replicas that have died included."""
         self.floor = 0
@@ -67,9 +64,7 @@ class Pool:
         self.used_at = now
         self.starts = 0
         self._phase = Phase()
-        self._may = starts_allowed
-        self._queue_limit = queue_limit
-        self._overstay = overstay
+        self._may, self._overstay = starts_allowed, overstay
 
     # --- Requests ---------------------------------------------------------------------------------------------
 
@@ -92,7 +87,7 @@ class Pool:
         """Queue. The answer (Grant or Deny) may be among the effects."""
         if self.retired:
             return [Deny(ticket.id, "moved")]
-        if len(self.tickets) >= self._queue_limit:
+        if self.tickets.full:
             return [Deny(ticket.id, "queue_full", retry_after=1.0)]
         self.used_at = now
         self.evicted = False
@@ -137,13 +132,8 @@ class Pool:
 
     def seen(self, key: ReplicaKey, address: Address | None, now: float, *, alive: bool) -> Place | None:
         """The engine lists this replica. A live one that is not known (another router's) is taken in as starting."""
-        self.places.heard_of(key)
-        place = self.places.get(key)
-        if place is None and alive:
-            place = self.places.add(key, now)
-            self._follow()
-        if place is not None and place.address is None:
-            place.address = address
+        place = self.places.take_in(key, address, now) if alive else self.places.hear_of(key, address)
+        self._follow()
         return place
 
     def ready(self, key: ReplicaKey, now: float) -> list[Effect]:
@@ -157,7 +147,7 @@ class Pool:
         self.places.move(place, PlaceState.READY, now)
         effects: list[Effect] = [Opened(place)]
         if self.retired:
-            effects += self._close(place, now, 0.0, "retired")
+            effects += self._close(place, now, 0.0, Reason("retired", "no longer served"))
         return effects + self.settle(now)
 
     def ended(self, key: ReplicaKey, failure: Failure | None, now: float, *, hope: bool = False) -> list[Effect]:
@@ -174,12 +164,17 @@ class Pool:
             effects += self._start_failed(place, failure, now, hope=hope)
         return effects + self.settle(now)
 
-    def close(self, number: int, now: float, idle_for: float, reason: str) -> list[Effect]:
+    def close(self, number: int, now: float, idle_for: float, reason: Reason) -> list[Effect]:
         """Drain this replica if nothing runs on it and nobody waits; the runner has the last word."""
         if self.tickets or self.floor:
             return []
         found = [p for p in self.places.offered if p.key.number == number and not p.running]
         return [*self._close(found[0], now, idle_for, reason), *self.settle(now)] if found else []
+
+    def shed(self, numbers: Collection[int], now: float, reason: Reason) -> list[Effect]:
+        """These take no more requests, whoever waits, and go after the last one they hold."""
+        found = [place for place in self.places if place.live and place.key.number in numbers]
+        return self._dismiss(found, now, reason) + self.settle(now)
 
     def drain_sent(self, key: ReplicaKey, now: float) -> Place | None:
         """The drain is about to be sent. None: it no longer holds (reopened, in use, gone)."""
@@ -212,16 +207,21 @@ class Pool:
         effects = self._seat_waiting(now)
         if self.tickets and not self.retired:
             for place in self.places.closing():
-                if self.tickets:
+                if self.tickets and self._room(self.places.live):
                     self.places.move(place, PlaceState.READY, now)
                     effects += self._seat_waiting(now)
         effects += self._grow(now)
         if self.tickets and not self._hopeful(now):
-            effects += self._deny(Deny(0, "broken", *self._may.shut(now)))
+            effects += self.tickets.deny(Deny(0, "broken", *self._may.shut(now)))
         self._follow()
         return effects
 
-    def add(self, count: int, now: float, reason: str) -> list[Effect]:
+    def adopt(self, policy: Policy, now: float) -> list[Effect]:
+        """Scaled by another policy from now on; what is too many for it goes at the scaler's next look."""
+        self.policy = self.places.policy = policy
+        return self.settle(now)
+
+    def add(self, count: int, now: float, reason: Reason) -> list[Effect]:
         """Start more, within maximum and breaker."""
         effects = self._start(count, now, reason)
         self._follow()
@@ -242,17 +242,15 @@ class Pool:
             effects += self._expire_place(place, now)
         patient = self.places.live and not self.places.offered
         grace = self.policy.start_limit + START_MARGIN if patient else 0.0
-        for ticket in [ticket for ticket in self.tickets.values() if ticket.deadline + grace <= now]:
-            del self.tickets[ticket.id]
-            effects.append(Deny(ticket.id, "queue_timeout", retry_after=1.0))
+        effects += self.tickets.expire(now, grace)
         return effects + self.settle(now)
 
     def retire(self, now: float) -> list[Effect]:
         """Its revision is no longer served: who waits moves on, what runs is finished, the replicas leave."""
         self.retired = True
         self.floor = 0
-        effects = self._deny(Deny(0, "moved"))
-        return effects + self._empty(now, "retired") + self.settle(now)
+        effects = self.tickets.deny(Deny(0, "moved"))
+        return effects + self._empty(now, "retired", "no longer served") + self.settle(now)
 
     def revive(self, now: float) -> list[Effect]:
         """Its revision is served again."""
@@ -266,7 +264,7 @@ class Pool:
         if self.running or self.tickets:
             raise IllegalMove(f"{self.key}: evicted while in use")
         self.evicted = True
-        return self._empty(now, "evicted for another pool") + self.settle(now)
+        return self._empty(now, "evicted", "evicted for another pool") + self.settle(now)
 
     @property
     def state(self) -> State:
@@ -288,10 +286,6 @@ class Pool:
         """Replicas that are not ready yet."""
         return self.places.count(PlaceState.STARTING)
 
-    def observed(self) -> Observed:
-        """For `scaling.decide`."""
-        return self.places.observed(len(self.tickets))
-
     # --- Inside -----------------------------------------------------------------------------------------------
 
     def _seat(self, place: Place, now: float) -> None:
@@ -300,6 +294,7 @@ class Pool:
         self.used_at = now
         if self.policy.single_use:
             place.spent = True
+            place.why = Reason("single_use", "its one input is done")
             self.places.move(place, PlaceState.CLOSING, now)
 
     def _seat_waiting(self, now: float) -> list[Effect]:
@@ -319,14 +314,21 @@ class Pool:
         wanted = self.policy.needed(len(self.tickets) + self.places.load(now))
         if self.tickets or self.floor:
             wanted = self.policy.within(max(wanted, self.floor))
-        reason = f"requests waiting: {len(self.tickets)}" if self.tickets else "more requests than the target"
-        return self._start(wanted - (self.places.counted_on(now) if self.tickets else self.places.live), now, reason)
+        missing = wanted - (self.places.counted_on(now) if self.tickets else self.places.live)
+        return self._start(missing, now, self._demand()) if missing > 0 else []
 
-    def _start(self, count: int, now: float, reason: str) -> list[Effect]:
-        if self.policy.max is not None:
-            count = min(count, max(1, self.policy.max) - len(self.places))
+    def _demand(self) -> Reason:
+        if self.floor and not self.tickets:
+            return Reason("warm", f"{self.floor} asked for")
+        return Reason("requests", f"requests: {len(self.tickets)} waiting, {self.running} running")
+
+    def _room(self, count: int) -> bool:
+        """There may be more than `count` replicas."""
+        return self.policy.max is None or count < max(1, self.policy.max)
+
+    def _start(self, count: int, now: float, reason: Reason) -> list[Effect]:
         effects: list[Effect] = []
-        while len(effects) < count and self._may.allowed(now):
+        while len(effects) < count and self._room(len(self.places)) and self._may.allowed(now):
             self._may.began(now)
             self.starts += 1
             effects.append(Start(self.places.add_next(now).key, reason))
@@ -342,53 +344,51 @@ class Pool:
             return [failed, Recheck(self._may.pause(now))]
         self.floor = 0
         self._may.hold_until = 0.0
-        return [failed, *self._deny(Deny(0, "failed", failure))]
+        return [failed, *self.tickets.deny(Deny(0, "failed", failure))]
 
     def _hopeful(self, now: float) -> bool:
         """Is there anything to wait for: a live replica, a start to come, or one on its way out that makes room."""
         return now < self._may.hold_until or self.places.live > 0 or (len(self.places) > 0 and self._may.open(now))
 
-    def _deny(self, answer: Deny) -> list[Effect]:
-        denied: list[Effect] = [replace(answer, ticket=ticket) for ticket in self.tickets]
-        self.tickets.clear()
-        return denied
-
     def _expire_place(self, place: Place, now: float) -> list[Effect]:
-        since = now - place.changed_at
-        if place.state is PlaceState.STARTING and since >= self.policy.start_limit + START_MARGIN:
-            limit = f"not ready after {self.policy.start_limit:g} s"
-            return [
-                *self._kill(place, now, limit),
-                *self._start_failed(place, Failure("startup_timeout", f"It was {limit}."), now, hope=False),
-            ]
-        if place.state is PlaceState.STRUCK and since >= STRIKE_LIMIT and not place.running:
-            return self._kill(place, now, f"no answer from it for {STRIKE_LIMIT:g} s")
-        if place.state is PlaceState.DRAINING and since >= self._overstay and not place.killed:
-            place.killed = True
-            return [Kill(place.key, f"still there {self._overstay:g} s after it was drained")]
-        if place.state is PlaceState.CLOSING and since >= RETRY_PAUSE and not place.running:
-            place.changed_at = now
-            return [self._drain(place)]
+        match overdue(place, now, self.policy, self._overstay):
+            case "start":
+                limit = f"not ready after {self.policy.start_limit:g} s"
+                failure = Failure("startup_timeout", f"It was {limit}.")
+                killed = self._kill(place, now, Reason("faulty", limit))
+                return killed + self._start_failed(place, failure, now, hope=False)
+            case "answer":
+                return self._kill(place, now, Reason("faulty", f"no answer from it for {STRIKE_LIMIT:g} s"))
+            case "end":
+                place.killed = True
+                return [Kill(place.key, Reason("faulty", f"still there {self._overstay:g} s after it was drained"))]
+            case "drain":
+                place.changed_at = now
+                return [self._drain(place)]
         return []
 
-    def _empty(self, now: float, reason: str) -> list[Effect]:
+    def _empty(self, now: float, kind: Kind, text: str) -> list[Effect]:
+        return self._dismiss([place for place in self.places if place.live], now, Reason(kind, text))
+
+    def _dismiss(self, places: Collection[Place], now: float, reason: Reason) -> list[Effect]:
         effects: list[Effect] = []
-        for place in self.places:
-            if place.state in (PlaceState.READY, PlaceState.STRUCK):
-                effects += self._close(place, now, 0.0, reason)
-            elif place.state is PlaceState.STARTING:
+        for place in places:
+            if place.state is PlaceState.STARTING:
                 self._may.abandoned()
                 effects += self._kill(place, now, reason)
+            else:
+                effects += self._close(place, now, 0.0, reason)
         return effects
 
-    def _close(self, place: Place, now: float, idle_for: float, reason: str) -> list[Effect]:
+    def _close(self, place: Place, now: float, idle_for: float, reason: Reason) -> list[Effect]:
         self.places.move(place, PlaceState.CLOSING, now)
+        place.why = reason
         return [] if place.running else [Drain(place.key, idle_for, reason)]
 
     def _drain(self, place: Place) -> Effect:
-        return Drain(place.key, 0.0, "its one input is done" if place.spent else "no longer served")
+        return Drain(place.key, 0.0, place.why or Reason("retired", "no longer served"))
 
-    def _kill(self, place: Place, now: float, reason: str) -> list[Effect]:
+    def _kill(self, place: Place, now: float, reason: Reason) -> list[Effect]:
         self.places.move(place, PlaceState.DRAINING, now)
         place.killed = True
         return [Kill(place.key, reason)]

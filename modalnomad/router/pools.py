@@ -1,12 +1,14 @@
-"""Which pools there are, of which revisions, and what the engine last listed for each.."""
+"""Which pools there are, of which revisions, and what the engine last listed for each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from modalnomad.model.ids import RevisionId
+from modalnomad.model.manifest import Function
 from modalnomad.model.replica import PoolKey, Replica, ReplicaKey
 from modalnomad.model.revision import Revision
+from modalnomad.model.routes import ScalingOverride
 from modalnomad.router import outcomes
 from modalnomad.router.breaker import Breaker, Starts
 from modalnomad.router.places import PlaceState
@@ -25,6 +27,10 @@ class Pools:
         self._settings = settings
         self._scaling = scaling
         self._pools: dict[PoolKey, Pool] = {}
+        self._functions: dict[PoolKey, Function] = {}
+        self._overrides: dict[RevisionId, ScalingOverride] = {}
+        self.served: frozenset[RevisionId] = frozenset()
+        """Revisions of the last `serve`."""
         self._retired: dict[RevisionId, None] = {}
         self._listed: dict[PoolKey, list[Replica]] = {}
 
@@ -45,7 +51,7 @@ class Pools:
         longest = scaling.breaker_backoff_max
         pool = self._pools[key] = Pool(
             key,
-            Policy.of(revision.function, parametrized=bool(key.parameters)),
+            self.policy(revision.function, key),
             starts_allowed=Starts(
                 Breaker(scaling.breaker_failures, scaling.breaker_backoff, longest),
                 Breaker(1, scaling.breaker_backoff, longest),
@@ -54,7 +60,25 @@ class Pools:
             overstay=scaling.overstay,
             now=now,
         )
+        self._functions[key] = revision.function
         return pool
+
+    def policy(self, function: Function, key: PoolKey) -> Policy:
+        """As declared, and as overridden."""
+        override = self._overrides.get(key.revision)
+        return Policy.of(function, parametrized=bool(key.parameters), override=override)
+
+    def serve(
+        self, revisions: Iterable[RevisionId], overrides: Mapping[RevisionId, ScalingOverride]
+    ) -> list[tuple[Pool, Policy]]:
+        """Take note. Returns the pools that are to be scaled by another policy now."""
+        self.served = frozenset(revisions)
+        before, self._overrides = self._overrides, dict(overrides)
+        return [
+            (pool, self.policy(self._functions[pool.key], pool.key))
+            for pool in self
+            if before.get(pool.key.revision) != self._overrides.get(pool.key.revision)
+        ]
 
     def victim(self, revision: Revision) -> Pool | None:
         """The idle pool that makes room for one more of this revision: the one used least recently. None: there is
@@ -77,6 +101,7 @@ class Pools:
     def drop(self, key: PoolKey) -> None:
         """Forget a cold pool."""
         self._pools.pop(key, None)
+        self._functions.pop(key, None)
 
     def retire(self, revision: RevisionId) -> None:
         """Requests for it follow their route from now on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modalnomad.model.replica import PoolKey, ReplicaKey
+from modalnomad.model.replica import Address, PoolKey, ReplicaKey
 from modalnomad.router.places import Place, PlaceState
 from modalnomad.scaling.decide import Observed, Policy, Seen
 
@@ -13,11 +13,11 @@ STRIKE_PATIENCE = 0.5
 
 
 class Roster:
-    """Places by key. Only `move` and `remove` change what is offered."""
+    """Places by key. Only `move` and `remove` change what is offered. `policy` may be replaced."""
 
     def __init__(self, pool: PoolKey, policy: Policy) -> None:
         self._pool = pool
-        self._policy = policy
+        self.policy = policy
         self._places: dict[ReplicaKey, Place] = {}
         self._epochs: dict[int, int] = {}
         self.offered: list[Place] = []
@@ -33,21 +33,26 @@ class Roster:
         """None: never known, or ended."""
         return self._places.get(key)
 
-    def heard_of(self, key: ReplicaKey) -> None:
-        """The engine lists it, alive or not: its epoch is used."""
+    def hear_of(self, key: ReplicaKey, address: Address | None) -> Place | None:
+        """The engine lists it, alive or not: its epoch is used. Returns its place, if it has one."""
         self._epochs[key.number] = max(key.epoch, self._epochs.get(key.number, 0))
+        place = self._places.get(key)
+        if place is not None and place.address is None:
+            place.address = address
+        return place
 
-    def add(self, key: ReplicaKey, now: float) -> Place:
-        """A replica that is starting."""
-        self.heard_of(key)
-        place = self._places[key] = Place(key, asked_at=now, changed_at=now)
+    def take_in(self, key: ReplicaKey, address: Address | None, now: float) -> Place:
+        """One that lives; a new one is starting, as far as is known."""
+        place = self.hear_of(key, address)
+        if place is None:
+            place = self._places[key] = Place(key, asked_at=now, changed_at=now, address=address)
         return place
 
     def add_next(self, now: float) -> Place:
         """The lowest free number, its epoch one above the highest ever heard of."""
         taken = {key.number for key in self._places}
         number = next(number for number in range(len(taken) + 1) if number not in taken)
-        return self.add(ReplicaKey(self._pool, number, self._epochs.get(number, 0) + 1), now)
+        return self.take_in(ReplicaKey(self._pool, number, self._epochs.get(number, 0) + 1), None, now)
 
     def remove(self, key: ReplicaKey) -> Place | None:
         """Its process is gone."""
@@ -66,9 +71,9 @@ class Roster:
         """The lowest-numbered below its target, else the least loaded below its maximum; avoided ones last."""
         best: Place | None = None
         for place in self.offered:
-            if place.busy_until > now or place.running >= self._policy.max_inputs:
+            if place.busy_until > now or place.running >= self.policy.max_inputs:
                 continue
-            if place.running < self._policy.target and place.key not in avoid:
+            if place.running < self.policy.target and place.key not in avoid:
                 return place
             if best is None or (place.key in avoid, place.running) < (best.key in avoid, best.running):
                 best = place
@@ -96,7 +101,7 @@ class Roster:
     def load(self, now: float) -> int:
         """Requests on live replicas; one that just said Busy counts as holding its target at least."""
         return sum(
-            max(place.running, self._policy.target) if place.busy_until > now else place.running
+            max(place.running, self.policy.target) if place.busy_until > now else place.running
             for place in self._places.values()
             if place.live
         )

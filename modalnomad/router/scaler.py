@@ -9,9 +9,9 @@ from modalnomad.kit.clock import Clock, monotonic
 from modalnomad.model.replica import PoolKey
 from modalnomad.router.activator import Activator
 from modalnomad.router.phase import State
-from modalnomad.router.places import PlaceState
+from modalnomad.router.places import Effect
 from modalnomad.router.pool import Pool
-from modalnomad.scaling.decide import decide, fresh
+from modalnomad.scaling.decide import Decision, Reason, decide, fresh
 from modalnomad.scaling.window import Peak
 from modalnomad.settings import ScalingSettings
 
@@ -52,18 +52,23 @@ class Scaler:
 
     def _scale(self, pool: Pool, now: float) -> None:
         peak = self._peaks.get(pool.key) or fresh(pool.policy)
-        decision = decide(now, pool.observed(), pool.policy, peak)
+        decision = decide(now, pool.places.observed(len(pool.tickets)), pool.policy, peak)
         self._peaks[pool.key] = decision.state
-        if decision.start:
-            self._activator.apply(pool, pool.add(decision.start, now, decision.reason))
-        if decision.drain is not None:
-            effects = pool.close(decision.drain, now, pool.policy.window, decision.reason)
-            self._activator.apply(pool, effects)
-        for place in pool.places:
-            if place.state is PlaceState.READY and not place.running:
-                self._activator.greet(place, max(pool.policy.window, 1.0))
+        if decision.reason is not None:
+            self._activator.apply(pool, _changes(pool, decision, decision.reason, now))
+        for place in pool.places.offered:
+            if not place.running:
+                self._activator.greet(place, pool.policy.greet)
 
     def _forgettable(self, pool: Pool, now: float) -> bool:
         if pool.retired:
             return True
         return not pool.policy.min and now - pool.used_at >= max(FORGET_AFTER, self._settings.breaker_backoff_max)
+
+
+def _changes(pool: Pool, decision: Decision, reason: Reason, now: float) -> list[Effect]:
+    if decision.shed:
+        return pool.shed(decision.shed, now, reason)
+    if decision.drain is not None:
+        return pool.close(decision.drain, now, pool.policy.window, reason)
+    return pool.add(decision.start, now, reason)

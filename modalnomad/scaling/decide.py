@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from modalnomad.model.manifest import Function
+from modalnomad.model.routes import ScalingOverride
 from modalnomad.scaling.window import Peak
 
 
@@ -29,17 +30,24 @@ class Policy:
     """Requests a replica can hold."""
     single_use: bool = False
     start_limit: float = 300.0
+    greet: float = 60.0
+    """An idle replica that is kept hears of a router this often at least, or it takes itself for an orphan."""
 
     @classmethod
-    def of(cls, function: Function, *, parametrized: bool) -> Self:
-        """A pool of class-parameter values has no minimum of its own: nobody asked for those values yet."""
+    def of(cls, function: Function, *, parametrized: bool, override: ScalingOverride | None = None) -> Self:
+        """`override` wins over what the program declares, where it says something. Every pool of class-parameter values
+        is scaled alike, but has no minimum, not by an override either: nobody asked for those values yet."""
         scaling = function.scaling
+        said = {} if override is None else override.model_dump(exclude_none=True)
+        wanted = scaling.model_copy(update=said)
         most = 1 if function.single_use else scaling.max_inputs
         return cls(
-            min=0 if parametrized else scaling.min_containers,
-            max=scaling.max_containers,
-            buffer=scaling.buffer_containers,
-            window=scaling.scaledown_window,
+            min=0 if parametrized else wanted.min_containers,
+            max=wanted.max_containers,
+            buffer=wanted.buffer_containers,
+            window=wanted.scaledown_window,
+            # A replica was told the window of its program when it started.
+            greet=max(1.0, min(wanted.scaledown_window, scaling.scaledown_window)),
             target=max(1, min(scaling.target, most)),
             max_inputs=max(1, most),
             single_use=function.single_use,
@@ -54,6 +62,20 @@ class Policy:
     def needed(self, demand: int) -> int:
         """Replicas that hold `demand` requests at the target."""
         return -(-demand // self.target)
+
+
+Kind = Literal["requests", "min", "buffer", "warm", "idle", "max", "retired", "evicted", "single_use", "faulty"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a replica comes or goes: `kind` is counted, `text` (with the numbers) is logged and sent along."""
+
+    kind: Kind
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,36 +99,53 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Start so many, or drain this one, because of `reason`; `state` is for the next call."""
+    """Start so many, or drain this one, or let these go after what they hold, because of `reason`; `state` is for the
+    next call."""
 
     state: Peak
     start: int = 0
     drain: int | None = None
-    reason: str = ""
+    shed: frozenset[int] = frozenset()
+    reason: Reason | None = None
 
 
 def fresh(policy: Policy) -> Peak:
     """State for the first call."""
-    return Peak(span=max(policy.window, 1.0))
+    return Peak(span=_span(policy))
 
 
 def decide(now: float, observed: Observed, policy: Policy, state: Peak) -> Decision:
-    """At most one drain at a time: while one replica is leaving, none follows it."""
+    """At most one drain at a time: while one replica is leaving, none follows it. What is above the maximum, because
+    that was lowered, goes at once."""
     live = [replica for replica in observed.replicas if replica.state != "leaving"]
     demand = observed.waiting + sum(replica.running for replica in live)
-    state = state.seen(now, demand)
+    state = state.over(_span(policy), now).seen(now, demand)
+    most = len(live) if policy.max is None else max(1, policy.max)
+    if len(live) > most:
+        text = f"max_containers={policy.max}, of {len(live)} running"
+        return Decision(state, shed=_least_useful(live, len(live) - most), reason=Reason("max", text))
     busy = policy.needed(demand)
-    kept, reason = policy.min, f"min_containers={policy.min}"
+    kept, reason = policy.min, Reason("min", f"min_containers={policy.min}")
     if policy.buffer and state.value(now) > 0 and busy + policy.buffer > kept:
-        kept, reason = busy + policy.buffer, f"buffer_containers={policy.buffer} beside {busy} in use"
+        kept, reason = busy + policy.buffer, Reason("buffer", f"buffer_containers={policy.buffer} beside {busy} in use")
     wanted = policy.within(max(kept, busy))
     room = wanted - len(live) if policy.max is None else min(wanted - len(live), policy.max - len(observed.replicas))
     if room > 0:
-        return Decision(state, start=room, reason=reason if kept >= busy else f"{demand} requests")
+        return Decision(state, start=room, reason=reason if kept >= busy else Reason("requests", f"{demand} requests"))
     if len(live) <= wanted or observed.waiting or len(live) < len(observed.replicas):
         return Decision(state)
     idle = [r for r in live if r.state == "ready" and not r.running and now - r.idle_since >= policy.window]
     if not idle:
         return Decision(state)
     victim = max(idle, key=lambda replica: replica.number)
-    return Decision(state, drain=victim.number, reason=f"idle for {now - victim.idle_since:.0f} s")
+    return Decision(state, drain=victim.number, reason=Reason("idle", f"idle for {now - victim.idle_since:.0f} s"))
+
+
+def _span(policy: Policy) -> float:
+    return max(policy.window, 1.0)
+
+
+def _least_useful(live: list[Seen], count: int) -> frozenset[int]:
+    """Those still starting first, then the idle, then the highest-numbered."""
+    order = sorted(live, key=lambda seen: (seen.state != "starting", seen.running > 0, -seen.number))
+    return frozenset(seen.number for seen in order[:count])

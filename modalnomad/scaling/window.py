@@ -25,6 +25,10 @@ class Peak:
             kept, value = kept[:-1], max(value, kept[-1][1])
         return replace(self, buckets=(*kept, (number, value)))
 
+    def over(self, span: float, now: float) -> Self:
+        """For another span; what it forgets of the past is when the peak was, not how high."""
+        return self if span == self.span else replace(self, span=span, buckets=()).seen(now, self.value(now))
+
     def value(self, now: float) -> int:
         """0 when nothing was seen."""
         oldest = self._number(now) - BUCKETS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -9,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import Failure, FailureCode, PoolKey, ReplicaKey, TcpAddress
 from modalnomad.router.breaker import Breaker, Starts
+from modalnomad.router.overdue import START_MARGIN
 from modalnomad.router.phase import State
 from modalnomad.router.places import (
     Deny,
@@ -23,7 +26,7 @@ from modalnomad.router.places import (
     Start,
     Ticket,
 )
-from modalnomad.router.pool import START_MARGIN, Pool
+from modalnomad.router.pool import Pool
 from modalnomad.scaling.decide import Policy, decide, fresh
 
 KEY = PoolKey(RevisionId("r" * 32))
@@ -174,16 +177,35 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        decision = decide(self.now, self.pool.observed(), self.policy, self.peak)
+        decision = decide(self.now, self.pool.places.observed(len(self.pool.tickets)), self.policy, self.peak)
         self.peak = decision.state
         if self.pool.retired:
             return
+        if decision.reason is None:
+            assert (decision.start, decision.shed, decision.drain) == (0, frozenset(), None), "done without a reason"
+            return
         if decision.start:
             self.apply(self.pool.add(decision.start, self.now, decision.reason))
+        if decision.shed:
+            self.apply(self.pool.shed(decision.shed, self.now, decision.reason))
+        if self.policy.max is not None:
+            assert self.pool.places.live <= self.policy.max, "more in use than the maximum"
         if decision.drain is not None:
             effects = self.pool.close(decision.drain, self.now, self.policy.window, decision.reason)
             assert not (effects and self.waiting), "put to sleep with somebody waiting"
             self.apply(effects)
+
+    @rule(
+        least=st.integers(0, 2),
+        most=st.none() | st.integers(1, 4),
+        buffer=st.integers(0, 2),
+        window=st.sampled_from([1.0, 5.0, 60.0]),
+    )
+    def scaled_by_hand(self, least: int, most: int | None, buffer: int, window: float) -> None:
+        self.policy = replace(self.policy, min=least, max=most, buffer=buffer, window=window)
+        total = len(self.alive)
+        self.apply(self.pool.adopt(self.policy, self.now))
+        assert most is None or len(self.alive) <= max(most, total)
 
     @precondition(lambda self: self.drains)
     @rule(data=st.data(), answer=st.sampled_from(["accepted", "refused", "silence"]))

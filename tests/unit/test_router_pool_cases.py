@@ -10,7 +10,7 @@ from modalnomad.router.breaker import Breaker, Starts
 from modalnomad.router.phase import State
 from modalnomad.router.places import Deny, Drain, Effect, Grant, IllegalMove, Kill, Place, PlaceState, Start, Ticket
 from modalnomad.router.pool import Pool
-from modalnomad.scaling.decide import Decision, Observed, Policy, Seen, decide, fresh
+from modalnomad.scaling.decide import Decision, Observed, Policy, Reason, Seen, decide, fresh
 from modalnomad.scaling.window import Peak
 
 KEY = PoolKey(RevisionId("r" * 32))
@@ -59,7 +59,7 @@ def test_a_wake_has_the_right_size_the_first_time(requests: int, policy: Policy,
 
 def test_low_numbers_fill_to_the_target_then_the_least_loaded_to_the_maximum() -> None:
     pool = make_pool(Policy(target=2, max_inputs=3))
-    for key in started(pool.add(2, 0.0, "test")):
+    for key in started(pool.add(2, 0.0, Reason("min", "test"))):
         pool.ready(key, 0.0)
     order = []
     while (place := pool.take(0.0)) is not None:
@@ -69,7 +69,7 @@ def test_low_numbers_fill_to_the_target_then_the_least_loaded_to_the_maximum() -
 
 def test_avoided_replicas_are_taken_only_when_there_is_no_other() -> None:
     pool = make_pool(Policy(target=1, max_inputs=2))
-    keys = started(pool.add(2, 0.0, "test"))
+    keys = started(pool.add(2, 0.0, Reason("min", "test")))
     for key in keys:
         pool.ready(key, 0.0)
     avoid = frozenset({keys[0]})
@@ -108,7 +108,7 @@ def test_a_drain_not_yet_sent_is_cancelled_by_a_request() -> None:
     pool = make_pool()
     (place,) = wake(pool, 1)
     pool.release(place, 1.0)
-    (drain,) = [e for e in pool.close(0, 100.0, 60.0, "idle") if isinstance(e, Drain)]
+    (drain,) = [e for e in pool.close(0, 100.0, 60.0, Reason("idle", "idle")) if isinstance(e, Drain)]
     assert pool.state is State.COOLING
     assert granted(arrive(pool, range(1, 2), 100.0)) == [place]
     assert pool.drain_sent(drain.key, 100.0) is None
@@ -119,7 +119,7 @@ def test_a_stale_drain_of_a_replica_in_use_is_not_sent() -> None:
     pool = make_pool()
     (place,) = wake(pool, 1)
     pool.release(place, 1.0)
-    pool.close(0, 100.0, 60.0, "idle")
+    pool.close(0, 100.0, 60.0, Reason("idle", "idle"))
     arrive(pool, range(1, 2), 100.0)
     pool.retire(100.0)
     assert place.state is PlaceState.CLOSING
@@ -133,7 +133,7 @@ def test_a_request_during_a_drain_starts_the_next_replica_unless_the_maximum_for
         pool = make_pool(Policy(max=most))
         (place,) = wake(pool, 1)
         pool.release(place, 1.0)
-        pool.close(0, 100.0, 60.0, "idle")
+        pool.close(0, 100.0, 60.0, Reason("idle", "idle"))
         pool.drain_sent(place.key, 100.0)
         assert [key.number for key in started(arrive(pool, range(1, 2), 100.0))] == numbers
         if most == 1:
@@ -207,7 +207,7 @@ def test_what_overstays_is_killed() -> None:
     pool = make_pool(Policy(start_limit=5.0))
     (place,) = wake(pool, 1)
     pool.release(place, 0.0)
-    pool.close(0, 60.0, 60.0, "idle")
+    pool.close(0, 60.0, 60.0, Reason("idle", "idle"))
     pool.drain_sent(place.key, 60.0)
     assert pool.expire(79.0) == []
     assert [effect.key for effect in pool.expire(80.0) if isinstance(effect, Kill)] == [place.key]
@@ -270,7 +270,7 @@ def test_the_highest_numbered_idle_replica_goes_one_at_a_time() -> None:
     replicas = (idle(0), idle(1), Seen(2, "ready", 1))
     assert at(59.0, *replicas, policy=policy).drain is None
     assert at(60.0, *replicas, policy=policy).drain == 1
-    assert "idle for 60 s" in at(60.0, *replicas, policy=policy).reason
+    assert at(60.0, *replicas, policy=policy).reason == Reason("idle", "idle for 60 s")
     assert at(60.0, *replicas, Seen(3, "leaving"), policy=policy).drain is None
     assert at(60.0, *replicas, policy=policy, waiting=3).drain is None
 
@@ -282,10 +282,28 @@ def test_the_minimum_is_started_and_kept() -> None:
     assert at(100.0, idle(0), idle(1), idle(2), policy=policy).drain == 2
 
 
+def test_what_is_above_a_lowered_maximum_goes_at_once_the_least_useful_first() -> None:
+    policy = Policy(max=1, window=60)
+    replicas = (Seen(0, "ready", 1), idle(1), Seen(2, "ready", 1), Seen(3, "starting"))
+    decision = at(1.0, *replicas, policy=policy, waiting=5)
+    assert (set(decision.shed), decision.start, decision.drain) == ({3, 1, 2}, 0, None)
+    assert decision.reason == Reason("max", "max_containers=1, of 4 running")
+    assert at(1.0, *replicas, policy=Policy(max=3)).shed == {3}
+    assert not at(1.0, *replicas, policy=Policy(max=4)).shed
+
+
+def test_a_window_that_changes_keeps_the_peak() -> None:
+    busy = at(0.0, *(Seen(number, "ready", 1) for number in range(3)), policy=Policy(buffer=1, window=600)).state
+    shorter = at(10.0, policy=Policy(buffer=1, window=12), peak=busy)
+    assert (shorter.state.span, shorter.state.value(10.0)) == (12.0, 3)
+    assert shorter.state.value(30.0) == 0
+    assert at(10.0, policy=Policy(window=600), peak=shorter.state).state.value(600.0) == 3
+
+
 def test_the_buffer_is_kept_while_the_pool_is_in_use() -> None:
     policy = Policy(buffer=2, window=60)
     busy = at(0.0, Seen(0, "ready", 1), policy=policy)
-    assert (busy.start, busy.reason) == (2, "buffer_containers=2 beside 1 in use")
+    assert (busy.start, busy.reason) == (2, Reason("buffer", "buffer_containers=2 beside 1 in use"))
     rest = (idle(0), idle(1), idle(2))
     assert at(61.0, *rest, policy=policy, peak=busy.state).drain == 2
     later = at(200.0, *rest, policy=policy, peak=busy.state)
