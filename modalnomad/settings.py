@@ -64,6 +64,17 @@ class RouterSettings(Group):
 
 
 class ScalingSettings(Group):
+    access_log: str = ""
+    """File that gets a line of JSON for each request that is over; `-`: standard output. Empty: none. A file that is
+    moved away is made anew."""
+    admin_host: str = "127.0.0.1"
+    """Address of the admin listener: metrics, health, readiness, /debug. Nobody is asked for a password there: anything
+    but loopback shows them to the network. Empty: no admin listener."""
+    admin_port: int | None = Field(default=None, ge=0, le=65535)
+    """TCP port of the admin listener; 0: a free one. None: `up` takes 8701, `serve` has none."""
+    drain_delay: float = Field(default=0.0, ge=0)
+    """Seconds between the first signal to stop, when readiness ends, and the end of accepting connections: as long as a
+    load balancer takes to notice. 0: none."""
     """When replicas are added, drained, and given up."""
 
     interval: float = Field(default=0.25, gt=0)

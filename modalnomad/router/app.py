@@ -83,6 +83,7 @@ class Router:
         """Each step returns a value or raises a Reply; nothing else decides a status."""
         try:
             match = self.table.match(exchange.host)  # 404
+            exchange.meter = match.meter
             exchange.show_private = match.route.ephemeral
             check_head(exchange, self._settings.body_limit)  # 400, 404, 413, 426
             caller = self._auth.authorize(match, exchange.head.headers)  # 401, 403
@@ -108,7 +109,6 @@ class Router:
             self._reply(exchange, Answer(500, "internal_error", "The router failed; its log says more.", close=True))
 
     def _reply(self, exchange: Exchange, answer: Answer) -> None:
-        self.gate.counters.replied(answer.code)
         if answer.status >= 500:
             logger.warning(
                 "%s %s: %d %s: %s%s",

@@ -80,6 +80,7 @@ class Connection(asyncio.Protocol):
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._deadline = self._gate.clock() + self._gate.settings.idle_timeout
+        self._gate.counters.accepted += 1
         self._gate.enter(self)
         if self._gate.draining:
             self._transport.close()
@@ -180,10 +181,8 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, reply: Reply) -> None:
         """Answer what never became a request, and close."""
-        answer = reply.answer
-        self._gate.counters.answered(answer.status)
-        self._gate.counters.replied(answer.code)
-        identity = request_id([])
+        answer, identity = reply.answer, request_id([])
+        self._gate.refused(self._peer, identity, answer)
         self.write(render(answer, request_id=identity, is_head=False, private=False, close=True))
         self._linger()
 
@@ -193,17 +192,18 @@ class Connection(asyncio.Protocol):
         self._deadline = math.inf
         self._scanned = 0
         self._probes = 0
-        self._probe_at = gate.clock() + PROBE_AFTER[0]
+        now = gate.clock()
+        self._probe_at = now + PROBE_AFTER[0]
         exchange = Exchange(
             self, head, self._peer, origin(head, self._peer, gate.trusted), body_limit=gate.settings.body_limit
         )
+        exchange.arrived_at = now
         if self._bound_host is not None:
             exchange.host = self._bound_host
         self._exchange = exchange
         self._buffer = rest if exchange.body_done else exchange.feed(rest) if rest else b""
         if gate.draining:
             answer = Reply(503, "draining", "The router is shutting down.", retry_after=1, close=True).answer
-            gate.counters.replied(answer.code)
             exchange.reply(answer)
             self._finished(exchange)
             return
@@ -230,7 +230,7 @@ class Connection(asyncio.Protocol):
         self._finished(exchange)
 
     def _finished(self, exchange: Exchange) -> None:
-        self._gate.counters.answered(exchange.status)
+        self._gate.finished(exchange)
         if self._state != BUSY:
             return
         if not exchange.finished:
@@ -296,6 +296,10 @@ class Connection(asyncio.Protocol):
     def closing(self) -> bool:
         """No further request is taken here."""
         return self._gate.draining or self._eof
+
+    def now(self) -> float:
+        """The router's clock."""
+        return self._gate.clock()
 
     def write(self, data: bytes) -> None:
         """To the client."""

@@ -8,7 +8,10 @@ from typing import Any, Protocol
 
 from modalnomad.kit.clock import Clock, monotonic
 from modalnomad.kit.tasks import Tasks
-from modalnomad.router.headers import Trusted
+from modalnomad.router.access_log import AccessLog
+from modalnomad.router.headers import Peer, Trusted
+from modalnomad.router.measure import count, count_refusal
+from modalnomad.router.replies import Answer
 from modalnomad.router.request import Exchange
 from modalnomad.router.telemetry import Counters
 from modalnomad.settings import RouterSettings
@@ -48,6 +51,7 @@ class Gate:
         self.counters = counters or Counters()
         self.clock = clock
         self.tasks = Tasks("requests")
+        self.access_log: AccessLog | None = None
         self.draining = False
         self._guests: set[Guest] = set()
         self._left = asyncio.Event()
@@ -69,11 +73,28 @@ class Gate:
         self.counters.connections = len(self._guests)
         self._left.set()
 
+    def finished(self, exchange: Exchange) -> None:
+        """One request ended."""
+        now = self.clock()
+        count(exchange, now, self.counters)
+        if self.access_log is not None:
+            self.access_log.add(exchange, now)
+
+    def refused(self, peer: Peer, request_id: bytes, answer: Answer) -> None:
+        """What came never became a request."""
+        self.counters.answered(answer.status)
+        self.counters.replied(answer.code)
+        count_refusal(answer, self.counters.nowhere)
+        if self.access_log is not None:
+            self.access_log.add_refusal(peer, request_id, answer)
+
     async def sweep(self) -> None:
         """Runs as long as the router does: one clock for all connections costs each request nothing."""
         while True:
+            due = self.clock() + self._interval
             await asyncio.sleep(self._interval)
             now = self.clock()
+            self.counters.lag = max(0.0, now - due)
             for guest in tuple(self._guests):
                 guest.tick(now)
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from typing import Final, Protocol
 
+from modalnomad.model.replica import ReplicaKey
 from modalnomad.router import headers
 from modalnomad.router.framing import Chunked, Counted, Decoder, FramingError, encode_chunk, encode_end
 from modalnomad.router.headers import Origin, Peer
 from modalnomad.router.http1 import Headers, RequestHead, ResponseHead, malformed
 from modalnomad.router.problem import render
 from modalnomad.router.replies import Answer, Reply
+from modalnomad.router.telemetry import Meter
 
 KEPT: Final = 64 * 1024
 """Bytes of a body that are taken off the socket while the request waits, and kept until an answer comes."""
@@ -50,6 +52,9 @@ class Link(Protocol):
     def writing_paused(self) -> bool:
         """The client reads too slowly."""
 
+    def now(self) -> float:
+        """The router's clock."""
+
     def write(self, data: bytes) -> None:
         """To the client, in order."""
 
@@ -70,9 +75,10 @@ class Exchange:
     """See the module."""
 
     __slots__ = (
-        "_chunked", "_decoder", "_held", "_held_back", "_kept", "_kept_size", "_limit", "_link", "_received",
-        "close_after", "continued", "failure", "finished", "head", "host", "origin", "partner", "peer",
-        "replayable", "request_id", "show_private", "started", "status", "websocket",
+        "_chunked", "_decoder", "_held", "_held_back", "_kept", "_kept_size", "_limit", "_link",
+        "answered_at", "arrived_at", "close_after", "code", "continued", "failure", "finished", "head", "host",
+        "leased_at", "meter", "origin", "partner", "peer", "received", "replayable", "replica", "request_id", "sent",
+        "show_private", "started", "status", "websocket",
     )  # fmt: skip
 
     def __init__(self, link: Link, head: RequestHead, peer: Peer, origin: Origin, *, body_limit: int) -> None:
@@ -93,12 +99,21 @@ class Exchange:
         """An interim answer told the client to send its body."""
         self.close_after = not head.keep_alive
         self.status = 0
+        self.code = ""
+        """Of the router's own answer."""
+        self.meter: Meter | None = None
+        """None: it leads to no endpoint."""
+        self.replica: ReplicaKey | None = None
+        """The last one it was offered to."""
+        self.arrived_at = self.leased_at = self.answered_at = 0.0
+        """When its head was read, when it got its place in `replica`, when the answer began; 0: not so far."""
+        self.received = self.sent = 0
+        """Bytes of the two bodies; of a WebSocket, of all that passed after the 101."""
         self._link = link
         self._limit = body_limit
         self._decoder: Decoder = Chunked() if head.length is None else Counted(head.length)
         self._kept: list[bytes] = []
         self._kept_size = 0
-        self._received = 0
         self.partner: Partner | None = None
         self._held_back = False
         self._chunked = False
@@ -128,8 +143,8 @@ class Exchange:
             self.fail(malformed(f"The request body is malformed: {error}."))
             return b""
         if payload:
-            self._received += len(payload)
-            if self._limit and self._received > self._limit and not self.finished:
+            self.received += len(payload)
+            if self._limit and self.received > self._limit and not self.finished:
                 self.fail(too_large(self._limit))
                 return b""
             self._pass(payload)
@@ -202,6 +217,7 @@ class Exchange:
         self._forget_body(-1)
         self.started = True
         self.status = response.status
+        self.answered_at = self._link.now()
         onward = headers.to_client(response, self.head, self.request_id, close=self._must_close())
         self.close_after = onward.close
         self._chunked = onward.chunked
@@ -216,10 +232,11 @@ class Exchange:
         # when the client is sure to send it.
         waits = self.head.expects_continue and not self.continued
         length = self.head.length
-        return waits or length is None or length - self._received > KEPT
+        return waits or length is None or length - self.received > KEPT
 
     def write(self, payload: bytes) -> None:
         """A piece of the replica's body, passed on at once."""
+        self.sent += len(payload)
         data = encode_chunk(payload) if self._chunked else payload
         if self._held:
             data, self._held = self._held + data, b""
@@ -240,6 +257,7 @@ class Exchange:
 
     def reply(self, answer: Answer) -> None:
         """The router's own answer. When another was already begun, the connection is cut."""
+        self.code = answer.code
         if self.started:
             self.cut()
             return
@@ -266,6 +284,7 @@ class Exchange:
         """Pass the 101 on and give up the connection: a WebSocket from here."""
         self.started = self.finished = True
         self.status = 101
+        self.answered_at = self._link.now()
         self._link.write(headers.switch_to_client(response, self.request_id))
         return self._link.hand_over()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from modalnomad.model.revision import Revision
 from modalnomad.model.routes import Route, RouteSnapshot
 from modalnomad.router.replies import Reply
+from modalnomad.router.telemetry import Meter
 
 logger = logging.getLogger("modalnomad.router.table")
 
@@ -20,6 +21,8 @@ class Match:
 
     route: Route
     revision: Revision
+    meter: Meter = field(default_factory=Meter, compare=False, repr=False)
+    """Where its requests are counted."""
 
 
 class RouteTable:
@@ -47,6 +50,11 @@ class RouteTable:
                 if taken is not match:
                     logger.error("%s and %s both want %s: the first keeps it", taken.route.name, route.name, host)
         return cls(matches, snapshot.index)
+
+    def measured(self, meter: Callable[[Match], Meter]) -> Self:
+        """The same table, its requests counted by what `meter` returns for each route."""
+        found = {id(match): replace(match, meter=meter(match)) for match in self.matches()}
+        return type(self)({host: found[id(match)] for host, match in self._matches.items()}, self.index)
 
     def match(self, host: str) -> Match:
         """`host` in lower case, without port or trailing dot. Raises Reply 404."""

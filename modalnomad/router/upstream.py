@@ -165,6 +165,7 @@ class Upstream:
     async def forward(self, exchange: Exchange, lease: Lease, caller: Caller, gate: Gate) -> None:
         """Returns when the answer is complete, or cut. Raises TryElsewhere, or Reply 502, 503, 504."""
         match = lease.match
+        exchange.replica, exchange.leased_at = lease.key, gate.clock()
         single = match.route.endpoint.kind == "web_server"
         channel = await self._channel(lease, fresh=single or exchange.websocket)
         until = gate.clock() + match.revision.function.timeout
@@ -213,6 +214,7 @@ class Upstream:
             await tunnel.done
         finally:
             tunnel.abort()
+            exchange.received, exchange.sent = tunnel.passed
 
     async def ask(
         self,

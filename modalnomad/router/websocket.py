@@ -69,16 +69,18 @@ def _is_key(value: bytes) -> bool:
 class _End(asyncio.Protocol):
     """One side of a tunnel: what it reads goes to the other side's transport."""
 
-    __slots__ = ("eof", "other", "transport", "tunnel")
+    __slots__ = ("eof", "other", "passed", "transport", "tunnel")
 
     def __init__(self, tunnel: Tunnel, transport: asyncio.Transport) -> None:
         self.tunnel = tunnel
         self.transport = transport
         self.other = cast("_End", None)
         self.eof = False
+        self.passed = 0
 
     def data_received(self, data: bytes) -> None:
         """Pass on."""
+        self.passed += len(data)
         if not self.other.transport.is_closing():  # uvloop raises
             self.other.transport.write(data)
 
@@ -130,6 +132,7 @@ class Tunnel:
     def start(self, from_client: bytes, from_replica: bytes) -> None:
         """Take both transports over, neither of them lost yet, with what was read from them already."""
         for end, early in ((self._client, from_client), (self._replica, from_replica)):
+            end.passed += len(early)
             if early and not end.other.transport.is_closing():
                 end.other.transport.write(early)
             end.transport.set_protocol(end)
@@ -138,6 +141,11 @@ class Tunnel:
                 end.transport.resume_reading()
         if self._gate.draining:
             self.drain()
+
+    @property
+    def passed(self) -> tuple[int, int]:
+        """Bytes from the client, bytes from the replica."""
+        return self._client.passed, self._replica.passed
 
     def half_closed(self) -> None:
         """One side sends no more: the other has a while to say goodbye."""
