@@ -329,6 +329,11 @@ class Activator:
 
     # --- For the scaler, tests, the end -----------------------------------------------------------------------
 
+    @property
+    def served(self) -> frozenset[RevisionId]:
+        """Revisions of the last `serve`."""
+        return self._pools.served
+
     def pools(self) -> Iterator[Pool]:
         """All pools at this moment."""
         return iter(self._pools)

@@ -55,11 +55,8 @@ class RouterPools:
         await self.router.activator.retire(revision)
 
     async def routed(self, revisions: frozenset[RevisionId]) -> None:
-        """Return when requests are led to these revisions."""
-        table = self.router.router
-        await self.router.feed.routes_index.until(
-            lambda _: revisions <= {match.revision.id for match in table.table.matches()}
-        )
+        """Return when these revisions are served."""
+        await self.router.feed.routes_index.until(lambda _: revisions <= self.router.activator.served)
 
 
 @dataclass(frozen=True, slots=True)
