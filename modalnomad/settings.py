@@ -103,6 +103,10 @@ class EmbeddedSettings(Group):
     """Replicas one `serve` or `up` may run at once; past it an idle pool gives way, else 503 no_capacity. 0: any."""
     log_lines: int = Field(default=10_000, ge=0)
     """Lines kept of each replica's output."""
+    log_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
+    """Bytes of log files that `up` keeps of each App; the oldest lines go. 0: it writes none."""
+    log_days: float = Field(default=14.0, ge=0)
+    """Days after which log files go whatever their size. 0: never."""
     templates: bool = False
     """Keep a warm process per image in use, which replicas are forked from: cold starts after the first one take about
     a twentieth of the time. Costs about 43 MiB of memory per image (measured with FastAPI) while it is used, see

@@ -6,6 +6,7 @@ keep up is told that it missed some.
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import time
 from collections import deque
@@ -23,6 +24,8 @@ LINE_LIMIT: Final = 64 * 1024
 """Bytes of one line; a longer one goes on in the next."""
 RING_BYTES: Final = 4 * 1024 * 1024
 """Bytes of text kept of each replica, however many lines."""
+LINES_IN_A_ROW: Final = 100
+"""A follower that is given many lines lets others have the event loop after so many."""
 LEAST_LINES: Final = 200
 """Kept whatever the settings say: the end of the output is the reason of a failed start."""
 
@@ -192,9 +195,11 @@ class Journal:
             logs = [only] if only is not None else list(self._logs.values())
             ended = only is not None and only.ended
             batches = [log.after(seen) for log in logs if log.last > seen]
-            for number, line in heapq.merge(*batches, key=lambda entry: entry[0]):
+            for count, (number, line) in enumerate(heapq.merge(*batches, key=lambda entry: entry[0]), 1):
                 seen = max(seen, number)
                 yield line
+                if not count % LINES_IN_A_ROW:
+                    await asyncio.sleep(0)
             if not follow or ended:
                 return
             await self._told.until(lambda now, told=told: now != told)  # type: ignore[misc]
