@@ -78,6 +78,25 @@ DRAIN_PATH: Final = "/.modalnomad/drain"
 """POST with ?idle_for=<seconds>: 202 the replica lets no more requests in and exits when empty; 409 refused, because
 something runs or ran less than that long ago (seconds since in the body, JSON {"running": n, "idle_for": s})."""
 
+CALL_PATH: Final = "/.modalnomad/call"
+"""POST: run the Function, or a method of the Cls, once. The body is pickle (CALL_PICKLE) of (args, kwargs), or empty:
+no arguments. HEADER_METHOD names the method. It takes one of `max_inputs` and obeys `timeout`. 200 with HEADER_OUTCOME:
+
+    result    the body is pickle of what it returned
+    raised    JSON {"type", "message", "traceback", "exception": base64 of pickle, or null when it has none}
+    timeout   JSON as `raised`
+
+404: nothing of that name can be called here; 413: the body is over CALL_LIMIT. Who hangs up has cancelled the call."""
+CALL_PICKLE: Final = 4
+"""Highest pickle protocol of either side."""
+CALL_LIMIT: Final = 256 * 1024 * 1024
+"""Bytes of arguments, and of a result."""
+HEADER_METHOD: Final = "modalnomad-method"
+"""Attribute of the Cls; empty or absent: the Function itself."""
+HEADER_TELL: Final = "modalnomad-tell"
+"""`1`: what the call raises is written to standard error too, because nobody waits for the answer."""
+HEADER_OUTCOME: Final = "modalnomad-outcome"
+
 HEADER_TICKET: Final = "modalnomad-ticket"
 """Hex HMAC-SHA256(platform key, revision id). Every request needs it, else 403."""
 HEADER_REQUEST_ID: Final = "x-request-id"

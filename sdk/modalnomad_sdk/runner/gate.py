@@ -6,13 +6,16 @@ import asyncio
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modalnomad_sdk import state
 from modalnomad_sdk.contract import (
+    CALL_PATH,
     HEADER_CLIENT,
     HEADER_ENDPOINT,
+    HEADER_METHOD,
     HEADER_REQUEST_ID,
+    HEADER_TELL,
     HEADER_TICKET,
     PREFIX,
     PRIVATE_HEADER_PREFIX,
@@ -23,7 +26,11 @@ from .door_answers import BUSY, FORBIDDEN, NO_ENDPOINT, Answer, Porter
 from .doors import Doors
 from .lifespan import App, Lifespan, Message, Receive, Scope, Send
 
+if TYPE_CHECKING:
+    from .calls import Calls
+
 _TICKET, _CLIENT, _ENDPOINT = HEADER_TICKET.encode(), HEADER_CLIENT.encode(), HEADER_ENDPOINT.encode()
+_METHOD, _TELL = HEADER_METHOD.encode(), HEADER_TELL.encode()
 _REQUEST_ID, _PRIVATE = HEADER_REQUEST_ID.encode(), PRIVATE_HEADER_PREFIX.encode()
 _LONG_BODY = (b"content-length", b"transfer-encoding")
 
@@ -46,6 +53,8 @@ class _Head:
     ticket: bytes = b""
     client: tuple[str, int] | None = None
     endpoint: str = ""
+    method: str = ""
+    tell: bool = False
     request_id: str | None = None
     scheme: str | None = None
     has_body: bool = False
@@ -54,8 +63,16 @@ class _Head:
 class Gate:
     """Everything comes through here; nothing without the ticket, and never more than `max_inputs` at once."""
 
-    def __init__(self, endpoints: Mapping[str, Mounted], doors: Doors, porter: Porter, timeout: float) -> None:
+    def __init__(
+        self,
+        endpoints: Mapping[str, Mounted],
+        doors: Doors,
+        porter: Porter,
+        timeout: float,
+        calls: Calls | None = None,
+    ) -> None:
         self.endpoints = endpoints
+        self.calls = calls
         self.doors = doors
         self.porter = porter
         self.timeout = timeout + TIMEOUT_MARGIN
@@ -67,6 +84,8 @@ class Gate:
             return await _reply(scope, send, FORBIDDEN, head)
         self.doors.contact()
         path: str = scope["path"]
+        if path == CALL_PATH and self.calls is not None and scope.get("method") == "POST":
+            return await self._call(self.calls, head, scope, receive, send)
         if path.startswith(PREFIX):
             return await _reply(
                 scope, send, self.porter.private(scope.get("method", ""), path, scope["query_string"]), head
@@ -79,6 +98,17 @@ class Gate:
         try:
             return await self._serve(mounted, head, scope, receive, send)
         finally:
+            self.doors.leave()
+
+    async def _call(self, calls: Calls, head: _Head, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self.doors.enter():
+            return await _reply(scope, send, BUSY, head)
+        state.current_input.set(head.request_id)
+        try:
+            return await calls.answer(head.method, head.tell, receive, send)
+        finally:
+            if head.request_id is not None:
+                logs.finish_request(head.request_id)
             self.doors.leave()
 
     async def _serve(self, mounted: Mounted, head: _Head, scope: Scope, receive: Receive, send: Send) -> None:
@@ -132,6 +162,10 @@ def _take(scope: Scope) -> _Head:
                 head.client = _client(value)
             elif name == _ENDPOINT:
                 head.endpoint = value.decode("latin-1")
+            elif name == _METHOD:
+                head.method = value.decode("latin-1")
+            elif name == _TELL:
+                head.tell = value == b"1"
             continue
         if name == _REQUEST_ID:
             head.request_id = value.decode("latin-1")

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from modalnomad_sdk.contract import HEADER_ENDPOINT, HEADER_TICKET, PREFIX
+from modalnomad_sdk.contract import CALL_PATH, HEADER_ENDPOINT, HEADER_TICKET, PREFIX
 
 from .door_answers import BUSY, FORBIDDEN, NO_ENDPOINT, Answer, Porter
 from .doors import Doors
@@ -179,6 +179,8 @@ class Front(_Side):
         if not relay.porter.admits(head.get(_TICKET)):
             return self._answer(FORBIDDEN)
         relay.doors.contact()
+        if head.path == CALL_PATH and relay.managed is not None:
+            return self._hand_over(relay.managed(), whole)
         if head.path.startswith(PREFIX):
             return self._answer(relay.porter.private(head.method, head.path, head.query))
         name = head.get(_ENDPOINT).decode("latin-1")

@@ -92,11 +92,13 @@ class FrontDoor:
         self.changed = asyncio.Event()
         self.doors.on_change = self.changed.set
         self.server: Server | None = None
-        if code.mounted:  # imported before anything starts, so that nothing waits for it
+        if code.mounted or code.callables:  # imported before anything starts, so that nothing waits for it
+            from .calls import Calls
             from .gate import Gate
             from .serve import Server
 
-            self.server = Server(Gate(code.mounted, self.doors, self.porter, config.timeout))
+            calls = Calls(code.callables, config.timeout, self.doors)
+            self.server = Server(Gate(code.mounted, self.doors, self.porter, config.timeout, calls))
 
     async def serve(self) -> int:
         """Accept, say that we are ready, and return the exit code when all requests are done."""

@@ -62,6 +62,7 @@ _PRELOADED = (
     "modalnomad_sdk.secret",
     "modalnomad_sdk.runner.replica",
     "modalnomad_sdk.runner.usercode",
+    "modalnomad_sdk.runner.calls",
     "modalnomad_sdk.runner.gate",
     "modalnomad_sdk.runner.relay",
     "modalnomad_sdk.runner.wsgi",

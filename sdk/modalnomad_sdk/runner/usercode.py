@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,8 @@ class UserCode:
         """Endpoints that are apps, by name."""
         self.servers: dict[str, tuple[str, int]] = {}
         """Where each `web_server` accepts, by endpoint name."""
+        self.callables: dict[str, Callable[..., Any]] = {}
+        """What CALL_PATH runs, by method; `""`: the Function itself."""
         self._functions: dict[str, Callable[..., Any]] = {}
         self._exits: list[Callable[[], Any]] = []
 
@@ -79,12 +81,15 @@ class UserCode:
         declaration = self.declaration
         if not declaration.is_class:
             self._functions = {endpoint.name: declaration.target for endpoint in declaration.endpoints}
+            if not declaration.endpoints:
+                self.callables = {"": _one_by_one(declaration.target) if declaration.batched else declaration.target}
             return
         try:
             instance = make_instance(declaration, self.config.parameters or {})
         except Exception as error:
             raise Failed(Exit.USER_CODE_FAILED, "", error) from error
         self._functions = {e.name: bind(instance, e.method_name or "") for e in declaration.endpoints}
+        self.callables = {name: bind(instance, name) for name in declaration.methods}
         for name in declaration.enters:
             self._call(bind(instance, name), f"`{declaration.tag}.{name}` (enter) raised")
         self._exits = [bind(instance, name) for name in declaration.exits]
@@ -147,6 +152,31 @@ class UserCode:
             return self.loop.run_until_complete(_wait(result)) if inspect.isawaitable(result) else result
         except BaseException as error:
             raise Failed(Exit.USER_CODE_FAILED, what, error) from error
+
+
+def _one_by_one(batched: Callable[..., Any]) -> Callable[..., Any]:
+    """A `@modal.batched` function gets lists; here each of them has one item."""
+
+    def lists(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        return batched(*([value] for value in args), **{name: [value] for name, value in kwargs.items()})
+
+    if inspect.iscoroutinefunction(batched):
+
+        async def run_async(*args: Any, **kwargs: Any) -> Any:
+            return _only(batched, await lists(args, kwargs))
+
+        return run_async
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return _only(batched, lists(args, kwargs))
+
+    return run
+
+
+def _only(batched: Callable[..., Any], results: Any) -> Any:
+    if not isinstance(results, list) or len(results) != 1:
+        raise TypeError(f"`{batched.__name__}` is batched, so it must return a list as long as the one it gets")
+    return results[0]
 
 
 async def _wait(awaitable: Awaitable[Any]) -> Any:
