@@ -15,6 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 
+UP_PORT = 8700
+"""Where `up` listens unless it is told otherwise."""
+UP_ADMIN_PORT = 8701
+"""Its admin listener."""
+
+
 class Group(BaseModel):
     """A frozen group of settings; unknown names are errors."""
 
@@ -26,8 +32,8 @@ class RouterSettings(Group):
 
     host: str = "127.0.0.1"
     """Address the router listens on. Anything but loopback is open to the network."""
-    port: int = Field(default=0, ge=0, le=65535)
-    """TCP port; 0: a free one."""
+    port: int | None = Field(default=None, ge=0, le=65535)
+    """TCP port; 0: a free one. None: `up` takes 8700, so that URLs stay the same after a restart, `serve` a free one."""
     tls_cert: Path | None = None
     """PEM file with the certificate and its chain, for HTTPS on `port`; None: HTTP. Needs `tls_key`."""
     tls_key: Path | None = None
@@ -58,12 +64,6 @@ class RouterSettings(Group):
     """Addresses or networks (CIDR) whose X-Forwarded-* headers count."""
     connect_timeout: float = Field(default=5.0, gt=0)
     """Seconds to connect to a ready replica."""
-    drain_timeout: float = Field(default=30.0, ge=0)
-    """Seconds a stopping router waits for requests in flight; 0: none. A stopping `serve` takes no longer than this or
-    the replicas' `grace_period`, whichever is more."""
-
-
-class ScalingSettings(Group):
     access_log: str = ""
     """File that gets a line of JSON for each request that is over; `-`: standard output. Empty: none. A file that is
     moved away is made anew."""
@@ -75,6 +75,12 @@ class ScalingSettings(Group):
     drain_delay: float = Field(default=0.0, ge=0)
     """Seconds between the first signal to stop, when readiness ends, and the end of accepting connections: as long as a
     load balancer takes to notice. 0: none."""
+    drain_timeout: float = Field(default=30.0, ge=0)
+    """Seconds a stopping router waits for requests in flight; 0: none. A stopping `serve` takes no longer than this or
+    the replicas' `grace_period`, whichever is more."""
+
+
+class ScalingSettings(Group):
     """When replicas are added, drained, and given up."""
 
     interval: float = Field(default=0.25, gt=0)
@@ -113,6 +119,12 @@ class EmbeddedSettings(Group):
     `template_idle`, and a second of one core to start. Linux only; elsewhere it has no effect."""
     template_idle: float = Field(default=900.0, ge=0)
     """Seconds after the last start of a replica of its image that a template is kept. 0: as long as `serve` or `up`."""
+    keep_versions: int = Field(default=10, ge=1)
+    """Versions of each App that are kept for `rollback`, with their source and images."""
+    keep_stopped: float = Field(default=30.0, ge=0)
+    """Days after which a stopped App is forgotten with all its versions. 0: never."""
+    keep_images: float = Field(default=7.0, ge=0)
+    """Days an image is kept after its last use when no kept version of any App needs it."""
 
 
 class Settings(BaseSettings):

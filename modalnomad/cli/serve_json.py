@@ -48,6 +48,7 @@ class JsonView(ServeView):
             {
                 "event": "endpoint",
                 "app": shown.app,
+                "environment": shown.environment,
                 "name": shown.endpoint.name,
                 "kind": shown.endpoint.kind,
                 "label": shown.label,
@@ -77,6 +78,7 @@ class JsonView(ServeView):
             {
                 "event": "replica",
                 "app": revision.app,
+                "environment": revision.environment,
                 "function": revision.function.tag,
                 "revision": revision.id,
                 "pool": str(replica.key.pool),

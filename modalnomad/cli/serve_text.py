@@ -12,6 +12,7 @@ from modalnomad.cli.outlet import Outlet
 from modalnomad.cli.output import err, out, show_error
 from modalnomad.cli.serve_view import ServeView, Shown
 from modalnomad.model.errors import ModalNomadError
+from modalnomad.model.ids import DEFAULT_ENVIRONMENT
 from modalnomad.model.manifest import Notice
 from modalnomad.model.replica import LogLine, Replica, ReplicaState
 from modalnomad.model.revision import Revision
@@ -53,7 +54,7 @@ class TextView(ServeView):
     def endpoint(self, shown: Shown) -> None:
         """Name, URL, a command that works when pasted."""
         key = " 🔑" if shown.endpoint.requires_proxy_auth else ""
-        self._print(f"[green]✓[/] [bold]{escape(shown.app)}/{escape(shown.endpoint.name)}[/] → {shown.url}{key}")
+        self._print(f"[green]✓[/] [bold]{escape(endpoint_name(shown))}[/] → {shown.url}{key}")
         for url in shown.custom_urls:
             self._print(f"    {url}", markup=False)
         self._print(f"    {curl(shown)}", style="dim", markup=False)
@@ -99,6 +100,12 @@ class TextView(ServeView):
         self._print(f"Stopping within {seconds:g} s: {waited}; Ctrl-C again ends all at once", markup=False)
 
 
+def endpoint_name(shown: Shown) -> str:
+    """`<app>/<endpoint>`, with its environment when it is not the usual one."""
+    where = f" ({shown.environment})" if shown.environment != DEFAULT_ENVIRONMENT else ""
+    return f"{shown.app}/{shown.endpoint.name}{where}"
+
+
 def curl(shown: Shown) -> str:
     """A command that calls the endpoint; `KEY` and `SECRET` stand for a token's."""
     parts = ["curl"]
@@ -108,4 +115,4 @@ def curl(shown: Shown) -> str:
         parts += [f"-X {shown.endpoint.method}", "-H 'Content-Type: application/json'", "-d '{}'"]
     elif shown.endpoint.kind == "fastapi_endpoint" and shown.endpoint.method != "GET":
         parts.append(f"-X {shown.endpoint.method}")
-    return " ".join([*parts, shown.direct_url])
+    return " ".join([*parts, shown.direct_url or shown.url])

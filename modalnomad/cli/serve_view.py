@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from modalnomad.deploy.report import Report
+from modalnomad.model.ids import DEFAULT_ENVIRONMENT
 from modalnomad.model.manifest import Endpoint
 from modalnomad.model.replica import LogLine, Replica
 from modalnomad.model.revision import Revision
@@ -23,6 +24,7 @@ class Shown:
     direct_url: str
     """The same through a port of its own on 127.0.0.1: any client reaches it."""
     custom_urls: tuple[str, ...] = ()
+    environment: str = DEFAULT_ENVIRONMENT
 
 
 class ServeView(Report, Protocol):

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
 
+from modalnomad.cli.replicas_told import ReplicasTold
 from modalnomad.cli.serve_view import ServeView, Shown
 from modalnomad.deploy.collect import Reference
 from modalnomad.deploy.plan import Plan, check_together
@@ -16,7 +17,7 @@ from modalnomad.deploy.session import Platform, Session
 from modalnomad.kit.tasks import Tasks
 from modalnomad.model.errors import BackendError
 from modalnomad.model.ids import RevisionId
-from modalnomad.model.replica import LogLine, Replica, ReplicaKey, ReplicaState
+from modalnomad.model.replica import LogLine
 from modalnomad.wiring.serve import ServeParts
 
 HELD_LINES = 1000
@@ -38,7 +39,6 @@ class Serving:
         self._shown: dict[str, Shown] = {}
         """Host → what was told of it."""
         self._held: dict[RevisionId, deque[LogLine]] = {}
-        self._states: dict[ReplicaKey, ReplicaState] = {}
 
     async def start(self, references: Sequence[Reference], name: str | None) -> None:
         """Build every program, then publish all and say where they are. Raises ModalNomadError."""
@@ -119,7 +119,13 @@ class Serving:
                 port = await parts.router.direct_port(host)
                 urls = tuple(parts.url(custom) for custom in named.hosts[1:])
                 wanted[host] = Shown(
-                    plan.app, named.endpoint, named.label, parts.url(host), f"http://127.0.0.1:{port}", urls
+                    plan.app,
+                    named.endpoint,
+                    named.label,
+                    parts.url(host),
+                    f"http://127.0.0.1:{port}",
+                    urls,
+                    plan.environment,
                 )
         for host in self._shown.keys() - wanted.keys():
             await parts.router.close_direct(host)
@@ -146,18 +152,7 @@ class Serving:
         self._view.log(line, f"{number}.{epoch}")
 
     async def _follow_replicas(self) -> None:
-        async for replicas in self._parts.pools.replicas.watch():
-            self._tell_replicas(replicas)
-
-    def _tell_replicas(self, replicas: tuple[Replica, ...]) -> None:
-        present = {replica.key for replica in replicas}
-        for key in [key for key in self._states if key not in present]:
-            del self._states[key]
-        for replica in replicas:
-            revision = self._parts.revisions.get(replica.key.pool.revision)
-            if revision is not None and self._states.get(replica.key) != replica.state:
-                self._states[replica.key] = replica.state
-                self._view.replica(revision, replica)
+        await ReplicasTold(self._view, self._parts.revisions.get).follow(self._parts.pools.replicas.watch())
 
     async def __aenter__(self) -> Self:
         return self

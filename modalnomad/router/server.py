@@ -106,14 +106,15 @@ class RouterServer:
         self._tasks.guard(self.router.gate.sweep(), "sweep")
         try:
             await self.feed.routes_index.until(lambda index: index >= 0)
-            await self._listeners.open(self._settings.host, self._settings.port, tls=self._tls)
+            await self._listeners.open(self._settings.host, self._settings.port or 0, tls=self._tls)
         except BaseException:
             await self.stop()
             raise
 
-    async def direct_port(self, host: str) -> int:
-        """A loopback port whose requests are all for `host`; the same one each time while it is open."""
-        return self._listeners.port(host) or await self._listeners.open("127.0.0.1", 0, host)
+    async def direct_port(self, host: str, port: int = 0) -> int:
+        """A loopback port whose requests are all for `host`; the same one each time while it is open. `port`: the one
+        wanted; 0: a free one. Raises BackendRefused: it is taken."""
+        return self._listeners.port(host) or await self._listeners.open("127.0.0.1", port, host)
 
     async def close_direct(self, host: str) -> None:
         """Stop listening there."""

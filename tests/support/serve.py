@@ -83,6 +83,7 @@ class Serve:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         ready_timeout: float = 120,
+        command: str = "serve",
     ) -> None:
         self.home = home or shared_home()
         self.events: list[Event] = []
@@ -91,7 +92,8 @@ class Serve:
         """Lines of standard output that are no JSON object: always a defect."""
         self._changed = threading.Condition()
         self._ready_timeout = ready_timeout
-        self._command = [sys.executable, "-m", "modalnomad", "serve", "--json", *arguments]
+        self._command = [sys.executable, "-m", "modalnomad", command, "--json", *arguments]
+        self._name = command
         self._environment = command_environment(self.home, env)
         self._cwd = cwd
         self._process: subprocess.Popen[str] | None = None
@@ -187,7 +189,7 @@ class Serve:
                     if wanted(self.events[seen - 1]):
                         return self.events[seen - 1]
                 if self._ended():
-                    raise ServeError(f"serve ended with {self.exit_code} before {what}\n{self.output()}")
+                    raise ServeError(f"{self._name} ended with {self.exit_code} before {what}\n{self.output()}")
                 if (left := deadline - time.monotonic()) <= 0:
                     raise ServeError(f"no {what} within {timeout} s\n{self.output()}")
                 self._changed.wait(min(left, 0.5))
@@ -231,7 +233,7 @@ class Serve:
             code = self._running.wait(timeout)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise ServeError(f"serve did not stop within {timeout} s\n{self.output()}") from None
+            raise ServeError(f"{self._name} did not stop within {timeout} s\n{self.output()}") from None
         self._join()
         return code
 

@@ -1,0 +1,143 @@
+"""Which revisions a running platform knows, and for how long.
+
+in a record that is served, or held by a deploy ─▶ known: prepared in the background, or at its first start
+neither any more ─▶ its replicas drain ─▶ forgotten
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from modalnomad.deploy.hosts import Naming, name_function
+from modalnomad.deploy.succession import OrderedEngine
+from modalnomad.deploy.warming import is_alive
+from modalnomad.kit.tasks import Tasks
+from modalnomad.model.errors import ModalNomadError
+from modalnomad.model.ids import RevisionId
+from modalnomad.model.revision import Revision
+from modalnomad.model.routes import Route, RouteSnapshot
+from modalnomad.settings import RouterSettings
+from modalnomad.wiring.parts import Parts, RouterPools
+
+logger = logging.getLogger("modalnomad.up")
+
+AT_ONCE = 2
+"""Revisions prepared in the background at the same time."""
+
+
+class Revisions:
+    """`take` each snapshot, `hold` what a deploy stages. `attach` comes first; `close` ends the background work."""
+
+    def __init__(self, settings: RouterSettings) -> None:
+        self._settings = settings
+        self.known: dict[RevisionId, Revision] = {}
+        """All that may have replicas."""
+        self._served: frozenset[RevisionId] = frozenset()
+        self._routes: dict[RevisionId, list[Route]] = {}
+        self._tags: dict[tuple[str, str, str], RevisionId] = {}
+        """(environment, App, function) → the revision that is served."""
+        self._holders: dict[RevisionId, set[object]] = {}
+        self._forgetting: set[RevisionId] = set()
+        self._tasks = Tasks("revisions")
+        self._few = asyncio.Semaphore(AT_ONCE)
+        self._engine: OrderedEngine | None = None
+        self._pools: RouterPools | None = None
+
+    def attach(self, parts: Parts) -> None:
+        """Where they are prepared, drained and forgotten."""
+        self._engine, self._pools = parts.engine, parts.pools
+
+    def find(self, revision: RevisionId) -> Revision | None:
+        """One that is known."""
+        return self.known.get(revision)
+
+    def hosts(self, revision: Revision) -> Mapping[str, str]:
+        """Endpoint name → the host that is shown for it: the record's, else as a deploy would name it."""
+        if routes := self._routes.get(revision.id):
+            return {route.endpoint.name: route.hosts[0] for route in routes}
+        naming = Naming(self._settings.domain, self._settings.workspace, revision.environment)
+        named, _ = name_function(revision.function, revision.app, naming, ephemeral=False)
+        return {entry.endpoint.name: entry.hosts[0] for entry in named}
+
+    def take(self, snapshot: RouteSnapshot) -> None:
+        """A new snapshot, before the router acts on it."""
+        assert self._engine is not None, "attach comes first"
+        self._served = frozenset(snapshot.revisions)
+        self._routes = {}
+        for route in snapshot.routes:
+            self._routes.setdefault(route.revision, []).append(route)
+        for revision in snapshot.revisions.values():
+            if revision.id not in self.known:
+                self.known[revision.id] = revision
+                self._tasks.spawn(self._prepare(revision), f"prepare {revision.id}")
+        tags = {(r.environment, r.app, r.function.tag): r.id for r in snapshot.revisions.values()}
+        for name, id in tags.items():
+            earlier = self._tags.get(name, id)
+            if earlier != id and self._engine.apart(self.known[id]):
+                self._engine.after(id, earlier)
+        self._tags = tags
+
+    def routed(self) -> None:
+        """The router acts on the last snapshot: what it leads to no more can go."""
+        self._forget_unwanted()
+
+    async def _prepare(self, revision: Revision) -> None:
+        assert self._engine is not None
+        async with self._few:
+            if not self._wanted(revision.id):
+                return
+            try:
+                await self._engine.prepare(revision)
+            except ModalNomadError as error:
+                # Tried again when a request wants it; whoever sends that is told.
+                logger.warning("%s/%s cannot be started now: %s", revision.app, revision.function.tag, error.message)
+
+    # --- what deploys stage ----------------------------------------------------------------------------------
+
+    def hold(self, revision: Revision, holder: object) -> None:
+        """Known as long as `holder` does not let go."""
+        self.known.setdefault(revision.id, revision)
+        self._holders.setdefault(revision.id, set()).add(holder)
+
+    def let_go(self, holder: object) -> None:
+        """What nobody else holds and no record serves is drained and forgotten."""
+        for revision, holders in list(self._holders.items()):
+            holders.discard(holder)
+            if not holders:
+                del self._holders[revision]
+        self._forget_unwanted()
+
+    # --- the end of one --------------------------------------------------------------------------------------
+
+    def _wanted(self, revision: RevisionId) -> bool:
+        return revision in self._served or revision in self._holders
+
+    def _forget_unwanted(self) -> None:
+        for revision in self.known:
+            if not self._wanted(revision) and revision not in self._forgetting:
+                self._forgetting.add(revision)
+                self._tasks.spawn(self._forget(revision), f"forget {revision}")
+
+    async def _forget(self, revision: RevisionId) -> None:
+        """Unless it is wanted again before its last replica is gone."""
+        assert self._engine is not None
+        assert self._pools is not None
+        try:
+            if self._wanted(revision):
+                return
+            await self._pools.retire(revision)
+            await self._pools.replicas.until(lambda replicas: not is_alive(replicas, revision))
+            if not self._wanted(revision):
+                del self.known[revision]
+                await self._engine.retire(revision)
+        finally:
+            self._forgetting.discard(revision)
+        # Let go of again while it was being looked at.
+        if revision in self.known and not self._wanted(revision):
+            self._forget_unwanted()
+
+    async def close(self) -> None:
+        """Prepare and forget no more."""
+        await self._tasks.close()
