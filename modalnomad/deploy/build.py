@@ -14,7 +14,7 @@ from typing import Protocol
 
 from modalnomad.deploy.hosts import Naming
 from modalnomad.deploy.images import check_images
-from modalnomad.deploy.plan import Plan, make_plan
+from modalnomad.deploy.plan import Plan, is_used, make_plan
 from modalnomad.deploy.report import Report
 from modalnomad.model.errors import ManifestInvalid, Problem
 from modalnomad.model.ids import Digest, RevisionId
@@ -36,7 +36,7 @@ class ImageBuilder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An App whose revisions are prepared: it can be published at any moment."""
+    """An App whose revisions are built: it can be published at any moment."""
 
     description: Description
     plan: Plan
@@ -71,10 +71,14 @@ class Builder:
     bundles: Bundler
     naming: Naming
     ephemeral: bool
+    prepares: bool = True
+    """False: `engine` runs nothing, it is only asked what could run; whoever runs the revisions prepares them."""
 
     def plan(self, description: Description, name: str | None = None) -> Plan:
         """Raises ManifestInvalid or UserError."""
-        problems, notices = check_images(function for function in description.app.functions if function.endpoints)
+        problems, notices = check_images(
+            function for function in description.app.functions if is_used(function, ephemeral=self.ephemeral)
+        )
         return make_plan(
             description, self.naming, ephemeral=self.ephemeral, name=name, problems=problems, notices=notices
         )
@@ -86,7 +90,8 @@ class Builder:
         images, bundle = await asyncio.gather(self._images(plan, report), self.bundles(description, plan.functions))
         revisions = plan.revisions(bundle, images)
         await self._refuse_unplaceable(revisions)
-        await asyncio.gather(*(self.engine.prepare(revision) for revision in revisions))
+        if self.prepares:
+            await asyncio.gather(*(self.engine.prepare(revision) for revision in revisions))
         return Candidate(description, plan, revisions)
 
     async def guess(self, last: Candidate) -> tuple[Revision, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from modalnomad.deploy.hosts import Named, Naming, clashes, name_endpoints
@@ -28,16 +28,16 @@ class Plan:
 
     @property
     def functions(self) -> tuple[Function, ...]:
-        """Those that are served: with at least one endpoint."""
-        return tuple(function for function in self.manifest.functions if function.endpoints)
+        """Those that something starts: with at least one endpoint or, when deployed, with a schedule."""
+        return tuple(f for f in self.manifest.functions if is_used(f, ephemeral=self.ephemeral))
 
     @property
     def secrets(self) -> tuple[SecretRef, ...]:
-        """Every secret the served functions and their images' build steps need, once."""
+        """Every secret these functions and their images' build steps need, once."""
         return tuple(dict.fromkeys(ref for function in self.functions for ref in secrets_of(function)))
 
     def revisions(self, bundle: Digest, images: Mapping[str, BuiltImage]) -> tuple[Revision, ...]:
-        """One per served function, in the order of the program; `images` by function tag."""
+        """One for each of `functions`, in the order of the program; `images` by function tag."""
         return tuple(
             Revision.make(
                 app=self.app,
@@ -92,14 +92,40 @@ def make_plan(
         problems += secret_problems(function)
     if problems:
         raise ManifestInvalid(problems)
-    plan = Plan(app, naming.environment, ephemeral, manifest, named, (*description.notices, *notices, *unnamed))
+    found = description.notices if ephemeral else (*without_not_web(description.notices), *not_deployed(manifest))
+    all_notices = (*found, *notices, *unnamed)
+    plan = Plan(app, naming.environment, ephemeral, manifest, named, all_notices)
     if not plan.functions:
         tags = ", ".join(function.tag for function in manifest.functions) or "none"
+        has = "a web endpoint" if ephemeral else "a web endpoint or a schedule"
         raise UserError(
-            f"App {app} has nothing to serve: no function has a web endpoint (functions: {tags})",
+            f"App {app} has nothing to {'serve' if ephemeral else 'deploy'}: no function has {has} (functions: {tags})",
             "add @modal.fastapi_endpoint(), @modal.asgi_app(), @modal.wsgi_app() or @modal.web_server(port)",
         )
     return plan
+
+
+def is_used(function: Function, *, ephemeral: bool) -> bool:
+    """Whether anything would ever start it: requests or, once deployed, its schedule."""
+    return bool(function.endpoints) or (not ephemeral and function.schedule is not None)
+
+
+def without_not_web(notices: Iterable[Notice]) -> Iterator[Notice]:
+    """The SDK cannot know that schedules run once deployed; `not_deployed` says what does not."""
+    return (notice for notice in notices if notice.code != "not_web")
+
+
+def not_deployed(manifest: Manifest) -> tuple[Notice, ...]:
+    """Functions that are left out of a deploy, which is said."""
+    return tuple(
+        Notice(
+            code="not_deployed",
+            message=f"{function.tag} is not deployed: it has no web endpoint and no schedule",
+            where=function.where,
+        )
+        for function in manifest.functions
+        if not is_used(function, ephemeral=False)
+    )
 
 
 def app_name(manifest: Manifest, name: str | None) -> tuple[str, tuple[Notice, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -55,16 +55,27 @@ async def warm_like(
     cannot live at once. Raises the first failure; the other starts are left to the router then.
     """
     work = []
-    for revision in revisions:
-        before = old.get(revision.function.tag)
-        if before is None or before.id == revision.id or succession.apart(revision):
-            continue
-        if before.function.parameters == revision.function.parameters:
+    for before, revision in replacements(revisions, old):
+        if not succession.apart(revision):
+            warm = as_warm(before, revision, count_warm(pools.replicas.value, before.id))
             work += [
-                pools.warm(revision, PoolKey(revision.id, parameters), count)
-                for parameters, count in count_warm(pools.replicas.value, before.id).items()
+                pools.warm(revision, PoolKey(revision.id, parameters), count) for parameters, count in warm.items()
             ]
     await all_or_first_error(work)
+
+
+def replacements(revisions: Iterable[Revision], old: Mapping[str, Revision]) -> Iterator[tuple[Revision, Revision]]:
+    """Functions (`old`: by tag) that get another revision: the one before, and the new one."""
+    for revision in revisions:
+        before = old.get(revision.function.tag)
+        if before is not None and before.id != revision.id:
+            yield before, revision
+
+
+def as_warm(before: Revision, after: Revision, warm: Mapping[str, int]) -> Mapping[str, int]:
+    """Class parameters → replicas `after` needs to be as warm as `before` is. None of parameters that are declared
+    otherwise now: no request could name those pools."""
+    return warm if before.function.parameters == after.function.parameters else {}
 
 
 def count_warm(replicas: Iterable[Replica], revision: RevisionId) -> Mapping[str, int]:

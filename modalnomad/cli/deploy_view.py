@@ -1,0 +1,149 @@
+"""What `deploy` and `app rollback` tell: progress on standard error, the answer on standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+
+from modalnomad.cli.output import emit, err, out, show_error
+from modalnomad.cli.serve_text import curl
+from modalnomad.cli.serve_view import Shown
+from modalnomad.deploy.deployment import Deployed, Deployment
+from modalnomad.deploy.report import Report
+from modalnomad.model.apps import AppVersion
+from modalnomad.model.errors import ModalNomadError
+from modalnomad.model.manifest import Notice, Schedule
+from modalnomad.wiring.deploy import DeployParts
+
+NOT_SERVED = "No platform runs on this home: `modalnomad up` serves it."
+
+
+class Told(Report):
+    """Standard error; notices are kept for the answer."""
+
+    def __init__(self) -> None:
+        self.notices: list[Notice] = []
+
+    def progress(self, text: str) -> None:
+        """Dimmed."""
+        err.print(text, style="dim", markup=False)
+
+    def output(self, line: str) -> None:
+        """As the program wrote it."""
+        err.print(line, markup=False)
+
+    def notice(self, app: str, notice: Notice) -> None:
+        """One line."""
+        self.notices.append(notice)
+        where = f" ({notice.where})" if notice.where else ""
+        err.print(f"[yellow]Note:[/] {escape(notice.message + where)}")
+
+    def reloaded(self, app: str, functions: tuple[str, ...], seconds: float) -> None:
+        """Of `serve` only."""
+
+    def reload_failed(self, app: str, error: ModalNomadError) -> None:
+        """Of `serve` only."""
+        show_error(error)
+
+    def interrupted(self, deployment: Deployment) -> None:
+        """What holds after all."""
+        if (record := deployment.record) is not None and deployment.published:
+            err.print(f"Interrupted: v{record.version} of App {record.app} is published.", markup=False)
+        else:
+            err.print("Interrupted: nothing was published, nothing was changed.", markup=False)
+
+
+def show_deployed(
+    deployed: Deployed, parts: DeployParts, told: Told, *, seconds: float, as_json: bool, done: str = "deployed"
+) -> None:
+    """Every endpoint with its addresses, the schedules, the version."""
+    endpoints = shown_endpoints(deployed, parts)
+    if as_json:
+        emit(as_record(deployed, endpoints, told.notices, seconds))
+        return
+    record, version = deployed.record, deployed.record.versions[-1]
+    for shown in endpoints:
+        show_endpoint(shown)
+    for tag, schedule in schedules(version).items():
+        out.print(f"[green]✓[/] [bold]{escape(record.app)}/{escape(tag)}[/] runs {escape(in_words(schedule))}")
+    if deployed.skipped:
+        out.print(f"Deployment skipped: nothing changed since v{version.number} of App {record.app}.", markup=False)
+    else:
+        out.print(f"App {record.app} {done} as v{version.number} in {seconds:.1f} s.", markup=False)
+    if not deployed.served:
+        out.print(NOT_SERVED, style="dim", markup=False)
+
+
+def shown_endpoints(deployed: Deployed, parts: DeployParts) -> list[Shown]:
+    """One for each route; addresses nobody knows yet are empty."""
+    return [
+        Shown(
+            app=route.app,
+            endpoint=route.endpoint,
+            label=route.hosts[0].partition(".")[0],
+            url=parts.url(route.hosts[0]) or "",
+            direct_url=deployed.direct_urls.get(route.hosts[0], ""),
+            custom_urls=tuple(parts.url(host) or host for host in route.hosts[1:]),
+        )
+        for route in deployed.record.routes
+    ]
+
+
+def show_endpoint(shown: Shown) -> None:
+    """Name, URLs, a command that works when pasted."""
+    key = " 🔑" if shown.endpoint.requires_proxy_auth else ""
+    address = shown.url or shown.direct_url or f"label {shown.label}"
+    out.print(f"[green]✓[/] [bold]{escape(shown.app)}/{escape(shown.endpoint.name)}[/] → {escape(address)}{key}")
+    for url in (shown.direct_url, *shown.custom_urls):
+        if url and url != address:
+            out.print(f"    {url}", markup=False)
+    if shown.direct_url:
+        out.print(f"    {curl(shown)}", style="dim", markup=False)
+
+
+def as_record(
+    deployed: Deployed, endpoints: Sequence[Shown], notices: Sequence[Notice], seconds: float
+) -> Mapping[str, Any]:
+    """For programs: one object with all of it."""
+    record, version = deployed.record, deployed.record.versions[-1]
+    return {
+        "app": record.app,
+        "environment": record.environment,
+        "version": version.number,
+        "tag": version.tag,
+        "skipped": deployed.skipped,
+        "served": deployed.served,
+        "seconds": round(seconds, 3),
+        "endpoints": [
+            {
+                "name": shown.endpoint.name,
+                "kind": shown.endpoint.kind,
+                "label": shown.label,
+                "host": route.hosts[0],
+                "url": shown.url or None,
+                "direct_url": shown.direct_url or None,
+                "custom_domains": route.hosts[1:],
+                "auth": shown.endpoint.requires_proxy_auth,
+            }
+            for shown, route in zip(endpoints, record.routes, strict=True)
+        ],
+        "schedules": {tag: in_words(schedule) for tag, schedule in schedules(version).items()},
+        "notices": [{"code": n.code, "message": n.message, "where": n.where} for n in notices],
+    }
+
+
+def schedules(version: AppVersion) -> dict[str, Schedule]:
+    """Function → when it runs."""
+    return {r.function.tag: r.function.schedule for r in version.revisions if r.function.schedule is not None}
+
+
+def in_words(schedule: Schedule) -> str:
+    """`at "0 9 * * *" (Europe/Berlin)`, `every 1 hour 30 minutes`."""
+    if schedule.kind == "cron":
+        return f'at "{schedule.cron}" ({schedule.timezone})'
+    parts = [(amount, unit) for unit, amount in schedule.period.items() if amount]
+    return "every " + " ".join(
+        f"{amount:g} {unit.removesuffix('s') if amount == 1 else unit}" for amount, unit in parts
+    )

@@ -1,0 +1,77 @@
+"""The parts of `deploy` and of everything else that changes a deployed App: all of them but those that run replicas."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+
+from modalnomad.deploy.build import Builder
+from modalnomad.deploy.bundle import pack
+from modalnomad.deploy.hosts import Naming
+from modalnomad.deploy.images import Images
+from modalnomad.deploy.stage import Stage
+from modalnomad.embedded.artifacts import EmbeddedArtifacts
+from modalnomad.embedded.discovery import EmbeddedDiscovery
+from modalnomad.embedded.engine import EmbeddedEngine
+from modalnomad.embedded.keys import platform_key
+from modalnomad.embedded.secrets import EmbeddedSecrets
+from modalnomad.ports.artifacts import Artifacts
+from modalnomad.ports.discovery import Discovery
+from modalnomad.settings import Settings
+from modalnomad.wiring.parts import address
+from modalnomad.wiring.records import image_store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployParts:
+    """Builds and publishes; runs nothing."""
+
+    settings: Settings
+    builder: Builder
+    discovery: Discovery
+    artifacts: Artifacts
+
+    def url(self, host: str) -> str | None:
+        """Public address of a host name; None: its port is known when a platform runs."""
+        router = self.settings.router
+        return address(host, router.port, tls=router.tls_cert is not None) if router.port else None
+
+    def stage(self) -> AbstractAsyncContextManager[Stage | None]:
+        """The platform that runs on this home; None: none does."""
+        return nullcontext(None)
+
+
+@asynccontextmanager
+async def open_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
+    """Images that are built stay, whatever is pruned, until it is left."""
+    secrets = EmbeddedSecrets(settings.home)
+    artifacts = EmbeddedArtifacts(settings.home)
+    store = image_store(settings)
+    # It opens no run and starts nothing: it is asked what this machine could run.
+    engine = EmbeddedEngine(
+        home=settings.home,
+        settings=settings.embedded,
+        scaling=settings.scaling,
+        secrets=secrets,
+        images=store,
+        artifacts=artifacts,
+        platform_key=platform_key(settings.home),
+    )
+    images = Images(store, lambda refs: secrets.resolve(refs, settings.environment))
+    builder = Builder(
+        engine=engine,
+        secrets=secrets,
+        images=images,
+        bundles=lambda description, functions: pack(description, functions, artifacts),
+        naming=Naming(settings.router.domain, settings.router.workspace, settings.environment),
+        ephemeral=False,
+        prepares=False,
+    )
+    try:
+        yield DeployParts(
+            settings=settings, builder=builder, discovery=EmbeddedDiscovery(settings.home), artifacts=artifacts
+        )
+    finally:
+        images.close()
+        await engine.close()
