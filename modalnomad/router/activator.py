@@ -18,6 +18,7 @@ from modalnomad.router import outcomes
 from modalnomad.router.actions import Actions
 from modalnomad.router.leases import Lease, Leasing, PlaceLease
 from modalnomad.router.load import Load, count
+from modalnomad.router.observer import Observer
 from modalnomad.router.outcomes import StartFailed
 from modalnomad.router.parameters import still_valid
 from modalnomad.router.places import (
@@ -77,6 +78,8 @@ class Activator:
         self._warmers = Warmers()
         self._rechecks = Rechecks(lambda pool: self.apply(pool, pool.settle(self._clock())))
         self._closed = False
+        self.observer = Observer(clock)
+        """What becomes of replicas, for whoever watches."""
         self.on_change: Callable[[], None] = lambda: None
 
     # --- Requests ---------------------------------------------------------------------------------------------
@@ -173,6 +176,7 @@ class Activator:
             if victim is not None:
                 self.apply(victim, victim.evict(now))
             pool = self._pools.make(revision, key, now)
+            self.observer.knows(revision)
             for replica in self._pools.listed(key):
                 self._take_in(pool, replica, now)
         return pool
@@ -212,6 +216,7 @@ class Activator:
                 self._open(revision, PoolKey(id), now)
         for gone in known - revisions.keys():
             self._retire(gone)
+        self.observer.forget({*revisions, *(pool.key.revision for pool in self._pools)})
 
     def _revive(self, revision: RevisionId) -> None:
         if self._pools.revive(revision):
@@ -293,6 +298,7 @@ class Activator:
     def apply(self, pool: Pool, effects: Iterable[Effect]) -> None:
         """Carry out what a change of the pool asks for."""
         for effect in effects:
+            self.observer.saw(pool, effect)
             match effect:
                 case Grant():
                     self._answer(pool, effect.ticket, effect.place)
@@ -319,6 +325,7 @@ class Activator:
                     self._actions.kill(effect)
                 case Recheck():
                     self._rechecks.after(effect.at - self._clock(), pool)
+        self.observer.settled(pool)
 
     def _answer(self, pool: Pool, ticket: int, answer: Place | Deny) -> None:
         future = self._waiting.get(ticket)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -17,6 +18,7 @@ from modalnomad.ports.engine import Starter
 from modalnomad.router.activator import Activator
 from modalnomad.router.auth import Auth
 from modalnomad.router.table import RouteTable
+from modalnomad.router.telemetry import Counters
 
 logger = logging.getLogger("modalnomad.router.feed")
 
@@ -40,7 +42,10 @@ class Feed:
         on_table: Callable[[RouteTable], None],
         auth: Auth,
         activator: Activator,
+        *,
+        counters: Counters | None = None,
     ) -> None:
+        self._counters = counters or Counters()
         self._discovery = discovery
         self._engine = engine
         self._on_table = on_table
@@ -55,19 +60,21 @@ class Feed:
 
     async def run_routes(self) -> None:
         """Until cancelled."""
-        await _watch("routes", self._discovery.watch, self.take_routes)
+        await self._watch("routes", self._discovery.watch, self.take_routes)
 
     async def run_replicas(self) -> None:
         """Until cancelled."""
-        await _watch("replicas", self._engine.watch, self.take_replicas)
+        await self._watch("replicas", self._engine.watch, self.take_replicas)
 
     def take_routes(self, snapshot: RouteSnapshot) -> None:
         """The table first, then who may come in, then the pools: who waits must find the new route."""
+        began = time.perf_counter()
         table = RouteTable.build(snapshot)
         self._on_table(table)
         self._auth.replace(snapshot.tokens)
         self._activator.serve(snapshot.revisions, snapshot.overrides)
         self.routes_index.set(snapshot.index)
+        self._counters.flipped(time.perf_counter() - began, time.time())
 
     def take_replicas(self, replicas: tuple[Replica, ...]) -> None:
         """One snapshot of the engine."""
@@ -88,24 +95,24 @@ class Feed:
         if merged != self.replicas.value:
             self.replicas.set(merged)
 
-
-async def _watch(name: str, watch: Callable[[], AsyncIterator[T]], take: Callable[[T], None]) -> None:
-    """Hand each snapshot on; start again, with a growing pause, when the watch fails or ends."""
-    pause = FIRST_PAUSE
-    while True:
-        try:
-            snapshots = watch()
+    async def _watch(self, name: str, watch: Callable[[], AsyncIterator[T]], take: Callable[[T], None]) -> None:
+        """Hand each snapshot on; start again, with a growing pause, when the watch fails or ends."""
+        pause = FIRST_PAUSE
+        while True:
             try:
-                async for snapshot in snapshots:
-                    take(snapshot)
-                    pause = FIRST_PAUSE
-            finally:
-                if isinstance(snapshots, AsyncGenerator):
-                    await snapshots.aclose()
-            logger.warning("the watch on %s ended; again in %.1f s", name, pause)
-        except BackendError as error:
-            logger.warning("the watch on %s failed, again in %.1f s: %s", name, pause, error.message)
-        except Exception:
-            logger.exception("the watch on %s failed, again in %.1f s", name, pause)
-        await asyncio.sleep(pause)
-        pause = min(LONGEST_PAUSE, pause * 2)
+                snapshots = watch()
+                try:
+                    async for snapshot in snapshots:
+                        take(snapshot)
+                        pause = FIRST_PAUSE
+                finally:
+                    if isinstance(snapshots, AsyncGenerator):
+                        await snapshots.aclose()
+                logger.warning("the watch on %s ended; again in %.1f s", name, pause)
+            except BackendError as error:
+                logger.warning("the watch on %s failed, again in %.1f s: %s", name, pause, error.message)
+            except Exception:
+                logger.exception("the watch on %s failed, again in %.1f s", name, pause)
+            self._counters.failed(name)
+            await asyncio.sleep(pause)
+            pause = min(LONGEST_PAUSE, pause * 2)

@@ -11,6 +11,7 @@ from modalnomad.router.activator import Activator
 from modalnomad.router.phase import State
 from modalnomad.router.places import Effect
 from modalnomad.router.pool import Pool
+from modalnomad.router.telemetry import Counters
 from modalnomad.scaling.decide import Decision, Reason, decide, fresh
 from modalnomad.scaling.window import Peak
 from modalnomad.settings import ScalingSettings
@@ -24,11 +25,19 @@ FORGET_AFTER = 120.0
 class Scaler:
     """Looks at every pool each `settings.interval` seconds."""
 
-    def __init__(self, activator: Activator, settings: ScalingSettings, *, clock: Clock = monotonic) -> None:
+    def __init__(
+        self,
+        activator: Activator,
+        settings: ScalingSettings,
+        *,
+        clock: Clock = monotonic,
+        counters: Counters | None = None,
+    ) -> None:
         self._activator = activator
         self._settings = settings
         self._clock = clock
         self._peaks: dict[PoolKey, Peak] = {}
+        self._counters = counters or Counters()
 
     async def run(self) -> None:
         """Until cancelled. A defect in one look is logged, and the next look comes all the same."""
@@ -37,6 +46,7 @@ class Scaler:
                 self.look()
             except Exception:
                 logger.exception("a look at the pools failed")
+                self._counters.failed("scaler")
             await asyncio.sleep(self._settings.interval)
 
     def look(self) -> None:

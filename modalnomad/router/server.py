@@ -13,6 +13,7 @@ from modalnomad.model.replica import Replica, ReplicaKey
 from modalnomad.model.routes import RouteSnapshot
 from modalnomad.ports.discovery import Discovery
 from modalnomad.ports.engine import Starter
+from modalnomad.router.access_log import AccessLog
 from modalnomad.router.activator import Activator
 from modalnomad.router.app import Router
 from modalnomad.router.auth import Auth
@@ -22,7 +23,7 @@ from modalnomad.router.listeners import Listeners
 from modalnomad.router.load import Load
 from modalnomad.router.scaler import Scaler
 from modalnomad.router.table import Match, RouteTable
-from modalnomad.router.telemetry import Counters
+from modalnomad.router.telemetry import Counters, Meter
 from modalnomad.router.upstream import Upstream
 from modalnomad.settings import RouterSettings, ScalingSettings
 
@@ -72,9 +73,13 @@ class RouterServer:
             counters=self.counters,
             clock=clock,
         )
-        self.feed = Feed(discovery, engine, self._swap, self._auth, self.activator)
-        self.scaler = Scaler(self.activator, scaling, clock=clock)
+        self.feed = Feed(discovery, engine, self._swap, self._auth, self.activator, counters=self.counters)
+        self.scaler = Scaler(self.activator, scaling, clock=clock, counters=self.counters)
         self._listeners = Listeners(self.router.gate)
+        self._clock = clock
+        self._leaving = False
+        self.access_log = AccessLog(settings.access_log, clock=clock) if settings.access_log else None
+        """None: there is none."""
 
     @property
     def port(self) -> int:
@@ -90,7 +95,13 @@ class RouterServer:
         return self.router.table.match(host)
 
     def _swap(self, table: RouteTable) -> None:
-        self.router.table = table
+        def meter(match: Match) -> Meter:
+            route = match.route
+            function = match.revision.function.tag
+            return self.counters.meters.of(route.environment, route.app, function, route.endpoint.name)
+
+        self.router.table = table.measured(meter)
+        self.counters.meters.keep([match.meter for match in self.router.table.matches()], self._clock())
 
     def _on_death(self, name: str, error: BaseException) -> None:
         if self._died is not None and not self._died.done():
@@ -98,6 +109,9 @@ class RouterServer:
 
     async def start(self) -> None:
         """Listen once the first table is there. Raises BackendRefused: port taken."""
+        if self.access_log is not None:
+            self.access_log.open()
+            self.router.gate.access_log = self.access_log
         self._died = asyncio.get_running_loop().create_future()
         self._died.add_done_callback(_seen)
         self._tasks.guard(self.feed.run_routes(), "routes")
@@ -125,6 +139,31 @@ class RouterServer:
         assert self._died is not None, "start comes first"
         await asyncio.shield(self._died)
 
+    @property
+    def unready(self) -> tuple[str, ...]:
+        """Why no more requests should be sent here; empty: they should."""
+        reasons = []
+        if self.feed.routes_index.value < 0:
+            reasons.append("no route table came yet")
+        if self._leaving:
+            reasons.append("it is stopping")
+        elif not self.port:
+            reasons.append("it does not listen")
+        return (*reasons, *self.unhealthy)
+
+    @property
+    def unhealthy(self) -> tuple[str, ...]:
+        """Why it should be started anew; empty: it works."""
+        died = self._died
+        if died is None or not died.done() or died.cancelled():
+            return ()
+        return (f"a background loop ended: {died.exception()!r}",)
+
+    @property
+    def connections(self) -> tuple[int, int]:
+        """Open to replicas, and of those unused. WebSockets are not among them."""
+        return self._upstream.connections
+
     def load(self, revision: RevisionId) -> Load:
         """How busy it is."""
         return self.activator.load(revision)
@@ -136,6 +175,10 @@ class RouterServer:
     async def drain(self) -> bool:
         """Steps 1 and 2 of `stop`: afterwards replicas can be retired, and no request brings them back. False: the time
         was not enough for all that runs. Idempotent."""
+        if not self._leaving:
+            self._leaving = True
+            if self.port:
+                await asyncio.sleep(self._settings.drain_delay)
         self._listeners.close_all()
         self.router.gate.drain()
         return await self.router.gate.empty(self._settings.drain_timeout)
@@ -143,7 +186,8 @@ class RouterServer:
     async def stop(self, *, wait: bool = True) -> None:
         """Idempotent. In this order (`wait` False: without 2):
 
-        1. no new connections; idle ones are closed, busy ones get `Connection: close`, newcomers on them 503 `draining`
+        1. readiness ends; after `drain_delay` seconds no new connections; idle ones are closed, busy ones get
+           `Connection: close`, newcomers on them 503 `draining`
         2. wait for what runs or waits, `drain_timeout` seconds at most; WebSockets have no end and are closed at once
         3. whoever still waits for a replica is told 503 `draining`
         4. abort the rest
@@ -153,6 +197,7 @@ class RouterServer:
         gate = self.router.gate
         if wait:
             await self.drain()
+        self._leaving = True
         self._listeners.close_all()
         gate.drain()
         await self.activator.close()
@@ -160,6 +205,8 @@ class RouterServer:
         await gate.close()
         await self._tasks.close()
         await self._upstream.close()
+        if self.access_log is not None:
+            await asyncio.to_thread(self.access_log.close)
 
 
 def _seen(future: asyncio.Future[None]) -> None:

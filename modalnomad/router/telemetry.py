@@ -6,6 +6,7 @@ A request costs a few additions here, once, when it is over; what makes them rea
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -69,7 +70,8 @@ class Life:
     environment: str
     app: str
     function: str
-    starts: int = 0
+    starts: dict[str, int] = field(default_factory=dict)
+    """Kind of reason → replicas asked for."""
     start_failures: dict[str, int] = field(default_factory=dict)
     """Failure code → starts that came to nothing."""
     start_time: Histogram = field(default_factory=Histogram)
@@ -78,9 +80,42 @@ class Life:
     """Outcome (`ready`, `abandoned`, a failure code) → from no replica to that."""
     deaths: int = 0
     """Replicas that ended by themselves after they were ready."""
-    kills: int = 0
-    drains: int = 0
-    changed_at: float = 0.0
+    drains: dict[str, int] = field(default_factory=dict)
+    """Kind of reason → replicas asked to go."""
+    kills: dict[str, int] = field(default_factory=dict)
+    """Kind of reason → replicas ended at once, some of which had been asked to go."""
+    gone_at: float = 0.0
+    """When the last revision of it was forgotten."""
+
+
+class Meters:
+    """One Meter for each endpoint, as long as it is served and an hour more."""
+
+    def __init__(self) -> None:
+        self._meters: dict[tuple[str, str, str, str], Meter] = {}
+
+    def __iter__(self) -> Iterator[Meter]:
+        return iter(tuple(self._meters.values()))
+
+    def of(self, environment: str, app: str, function: str, endpoint: str) -> Meter:
+        """The same one each time."""
+        name = (environment, app, function, endpoint)
+        meter = self._meters.get(name)
+        if meter is None:
+            meter = self._meters[name] = Meter(*name)
+        meter.gone_at = None
+        return meter
+
+    def keep(self, served: Collection[Meter], now: float) -> None:
+        """No others are served any more."""
+        kept = set(map(id, served))
+        for name, meter in tuple(self._meters.items()):
+            if id(meter) in kept:
+                continue
+            if meter.gone_at is None:
+                meter.gone_at = now
+            elif now - meter.gone_at >= FORGET_AFTER:
+                del self._meters[name]
 
 
 @dataclass(slots=True)
@@ -112,6 +147,8 @@ class Counters:
     """Unix time of the last one."""
     lag: float = 0.0
     """Seconds by which the event loop was late when it was last looked at."""
+    meters: Meters = field(default_factory=Meters)
+    """Of requests that led to an endpoint."""
     nowhere: Meter = field(default_factory=Meter)
     """Of requests that led to no endpoint."""
 
@@ -127,6 +164,12 @@ class Counters:
     def retried(self, reason: str) -> None:
         """A request goes to another replica, or over a fresh connection."""
         self.retries[reason] = self.retries.get(reason, 0) + 1
+
+    def flipped(self, seconds: float, now: float) -> None:
+        """A new route table is in use. `now`: Unix time."""
+        self.flips += 1
+        self.flip_time.add(seconds)
+        self.flipped_at = now
 
     def failed(self, loop: str) -> None:
         """A round of a background loop did, which goes on all the same."""
