@@ -130,6 +130,22 @@ class Schedule(Model):
     period: dict[str, float] = Field(default_factory=dict)
 
 
+class Retries(Model):
+    """How often a failed call is tried again. Seconds."""
+
+    max_retries: int = Field(ge=0)
+    backoff_coefficient: float = 1.0
+    initial_delay: float = 1.0
+    max_delay: float = 60.0
+
+    def delay(self, retry: int) -> float:
+        """Seconds before the first retry (0), the second (1), …; a second at least, as in Modal."""
+        longest = max(self.max_delay, 1.0)
+        if self.backoff_coefficient > 1 and retry > 64:  # far past any limit, and no float holds the power
+            return longest
+        return min(max(self.initial_delay * self.backoff_coefficient**retry, 1.0), longest)
+
+
 class Function(Model):
     """A Function or a Cls: one revision, one autoscaled pool per set of parameter values, one or more endpoints."""
 
@@ -147,6 +163,7 @@ class Function(Model):
     secrets: tuple[SecretRef, ...] = ()
     image: Image | None = None
     schedule: Schedule | None = None
+    retries: Retries | None = None
     include_source: bool = True
     single_use: bool = False
     block_network: bool = False

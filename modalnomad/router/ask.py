@@ -1,4 +1,4 @@
-"""Small private requests to a replica: is it ready, will it drain, a greeting."""
+"""Private requests to a replica: is it ready, will it drain, a greeting, a call."""
 
 from __future__ import annotations
 
@@ -14,16 +14,25 @@ _ASK_LIMIT: Final = 1024 * 1024
 
 
 async def ask(
-    channel: Channel, method: bytes, path: bytes, headers: Sequence[tuple[bytes, bytes]]
+    channel: Channel,
+    method: bytes,
+    path: bytes,
+    headers: Sequence[tuple[bytes, bytes]],
+    *,
+    body: bytes = b"",
+    limit: int = _ASK_LIMIT,
 ) -> tuple[int, Headers, bytes]:
-    """Status, headers (lower-case names), body. Raises ConnectionError. The channel is closed afterwards."""
+    """Status, headers (lower-case names), body. Raises ConnectionError, also when the answer's body has more than
+    `limit` bytes. The channel is closed afterwards."""
     lines = [b"%b %b HTTP/1.1\r\nhost: localhost\r\nconnection: close" % (method, path)]
     lines.extend(b"%b: %b" % field for field in headers)
     if method not in {b"GET", b"HEAD"}:
-        lines.append(b"content-length: 0")
-    answer = _Collector(channel)
+        lines.append(b"content-length: %d" % len(body))
+    answer = _Collector(channel, limit)
     try:
         channel.request(answer, method, b"\r\n".join(lines) + b"\r\n\r\n")
+        if body:
+            channel.send(body)
         channel.flush()
         return await answer.done
     except (BadAnswer, FramingError) as error:
@@ -35,8 +44,9 @@ async def ask(
 class _Collector:
     """A Sink that keeps a small answer whole."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, limit: int) -> None:
         self._channel = channel
+        self._limit = limit
         self._response: ResponseHead | None = None
         self._pieces: list[bytes] = []
         self._size = 0
@@ -52,9 +62,9 @@ class _Collector:
     def on_data(self, payload: bytes) -> None:
         """Kept, within reason."""
         self._size += len(payload)
-        if self._size > _ASK_LIMIT:
+        if self._size > self._limit:
             self._channel.detach()
-            self.on_failed(BadAnswer(f"more than {_ASK_LIMIT} bytes"))
+            self.on_failed(BadAnswer(f"more than {self._limit} bytes"))
         self._pieces.append(payload)
 
     def on_flush(self) -> None:

@@ -17,6 +17,7 @@ from modalnomad.router.access_log import AccessLog
 from modalnomad.router.activator import Activator
 from modalnomad.router.app import Router
 from modalnomad.router.auth import Auth
+from modalnomad.router.calls import Caller
 from modalnomad.router.feed import Feed
 from modalnomad.router.limits import Limits
 from modalnomad.router.listeners import Listeners
@@ -73,6 +74,8 @@ class RouterServer:
             counters=self.counters,
             clock=clock,
         )
+        self.caller = Caller(self.activator, self._upstream.connect)
+        """Calls of what is no web endpoint."""
         self.feed = Feed(discovery, engine, self._swap, self._auth, self.activator, counters=self.counters)
         self.scaler = Scaler(self.activator, scaling, clock=clock, counters=self.counters)
         self._listeners = Listeners(self.router.gate)

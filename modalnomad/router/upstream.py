@@ -231,6 +231,10 @@ class Upstream:
 
     # --- connections ----------------------------------------------------------------------------------------
 
+    async def connect(self, address: Address) -> Channel:
+        """A new connection, which ends with this object. Raises ConnectionError, TimeoutError."""
+        return await self._channels.connect(address)
+
     async def _channel(self, lease: Lease, *, fresh: bool) -> Channel:
         """A kept one, or a new one. Raises TryElsewhere when nobody listens there any more."""
         kept = None if fresh else self._channels.take(lease.address)

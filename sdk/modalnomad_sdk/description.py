@@ -133,6 +133,7 @@ def _function_data(declaration: FunctionDeclaration, findings: Findings) -> dict
         "secrets": _secret_data(declaration, findings),
         "image": image_data(options.image, lambda secrets, where: _references(secrets, where, findings)),
         "schedule": _schedule_data(options),
+        "retries": _retries_data(options),
         "include_source": options.include_source,
         "single_use": options.single_use_containers,
         "block_network": options.block_network,
@@ -153,6 +154,10 @@ def _schedule_data(options: FunctionOptions) -> dict[str, Any] | None:
     if isinstance(schedule, Period):
         return {"kind": "period", "period": {name: float(value) for name, value in schedule.parts.items()}}
     return None
+
+
+def _retries_data(options: FunctionOptions) -> dict[str, Any] | None:
+    return None if options.retries is None else dict(vars(options.retries))
 
 
 def _secret_data(declaration: FunctionDeclaration, findings: Findings) -> list[dict[str, Any]]:
@@ -247,13 +252,13 @@ def _check_effects(declaration: FunctionDeclaration, findings: Findings) -> None
     for name, reason in WITHOUT_EFFECT.items():
         if getattr(options, name):
             findings.notice("no_effect", f"`{name}` has no effect here: {reason}", where)
-    if not declaration.endpoints and not declaration.is_server:
-        findings.notice("not_web", f"`{tag}` has no web endpoint, so nothing calls it here but .local()", where)
-        if options.retries is not None:
-            findings.notice("no_effect", f"`retries` has no effect here: nothing calls `{tag}`", where)
-    elif declaration.methods and not declaration.is_server:
+    if declaration.is_server:
+        pass
+    elif not declaration.endpoints and options.schedule is None:
+        findings.notice("not_web", f"`{tag}` has no web endpoint: call it with `modalnomad run`", where)
+    elif declaration.methods:
         shown = ", ".join(f"`{tag}.{name}`" for name in declaration.methods)
-        findings.notice("not_web", f"no web endpoint, so nothing calls it here but .local(): {shown}", where)
+        findings.notice("not_web", f"no web endpoint, to be called with `modalnomad run`: {shown}", where)
     if declaration.batched:
         findings.notice("no_effect", f"@modal.batched has no effect here: `{tag}` gets what its caller passes", where)
 
