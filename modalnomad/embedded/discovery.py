@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from modalnomad.embedded.records import Records, check_change
+from modalnomad.embedded.records import TOKENS, Records, check_change, check_serial
 from modalnomad.embedded.store import named_lock
 from modalnomad.kit.watch import Cell
-from modalnomad.model.errors import NotFound, UserError
+from modalnomad.model.errors import BackendError, NotFound, Problem, UserError
 from modalnomad.model.ids import NAME
 from modalnomad.model.routes import RouteSnapshot, Token
 from modalnomad.ports.discovery import AppRecord, Change, DeleteToken, Discovery, PublishApp, PutToken, WithdrawApp
@@ -22,10 +23,12 @@ from modalnomad.ports.discovery import AppRecord, Change, DeleteToken, Discovery
 logger = logging.getLogger("modalnomad.discovery")
 
 LOOK_EVERY: Final = 0.25
-"""Seconds between two looks at the files for what other processes wrote: a directory listing. The files are read
-when it differs."""
+"""Seconds between two looks for what other processes wrote: at the times of a few folders, not at their files."""
+SETTLED_AFTER: Final = 1.0
+"""Seconds after a change in which the files are looked at too: writes that follow each other within one tick of the
+file system's clock (10 ms) leave the same time on the folder."""
 RECONCILE_EVERY: Final = 15.0
-"""Seconds after which the files are read whatever the listing says."""
+"""Seconds after which the files are looked at whatever their folders say."""
 
 Content = tuple[tuple[AppRecord, ...], tuple[Token, ...]]
 
@@ -45,25 +48,34 @@ class EmbeddedDiscovery(Discovery):
         seen: Hashable = None
         last: Content | None = None
         index = 0
-        read_at = 0.0
+        look_closely_until = time.monotonic() + SETTLED_AFTER
+        looked_at = 0.0
+        failed = ""
         while True:
             written = self._written.value
             try:
-                state = (written, self._state())
-                if state != seen or time.monotonic() >= read_at + RECONCILE_EVERY:
-                    found = (self._apps(), self._records.all_tokens())
-                    seen, read_at = state, time.monotonic()
+                state, now = (written, self._state()), time.monotonic()
+                if state != seen:
+                    look_closely_until = now + SETTLED_AFTER
+                if state != seen or now < look_closely_until or now >= looked_at + RECONCILE_EVERY:
+                    found = await asyncio.to_thread(self._content)
+                    seen, looked_at, failed = state, now, ""
                     if found != last:
                         last, index = found, index + 1
                         yield _snapshot(found, index)
-            except OSError as error:
+            except (OSError, BackendError) as error:
                 # What was last seen stays in force: a look that fails must not empty anybody's table.
-                logger.error("cannot look at the records of %s: %s", self._home, error)
+                if failed != (failed := str(error)):
+                    logger.error("cannot look at the records of %s: %s; what was last read stays", self._home, error)
             await _changed(self._written, written, self._look_every)
 
     def _state(self) -> Hashable:
-        """Equal states: nothing changed in between."""
-        return self._records.fingerprint()
+        """Equal states: most probably nothing changed in between. Cheap."""
+        return self._records.folders()
+
+    def _content(self) -> Content:
+        """Everything as it is now. Reads only what changed."""
+        return self._apps(), self._records.all_tokens()
 
     def _apps(self) -> tuple[AppRecord, ...]:
         return self._records.all_apps()
@@ -82,9 +94,13 @@ class EmbeddedDiscovery(Discovery):
             )
         )
 
+    async def problems(self) -> tuple[Problem, ...]:
+        """The records that cannot be read now."""
+        return await asyncio.to_thread(self._records.problems)
+
     async def tokens(self, environment: str) -> tuple[Token, ...]:
         """All tokens of an environment."""
-        return self._records.all_tokens(environment)
+        return await asyncio.to_thread(self._records.all_tokens, environment)
 
     async def publish(self, change: Change) -> None:
         """One atomic write. Raises BackendConflict as the port says."""
@@ -115,27 +131,38 @@ class EphemeralDiscovery(EmbeddedDiscovery):
     def __init__(self, home: Path, *, look_every: float = LOOK_EVERY) -> None:
         super().__init__(home, look_every=look_every)
         self._own: dict[tuple[str, str], AppRecord] = {}
+        self._guard = threading.Lock()
 
     def _state(self) -> Hashable:
-        return self._records.fingerprint("tokens")
+        return self._records.folders(TOKENS)
 
     def _apps(self) -> tuple[AppRecord, ...]:
-        return tuple(self._own[key] for key in sorted(self._own))
+        with self._guard:
+            return tuple(self._own[key] for key in sorted(self._own))
 
     async def app(self, name: str, environment: str) -> AppRecord | None:
         """The App's record as it is now."""
         return self._own.get((name, environment))
 
     def _write(self, change: Change) -> None:
-        match change:
-            case PublishApp(record):
-                check_change(change, self._own.get((record.app, record.environment)), self._own.values())
-                self._own[record.app, record.environment] = record
-            case WithdrawApp(app, environment):
-                if self._own.pop((app, environment), None) is None:
-                    raise NotFound(f"there is no App {app} in environment {environment}")
-            case _:
-                super()._write(change)
+        if isinstance(change, PublishApp | WithdrawApp):
+            with self._guard:
+                self._write_own(change)
+        else:
+            super()._write(change)
+
+    def _write_own(self, change: PublishApp | WithdrawApp) -> None:
+        if isinstance(change, PublishApp):
+            record = change.record
+            check_change(change, self._own.get((record.app, record.environment)), self._own.values())
+            self._own[record.app, record.environment] = record
+            return
+        key = change.app, change.environment
+        if (present := self._own.get(key)) is None:
+            raise NotFound(f"there is no App {change.app} in environment {change.environment}")
+        if change.expected is not None:
+            check_serial(*key, present.serial, change.expected)
+        del self._own[key]
 
 
 def _snapshot(content: Content, index: int) -> RouteSnapshot:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pydantic import ValidationError
 
-from modalnomad.embedded.store import FileLock, read_record, translated, write_record
+from modalnomad.embedded.store import FileLock, read_record, remove_file, translated, write_record
 from modalnomad.model.apps import AppRecord
-from modalnomad.model.errors import BackendConflict, BackendError, BackendRefused, NotFound, UserError
-from modalnomad.model.ids import ENVIRONMENT_NAME, NAME
+from modalnomad.model.errors import BackendConflict, BackendError, BackendRefused, NotFound, Problem, UserError
+from modalnomad.model.ids import DEFAULT_ENVIRONMENT, ENVIRONMENT_NAME, NAME
 from modalnomad.model.routes import Token
 from modalnomad.ports.discovery import PublishApp, WithdrawApp
 
@@ -24,85 +27,165 @@ logger = logging.getLogger("modalnomad.discovery")
 FORMAT: Final = 1
 APP: Final = "app"
 TOKEN: Final = "token"
+APPS: Final = "apps"
+TOKENS: Final = "tokens"
+KINDS: Final = (APPS, TOKENS)
 TOKEN_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 Fingerprint = frozenset[tuple[str, int, int, int]]
-"""Path, inode, modification time (ns) and size of every record: files are replaced, so any change shows."""
+"""Path, inode, modification time (ns) and size: files are replaced, so any change shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """`record`: the last readable content, None if there never was one. `error`: why what is there now is not it."""
+
+    path: str
+    stamp: tuple[int, int, int] | None
+    record: AppRecord | Token | None
+    error: BackendError | None
 
 
 class Records:
-    """`<home>/discovery/{apps,tokens}/<environment>/<name>.json`, with the last readable content of each remembered."""
+    """`<home>/discovery/{apps,tokens}/<environment>/<name>.json`, with the last readable content of each remembered.
+
+    Safe for several threads. A file is read again only when it was replaced.
+    """
 
     def __init__(self, home: Path) -> None:
         self._root = home / "discovery"
-        self._apps: dict[str, AppRecord] = {}
-        self._tokens: dict[str, Token] = {}
-        self._complained: set[tuple[str, int]] = set()
+        self._known: dict[str, _Known] = {}
+        """Path → what was last found there."""
+        self._closed: dict[str, _Known] = {}
+        """Folders that cannot be read."""
+        self._guard = threading.Lock()
 
     # --- reading ---------------------------------------------------------------------------------------------
 
-    def fingerprint(self, *kinds: str) -> Fingerprint:
-        """Equal fingerprints: nothing was written in between. Raises OSError."""
-        return frozenset(
-            (entry.path, status.st_ino, status.st_mtime_ns, status.st_size)
-            for kind in kinds or ("apps", "tokens")
-            for entry in self._entries(kind)
-            if (status := _status(entry)) is not None
-        )
+    def folders(self, *kinds: str) -> Fingerprint:
+        """Differs after any write, unless it came within the same tick of the file system's clock as an earlier one.
+        Costs a look at each environment's folder, however many records they hold. Raises OSError."""
+        found = set()
+        for kind in kinds or KINDS:
+            root = str(self._root / kind)
+            for path in (root, *(entry.path for entry in _scan(root) if entry.is_dir())):
+                if (status := _status(path)) is not None:
+                    found.add((path, status.st_ino, status.st_mtime_ns, 0))
+        return frozenset(found)
 
     def all_apps(self) -> tuple[AppRecord, ...]:
-        """Every App's record. One that cannot be read is logged and its last readable content stands in for it."""
-        self._apps = self._read_all("apps", self._apps, self._load_app)
-        return tuple(self._apps[path] for path in sorted(self._apps))
+        """Every App's record, by path. One that cannot be read is logged once, and its last readable content stands in
+        for it. Raises BackendRefused when the folders cannot be read."""
+        return tuple(known.record for known in self._read_all(APPS) if isinstance(known.record, AppRecord))
 
     def all_tokens(self, environment: str | None = None) -> tuple[Token, ...]:
         """Every token, or those of one environment; unreadable ones as in `all_apps`."""
-        self._tokens = self._read_all("tokens", self._tokens, self._load_token)
-        found = (self._tokens[path] for path in sorted(self._tokens))
-        return tuple(token for token in found if environment in {None, token.environment})
+        found = (known.record for known in self._read_all(TOKENS))
+        return tuple(t for t in found if isinstance(t, Token) and environment in {None, t.environment})
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Of records that cannot be read now."""
+        return tuple(
+            Problem(known.path, known.error.message.removeprefix(f"{known.path} ") + _then(known.error.hint))
+            for kind in KINDS
+            for known in self._read_all(kind)
+            if known.error is not None
+        )
 
     def app(self, name: str, environment: str) -> AppRecord | None:
         """One App's record as it is now. Raises BackendRefused when it cannot be read."""
         return self._load_app(self._app_path(name, environment))
 
-    def _read_all(self, kind: str, last: dict[str, Any], load: Any) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for entry in self._entries(kind):
+    def environments(self) -> frozenset[str]:
+        """Those that have a folder. Raises BackendRefused."""
+        with translated(f"read {self._root}"):
+            return frozenset(entry.name for kind in KINDS for entry in _scan(str(self._root / kind)) if entry.is_dir())
+
+    def _read_all(self, kind: str) -> list[_Known]:
+        root = f"{self._root / kind}{os.sep}"
+        with self._guard, translated(f"read {root}"):
+            present = self._paths(kind)
+            for path in [path for path in self._known if path.startswith(root) and path not in present]:
+                del self._known[path]
+            found = [known for path in present if (known := self._look(kind, path)) is not None]
+            return [*found, *(failed for path, failed in self._closed.items() if path.startswith(root))]
+
+    def _look(self, kind: str, path: str) -> _Known | None:
+        """What the file holds, read again only if it is another one. None: removed meanwhile."""
+        last = self._known.get(path)
+        stays = last.record if last else None
+        stamp = None
+        try:
+            with translated(f"read {path}"):
+                status = _status(path)
+            if status is None:
+                return None
+            stamp = _stamp(status)
+            if last is not None and last.stamp == stamp:
+                return last
+            record = (self._load_app if kind == APPS else self._load_token)(Path(path))
+            known = _Known(path, stamp, record, None)
+        except BackendError as error:
+            # What the system refused this time may go the next time; what is damaged stays so until it is replaced.
+            passing = isinstance(error.__cause__, OSError)
+            known = _Known(path, None if passing else stamp, stays, error)
+            if last is None or last.error is None or last.error.message != error.message:
+                _complain(error, stays is not None)
+        self._known[path] = known
+        return known
+
+    def _paths(self, kind: str) -> dict[str, None]:
+        """Of all records, sorted. One folder that cannot be read hides no other: what was known of it stays."""
+        found: list[str] = []
+        for folder in [entry.path for entry in _scan(str(self._root / kind)) if entry.is_dir()]:
             try:
-                record = load(Path(entry.path))
+                with translated(f"read {folder}"):
+                    found += [entry.path for entry in _scan(folder) if entry.name.endswith(".json")]
             except BackendError as error:
-                self._complain(entry, error)
-                record = last.get(entry.path)
-            if record is not None:
-                found[entry.path] = record
-        return found
-
-    def _complain(self, entry: os.DirEntry[str], error: BackendError) -> None:
-        """Once for each content of a file, not at every look."""
-        status = _status(entry)
-        seen = (entry.path, status.st_mtime_ns if status else 0)
-        if seen not in self._complained:
-            self._complained.add(seen)
-            logger.error("%s; its last readable content stays in force. %s", error.message, error.hint or "")
-
-    def _entries(self, kind: str) -> Iterator[os.DirEntry[str]]:
-        for folder in _scan(self._root / kind):
-            if folder.is_dir():
-                yield from (entry for entry in _scan(Path(folder.path)) if entry.name.endswith(".json"))
+                if folder not in self._closed:
+                    _complain(error, True)
+                self._closed[folder] = _Known(folder, None, None, error)
+                found += [path for path in self._known if path.startswith(f"{folder}{os.sep}")]
+            else:
+                self._closed.pop(folder, None)
+        return dict.fromkeys(sorted(found))
 
     def _load_app(self, path: Path) -> AppRecord | None:
         content = read_record(path, APP, FORMAT)
         if content is None:
             return None
         with _validated(path):
-            return AppRecord.model_validate(content)
+            record = AppRecord.model_validate(content)
+        _check_place(path, (record.environment, record.app), f"App {record.app}")
+        return record
 
     def _load_token(self, path: Path) -> Token | None:
         content = read_record(path, TOKEN, FORMAT)
         if content is None:
             return None
         with _validated(path):
-            return Token.model_validate(content)
+            token = Token.model_validate(content)
+        _check_place(path, (token.environment, token.id), f"token {token.id}")
+        return token
+
+    def _mentioning(self, hosts: Collection[str], but: Path) -> Iterator[AppRecord]:
+        """The Apps whose files contain one of these words: the others are not decoded. Unreadable ones are logged."""
+        words = [json.dumps(host).encode("ascii") for host in hosts]
+        with self._guard:
+            paths = self._paths(APPS)
+        for path in paths if words else ():
+            try:
+                raw = Path(path).read_bytes()
+            except FileNotFoundError:
+                continue
+            if path != str(but) and any(word in raw for word in words):
+                try:
+                    record = self._load_app(Path(path))
+                except BackendError as error:
+                    _complain(error, False)
+                else:
+                    if record is not None:
+                        yield record
 
     # --- writing ---------------------------------------------------------------------------------------------
 
@@ -111,13 +194,18 @@ class Records:
         record = change.record
         path = self._app_path(record.app, record.environment)
         with self._locked():
-            check_change(change, self._load_app(path), self.all_apps())
+            hosts = {host for route in record.routes for host in route.hosts}
+            with translated(f"read {self._root / APPS}"):
+                check_change(change, self._load_app(path), self._mentioning(hosts, path))
             write_record(path, APP, FORMAT, record.model_dump(mode="json"))
 
     def withdraw(self, change: WithdrawApp) -> None:
-        """Raises NotFound."""
+        """Raises NotFound, BackendConflict."""
         path = self._app_path(change.app, change.environment)
-        self._remove(path, f"there is no App {change.app} in environment {change.environment}")
+        with self._locked():
+            if change.expected is not None and (found := self._load_app(path)) is not None:
+                check_serial(found.app, found.environment, found.serial, change.expected)
+            self._remove(path, f"there is no App {change.app} in environment {change.environment}")
 
     def put_token(self, token: Token) -> None:
         """Create or replace."""
@@ -128,17 +216,25 @@ class Records:
     def delete_token(self, id: str, environment: str) -> None:
         """Raises NotFound."""
         path = self._token_path(id, environment)
-        self._remove(path, f"there is no token {id} in environment {environment}")
+        with self._locked():
+            self._remove(path, f"there is no token {id} in environment {environment}")
 
     def _remove(self, path: Path, missing: str) -> None:
-        with self._locked(), translated(f"remove {path}"):
+        with translated(f"remove {path}"):
             try:
-                path.unlink()
+                remove_file(path)
             except FileNotFoundError:
                 raise NotFound(missing) from None
 
-    def _locked(self) -> FileLock:
-        return FileLock(self._root / "lock")
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = FileLock(self._root / "lock")
+        with translated(f"lock {lock.path}"):
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _app_path(self, name: str, environment: str) -> Path:
         if not NAME.fullmatch(name):
@@ -155,13 +251,7 @@ def check_change(change: PublishApp, present: AppRecord | None, others: Iterable
     """Raises BackendConflict unless the record's serial is the expected one, and no host it serves is served by
     another App."""
     record = change.record
-    name = f"App {record.app} in environment {record.environment}"
-    found = present.serial if present else 0
-    if found != change.expected:
-        raise BackendConflict(
-            f"{name} was changed by somebody else meanwhile (found serial {found}, expected {change.expected})",
-            "look at it with `modalnomad app history`, then try again",
-        )
+    check_serial(record.app, record.environment, present.serial if present else 0, change.expected)
     if record.serial != change.expected + 1:
         raise ValueError(f"serial {record.serial} does not follow {change.expected}")
     wanted = {host: route for route in record.routes for host in route.hosts}
@@ -173,8 +263,23 @@ def check_change(change: PublishApp, present: AppRecord | None, others: Iterable
                 raise BackendConflict(
                     f"{wanted[taken].name} wants the host {taken}, which {route.name} in environment "
                     f"{other.environment} has",
-                    f"give one of them another label=, or stop the other App: modalnomad app stop {other.app}",
+                    f"give one of them another label=, or stop the other App: modalnomad app stop {other.app}"
+                    + _flag(other.environment),
                 )
+
+
+def check_serial(app: str, environment: str, found: int, expected: int) -> None:
+    """Raises BackendConflict."""
+    if found != expected:
+        raise BackendConflict(
+            f"App {app} in environment {environment} was changed by somebody else meanwhile "
+            f"(found serial {found}, expected {expected})",
+            f"look at it with `modalnomad app history {app}{_flag(environment)}`, then try again",
+        )
+
+
+def _flag(environment: str) -> str:
+    return "" if environment == DEFAULT_ENVIRONMENT else f" --env {environment}"
 
 
 def _environment(name: str) -> str:
@@ -186,7 +291,7 @@ def _environment(name: str) -> str:
     return name
 
 
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
+def _scan(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -194,11 +299,33 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
+def _status(path: str) -> os.stat_result | None:
     try:
-        return entry.stat()
+        return os.stat(path)
     except FileNotFoundError:
         return None
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _complain(error: BackendError, stays: bool) -> None:
+    what = "its last readable content stays in force" if stays else "it is not served"
+    logger.error("%s; %s.%s", error.message, what, _then(error.hint))
+
+
+def _then(hint: str | None) -> str:
+    return f" {hint[:1].upper()}{hint[1:]}." if hint else ""
+
+
+def _check_place(path: Path, own: tuple[str, str], what: str) -> None:
+    """A record that was copied to another name would be served twice."""
+    if (path.parent.name, path.stem) != own:
+        raise BackendRefused(
+            f"{path} is damaged: it is the record of {what} in environment {own[0]}",
+            "remove the file, or rename it back",
+        )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Atomic, versioned JSON files and locks between processes: what all records of the embedded back end are made of.
 
-A reader sees the old content or the new one, never a part. A file of a newer release is refused and left as it is.
+A reader sees the old content or the new one, never a part. A file of a newer release is refused and left as it is. What
+a killed writer leaves is cleared by the next one in the same folder.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +23,13 @@ from modalnomad.model.errors import BackendConflict, BackendRefused
 FOLDER_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
 TEMPORARY_PREFIX: Final = ".part-"
-"""Files with this prefix are half-written ones of a process that died; nobody reads them."""
+"""Half-written files begin with it; nobody reads them."""
+LEFTOVER: Final = re.compile(r"\.part-\d+-[0-9a-f]{12}")
+"""Their whole names. No record is named so: its file ends in .json."""
+WAIT_LIMIT: Final = 30.0
+"""Seconds one waits for a lock: all of them are held for moments, so that more means that the holder hangs."""
+POLL: Final = 0.002
+"""Seconds between two tries at first; doubled up to 0.05."""
 
 _REASONS: Final = {
     errno.ENOSPC: ("the disk is full", "free some space and try again"),
@@ -31,6 +40,9 @@ _REASONS: Final = {
     errno.EPERM: ("operation not permitted", "make it yours (chown) or choose another folder with MODALNOMAD_HOME"),
     errno.EMFILE: ("too many open files in this process", "raise the limit (ulimit -n) and try again"),
     errno.ENFILE: ("too many open files on this machine", "close some programs and try again"),
+    errno.EIO: ("the disk reports an error", "look for it in the system's log (dmesg); the disk may be failing"),
+    errno.EAGAIN: ("another process holds it", "try again, or look for a modalnomad that hangs"),
+    errno.ENOTDIR: ("a part of the path is a file", "choose another folder with MODALNOMAD_HOME"),
 }
 
 
@@ -50,38 +62,16 @@ def translated(doing: str) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> Path:
-    """The folder and its missing parents, each only for its owner."""
+    """The folder and its missing parents, each only for its owner; they survive a power cut."""
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(mode=FOLDER_MODE, exist_ok=True)
+        sync_folder(path.parent)
     return path
 
 
-def write_bytes(path: Path, content: bytes, *, replace: bool = True) -> None:
-    """Put `content` there at once: written beside it, synced, renamed.
-
-    With `replace` False an existing file wins and FileExistsError is raised. Other failures are OSError; none leaves
-    anything behind.
-    """
-    make_folder(path.parent)
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            temporary.replace(path)
-        else:
-            os.link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
 def sync_folder(path: Path) -> None:
-    """Make a rename in this folder survive a power cut."""
+    """Make what was renamed, made or removed in this folder survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -93,8 +83,47 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_bytes(path: Path, content: bytes, *, replace: bool = True) -> None:
+    """Put `content` there at once: written beside it, synced, renamed.
+
+    With `replace` False an existing file wins and FileExistsError is raised. Other failures are OSError; none leaves
+    anything behind. Only one process writes into a folder at a time, so that files of dead ones can be told.
+    """
+    with FileLock(make_folder(path.parent)):
+        clear_leftovers(path.parent)
+        temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if replace:
+                temporary.replace(path)
+            else:
+                os.link(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove half-written files. Whoever calls holds the folder's lock: nobody is writing them."""
+    with os.scandir(folder) as entries:
+        left = [entry.path for entry in entries if LEFTOVER.fullmatch(entry.name)]
+    for path in left:
+        Path(path).unlink(missing_ok=True)
+
+
+def remove_file(path: Path) -> None:
+    """Remove it for good: a power cut does not bring it back. Raises FileNotFoundError, OSError."""
+    path.unlink()
+    sync_folder(path.parent)
+
+
 def write_record(path: Path, kind: str, version: int, content: dict[str, Any]) -> None:
-    """Write one record atomically. Raises BackendRefused."""
+    """Write one record atomically. Raises BackendRefused, and then the record is as it was (but for an error of the
+    disk at the very end: then it may be the old or the new one)."""
     text = json.dumps({"kind": kind, "version": version, "content": content}, sort_keys=True, separators=(",", ":"))
     with translated(f"write {path}"):
         write_bytes(path, text.encode("ascii"))
@@ -116,7 +145,7 @@ def read_record(path: Path, kind: str, version: int) -> dict[str, Any] | None:
     )
     try:
         record = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         # Not chained: the decoder's error carries the whole document.
         raise damaged from None
     if not isinstance(record, dict) or record.get("kind") != kind or not isinstance(record.get("version"), int):
@@ -143,19 +172,34 @@ class FileLock:
         self._descriptor: int | None = None
 
     def acquire(self, *, shared: bool = False, wait: bool = True) -> None:
-        """Raises BlockingIOError when somebody holds it and `wait` is False; other failures are OSError."""
-        mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        """Raises BlockingIOError when somebody holds it and `wait` is False, or holds it for more than `WAIT_LIMIT`;
+        other failures are OSError."""
+        mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
+        deadline = time.monotonic() + WAIT_LIMIT
+        pause = POLL
         while True:
-            descriptor = self._open()
             try:
-                fcntl.flock(descriptor, mode)
-                if self._is_current(descriptor):
-                    self._descriptor = descriptor
+                if self._try(mode):
                     return
-            except BaseException:
-                os.close(descriptor)
-                raise
+            except BlockingIOError:
+                if not wait or time.monotonic() >= deadline:
+                    raise
+                time.sleep(pause)
+                pause = min(pause * 2, 0.05)
+
+    def _try(self, mode: int) -> bool:
+        """False: the file was removed meanwhile, try again."""
+        descriptor = self._open()
+        try:
+            fcntl.flock(descriptor, mode)
+            if self._is_current(descriptor):
+                self._descriptor = descriptor
+                return True
+        except BaseException:
             os.close(descriptor)
+            raise
+        os.close(descriptor)
+        return False
 
     def _open(self) -> int:
         if self.path.is_dir():
@@ -174,7 +218,11 @@ class FileLock:
         """Nothing happens when it is not held."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
-            os.close(descriptor)
+            # Said, not left to the last close: a child that is just being started holds a copy for a moment.
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            finally:
+                os.close(descriptor)
 
     @property
     def held(self) -> bool:
@@ -182,10 +230,13 @@ class FileLock:
         return self._descriptor is not None
 
     def note(self, text: str) -> None:
-        """Leave a word about the holder in the locked file."""
+        """Leave a word about the holder in the locked file; its modification time says since when it is held."""
         assert self._descriptor is not None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, text.encode(), 0)
+        os.utime(self._descriptor)
+        # On a full disk the note is missed, not the lock: what frees space takes locks too.
+        with suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, text.encode(), 0)
 
     def read_note(self) -> str:
         """What the last holder noted; empty: nothing."""
@@ -203,18 +254,33 @@ class FileLock:
 
 @contextmanager
 def named_lock(path: Path, name: str, note: str) -> Iterator[None]:
-    """Hold the lock file exclusively or raise BackendConflict naming the holder."""
+    """Hold the lock file exclusively or raise BackendConflict naming the holder, BackendRefused."""
     lock = FileLock(path)
-    try:
-        with translated(f"lock {path}"):
+    with translated(f"lock {path}"):
+        try:
             lock.acquire(wait=False)
-    except BackendRefused as error:
-        if isinstance(error.__cause__, BlockingIOError):
+        except BlockingIOError:
             holder = lock.read_note() or "another process"
             raise BackendConflict(f"{name} is held by {holder}", "wait until it is done, or stop it") from None
-        raise
     try:
         lock.note(note)
         yield
     finally:
         lock.release()
+
+
+def held_since(folder: Path) -> dict[str, float]:
+    """Names of the lock files of `folder` that somebody holds now → Unix time since when. Raises OSError."""
+    found: dict[str, float] = {}
+    for path in sorted(folder.glob("*.lock")):
+        lock = FileLock(path)
+        try:
+            since = path.stat().st_mtime
+            lock.acquire(shared=True, wait=False)
+        except BlockingIOError:
+            found[path.stem] = since
+        except FileNotFoundError:
+            continue  # removed meanwhile
+        else:
+            lock.release()
+    return found

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 from pydantic import Field
 
-from modalnomad.model.ids import RevisionId
+from modalnomad.model.ids import Digest, RevisionId
 from modalnomad.model.manifest import Model
 from modalnomad.model.revision import Revision
 from modalnomad.model.routes import Route, ScalingOverride
@@ -74,3 +77,34 @@ class AppRecord(Model):
     def overridden(self) -> dict[RevisionId, ScalingOverride]:
         """The same overrides by the revisions they hold for."""
         return {r.id: self.overrides[r.function.tag] for r in self.revisions if r.function.tag in self.overrides}
+
+
+def trim(versions: tuple[AppVersion, ...], keep: int) -> tuple[AppVersion, ...]:
+    """The newest `keep` of them, at least one: what a record holds once it is published."""
+    return versions[-max(keep, 1) :]
+
+
+class Needed(NamedTuple):
+    """What kept versions need to be served again without building anything."""
+
+    bundles: frozenset[Digest]
+    images: frozenset[Digest]
+    anonymous: frozenset[tuple[str, str]]
+    """(environment, digest) of the values of `Secret.from_dict`."""
+
+
+def needed_by(records: Iterable[AppRecord]) -> Needed:
+    """Of all versions in these records, served or not."""
+    revisions = {
+        revision.id: revision for record in records for version in record.versions for revision in version.revisions
+    }
+    return Needed(
+        bundles=frozenset(revision.bundle for revision in revisions.values()),
+        images=frozenset(revision.image.digest for revision in revisions.values()),
+        anonymous=frozenset(
+            (ref.environment or revision.environment, ref.anonymous)
+            for revision in revisions.values()
+            for ref in revision.secrets
+            if ref.anonymous is not None
+        ),
+    )

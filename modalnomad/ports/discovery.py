@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from modalnomad.model.apps import AppRecord
+from modalnomad.model.errors import Problem
 from modalnomad.model.routes import RouteSnapshot, Token
 
 __all__ = ["AppRecord", "Change", "DeleteToken", "Discovery", "PublishApp", "PutToken", "WithdrawApp"]
@@ -28,6 +29,8 @@ class WithdrawApp:
 
     app: str
     environment: str
+    expected: int | None = None
+    """The serial it must have now, else BackendConflict; None: whatever it is, also a record that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,9 @@ class Discovery(Protocol):
 
     async def apps(self, environment: str | None = None) -> tuple[AppRecord, ...]:
         """Every App's record, stopped ones too, of one environment or of all, by environment and name."""
+
+    async def problems(self) -> tuple[Problem, ...]:
+        """The records that cannot be read now, each with its place and what to do; `apps` and `tokens` lack them."""
 
     async def tokens(self, environment: str) -> tuple[Token, ...]:
         """All tokens of an environment."""
