@@ -1,12 +1,16 @@
-"""Which event loop a test runs on."""
+"""Which event loop a test runs on, and a router's inner half to test."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 import uvloop
+
+from tests.support.activator import Opener, Platform, platform_at
 
 
 def pytest_asyncio_loop_factories(
@@ -17,3 +21,14 @@ def pytest_asyncio_loop_factories(
     if getattr(getattr(item, "module", None), "BOTH_LOOPS", False):
         factories["uvloop"] = uvloop.new_event_loop
     return factories
+
+
+@pytest.fixture
+async def open_platform(tmp_path: Path) -> AsyncIterator[Opener]:
+    """Opens a `Platform`, which is closed with the test."""
+    async with AsyncExitStack() as stack:
+
+        async def opener(**arguments: object) -> Platform:
+            return await stack.enter_async_context(platform_at(tmp_path, **arguments))  # type: ignore[arg-type]
+
+        yield opener
