@@ -64,7 +64,8 @@ class Pool:
         self.used_at = now
         self.starts = 0
         self._phase = Phase()
-        self._may, self._overstay = starts_allowed, overstay
+        self.starts_allowed = self._may = starts_allowed
+        self._overstay = overstay
 
     # --- Requests ---------------------------------------------------------------------------------------------
 
