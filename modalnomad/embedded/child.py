@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,15 +22,13 @@ LIFELINE_PATIENCE: Final = 0.5
 """Seconds the runner's supervisor gets to end its tree once the lifeline is cut; then all is killed from here."""
 CHUNK: Final = 16 * 1024
 """Bytes of output taken at once."""
-READING_SHARE: Final = 4.0
-"""After a chunk, reading pauses this many times as long as the chunk took: a replica that floods its log is slowed down
-by its full pipe, and the event loop keeps most of its time."""
-PAUSE_FROM: Final = 0.0005
-"""Seconds of work below which there is no pause."""
+LAST_CHUNKS: Final = 64
+"""Taken at the end: what the largest pipe holds."""
 
 OutputStream = Literal["stdout", "stderr"]
-OnOutput = Callable[[OutputStream, bytes], None]
-"""Called with what was read; with nothing at the end of the stream."""
+OnOutput = Callable[[OutputStream, bytes], float]
+"""Called with what was read; with nothing at the end of the stream. Returns the seconds to wait before reading on: a
+process that floods its log is slowed down by its full pipe."""
 
 
 class Output:
@@ -48,35 +45,28 @@ class Output:
         self._loop.add_reader(descriptor, self._readable)
 
     def _readable(self) -> None:
-        began = time.perf_counter()
-        if not self._take():
-            self.close()
+        try:
+            data = os.read(self._descriptor, CHUNK)
+        except BlockingIOError:
             return
-        elapsed = time.perf_counter() - began
-        if elapsed > PAUSE_FROM:
+        if not data:
+            self.close()
+        elif (pause := self._on_output(self._stream, data)) > 0:
             self._loop.remove_reader(self._descriptor)
-            self._resume = self._loop.call_later(elapsed * READING_SHARE, self._go_on)
+            self._resume = self._loop.call_later(pause, self._go_on)
 
     def _go_on(self) -> None:
         self._resume = None
         self._loop.add_reader(self._descriptor, self._readable)
-
-    def _take(self) -> bool:
-        """False at the end."""
-        try:
-            data = os.read(self._descriptor, CHUNK)
-        except BlockingIOError:
-            return True
-        if data:
-            self._on_output(self._stream, data)
-        return bool(data)
 
     def finish(self) -> None:
         """Take what is in the pipe now and close it, also when a stray process still holds the other end."""
         if self._closed:
             return
         with suppress(BlockingIOError):
-            while data := os.read(self._descriptor, CHUNK):
+            for _ in range(LAST_CHUNKS):
+                if not (data := os.read(self._descriptor, CHUNK)):
+                    break
                 self._on_output(self._stream, data)
         self.close()
 

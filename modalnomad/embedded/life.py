@@ -26,6 +26,7 @@ from modalnomad.embedded.logs import LineSplitter, ReplicaLog
 from modalnomad.embedded.runs import Run
 from modalnomad.embedded.store import refused
 from modalnomad.embedded.templates import Templates
+from modalnomad.kit.clock import monotonic
 from modalnomad.model.errors import ModalNomadError
 from modalnomad.model.manifest import SecretRef
 from modalnomad.model.replica import Failure, Replica, ReplicaKey, ReplicaState, UnixAddress
@@ -198,10 +199,12 @@ class Life:
         except OSError as error:
             raise refused(f"copy the bundle to {self._folder}", error) from error
 
-    def _output(self, stream: OutputStream, data: bytes) -> None:
+    def _output(self, stream: OutputStream, data: bytes) -> float:
+        began = monotonic()
         splitter = self._splitters[stream]
         if lines := splitter.feed(data) if data else splitter.end():
             self._log.write(stream, lines)
+        return self._log.pace.pause(data, began)
 
     async def kill(self) -> None:
         """End it at once. Returns when it is gone."""

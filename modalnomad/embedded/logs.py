@@ -16,6 +16,7 @@ from typing import Final, Literal
 
 from modalnomad_sdk.contract import LOG_TAG_CLOSE, LOG_TAG_OPEN
 
+from modalnomad.embedded.pacing import Pace, Paces
 from modalnomad.kit.watch import Cell
 from modalnomad.model.errors import NotFound
 from modalnomad.model.replica import LogLine, ReplicaKey
@@ -23,7 +24,9 @@ from modalnomad.model.replica import LogLine, ReplicaKey
 LINE_LIMIT: Final = 64 * 1024
 """Bytes of one line; a longer one goes on in the next."""
 RING_BYTES: Final = 4 * 1024 * 1024
-"""Bytes of text kept of each replica, however many lines."""
+"""Characters of text kept of each replica, however many lines."""
+ALL_RINGS_BYTES: Final = 64 * 1024 * 1024
+"""Of all replicas together: where they are many, each keeps less."""
 LINES_IN_A_ROW: Final = 100
 """A follower that is given many lines lets others have the event loop after so many."""
 LEAST_LINES: Final = 200
@@ -106,6 +109,7 @@ class ReplicaLog:
         self.origin = origin
         self._replica = str(origin.key)
         self._journal = journal
+        self.pace = Pace(journal.paces)
         self._limit = max(lines, LEAST_LINES)
         self._kept: deque[tuple[int, LogLine]] = deque()
         self._bytes = 0
@@ -124,7 +128,8 @@ class ReplicaLog:
             line = LogLine(now, origin.app, origin.function, replica, stream, text, request_id, origin.environment)
             self._kept.append((self.last, line))
             self._bytes += len(text)
-        while len(self._kept) > self._limit or self._bytes > RING_BYTES:
+        room = self._journal.room()
+        while len(self._kept) > self._limit or self._bytes > room:
             number, line = self._kept.popleft()
             self._bytes -= len(line.text)
             self._dropped = number
@@ -133,6 +138,7 @@ class ReplicaLog:
     def end(self) -> None:
         """No more lines will come."""
         self.ended = True
+        self.pace.end()
         self._journal.tell()
 
     def after(self, number: int) -> list[tuple[int, LogLine]]:
@@ -164,6 +170,7 @@ class Journal:
         self._lines = lines
         self._logs: dict[ReplicaKey, ReplicaLog] = {}
         self._number = 0
+        self.paces = Paces()
         self._told = Cell(0)
 
     def open(self, origin: Origin) -> ReplicaLog:
@@ -174,6 +181,10 @@ class Journal:
     def forget(self, key: ReplicaKey) -> None:
         """Free the lines of a replica that ended."""
         self._logs.pop(key, None)
+
+    def room(self) -> int:
+        """Characters one replica may keep now."""
+        return min(RING_BYTES, ALL_RINGS_BYTES // max(1, len(self._logs)))
 
     def next_number(self) -> int:
         """Numbers order the lines of all replicas."""
