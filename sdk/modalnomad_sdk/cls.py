@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import where
+from .calling import Target
 from .declarations import FunctionDeclaration
 from .exception import ExecutionError, InvalidError, NotFoundError, UnimplementedError
 from .functions import Function
-from .instances import bind, make_instance
+from .instances import bind, canonical_parameters, make_instance
 from .partial import Handle
 from .twin import Twin
 from .unavailable import Missing
@@ -140,7 +141,8 @@ def _callable_names(declaration: FunctionDeclaration) -> set[str]:
 
 
 class Obj:
-    """An instance of a Cls: its methods have `.local()` and `.get_web_url()`; other attributes are the real ones.
+    """An instance of a Cls: its methods have `.local()`, `.remote()` and `.get_web_url()`; other attributes are the
+    real ones.
 
     The user's own instance is made at the first use, and its `enter` methods run then.
     """
@@ -159,10 +161,7 @@ class Obj:
                 f"{where.caller()}: `{self._cls.tag}` is a reference to a deployed class; its code is not here"
             )
         if self._instance is None:
-            if self._args:
-                raise InvalidError(
-                    f"{where.caller()}: `{self._cls.tag}(…)` takes its parameters by name, not by position"
-                )
+            self._check_by_name()
             self._instance = make_instance(declaration, self._kwargs)
         if enter and not self._entered:
             self._entered = True
@@ -171,6 +170,10 @@ class Obj:
                 if inspect.iscoroutine(result):
                     _run(result)
         return self._instance
+
+    def _check_by_name(self) -> None:
+        if self._args:
+            raise InvalidError(f"{where.caller()}: `{self._cls.tag}(…)` takes its parameters by name, not by position")
 
     def __getattr__(self, name: str) -> Any:
         declaration = self._cls._declaration
@@ -183,7 +186,16 @@ class Obj:
             return bind(self._user_instance(), name)(*args, **kwargs)
 
         endpoint = next((e.name for e in declaration.endpoints if e.method_name == name), None)
-        return Function(declaration, f"{self._cls.tag}.{name}", app=self._cls._app, call=call, endpoint=endpoint)
+        tag = f"{self._cls.tag}.{name}"
+        target = Target(declaration.tag, tag, name, self._parameters)
+        return Function(declaration, tag, app=self._cls._app, call=call, endpoint=endpoint, target=target)
+
+    def _parameters(self) -> str:
+        """Canonical JSON of all parameters, as the key of their pool has it. Raises InvalidError."""
+        declaration = self._cls._declaration
+        assert declaration is not None
+        self._check_by_name()
+        return canonical_parameters(declaration, self._kwargs)
 
     def __repr__(self) -> str:
         return f"{self._cls.tag}(…)"

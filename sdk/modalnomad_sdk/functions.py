@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from inspect import getattr_static
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
-from . import state, where
+from . import calling, state, where
 from .declarations import FunctionDeclaration
 from .exception import ExecutionError, InvalidError, UnimplementedError
-from .partial import Handle
-from .twin import Twin
-from .unavailable import Missing, Unavailable, runtime
+from .function_call import FunctionCall
+from .partial import Handle, is_generator
+from .twin import Twin, TwinStream
+from .unavailable import Missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,16 +21,19 @@ if TYPE_CHECKING:
     from .process import Client
     from .secret import Secret
 
+__all__ = ["Function", "FunctionCall"]
+
 P = ParamSpec("P")
 R = TypeVar("R")
+_NEVER = ("remote_gen", "spawn_map", "experimental_spawn_map", "hydrate")
 _COMMANDS = "See `modalnomad app --help` and `modalnomad container --help`"
 
 
 class Function(Handle, Generic[P, R]):
     """One Function of an App, or (from `Function.from_name`) a reference to one that is deployed.
 
-    Its function can be run here with `.local(…)`. Web endpoints have a URL; calls between Functions (`.remote` and its
-    kin) are not available on this platform and raise UnimplementedError.
+    Its function can be run here with `.local(…)`. Web endpoints have a URL. `.remote` and its kin run other Functions
+    in replicas from a local entrypoint (`modalnomad run`); elsewhere they raise UnimplementedError.
     """
 
     def __init__(
@@ -39,12 +44,15 @@ class Function(Handle, Generic[P, R]):
         app: Any = None,
         call: Callable[..., Any] | None = None,
         endpoint: str | None = None,
+        target: calling.Target | None = None,
     ) -> None:
+        """`target`: what a call runs, where that is not simply the Function."""
         self.tag = tag
         self._declaration = declaration
         self._app = app
         self._call = call
         self._endpoint = endpoint
+        self._target = target
         if call is not None:
             self.__name__ = getattr(call, "__name__", tag)
             self.__doc__ = call.__doc__
@@ -94,8 +102,19 @@ class Function(Handle, Generic[P, R]):
 
     @Twin
     def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the function in another replica. Not available."""
-        self._no_calls("remote")
+        """Run the function in a replica and wait for what it returns; what it raises is raised here."""
+        target = self._callable("remote")
+        result: R = calling.value_of(calling.start(target, args, kwargs).result(), target.name)
+        return result
+
+    @remote.awaited
+    async def _remote_aio(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The same, for `await`."""
+        import asyncio
+
+        target = self._callable("remote")
+        result: R = calling.value_of(await asyncio.wrap_future(calling.start(target, args, kwargs)), target.name)
+        return result
 
     @Twin
     def remote_gen(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -104,10 +123,11 @@ class Function(Handle, Generic[P, R]):
 
     @Twin
     def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> FunctionCall:
-        """Start the function in another replica and go on. Not available."""
-        self._no_calls("spawn")
+        """Start the function in a replica and go on; `.get()` of what this gives waits for its result."""
+        target = self._callable("spawn")
+        return FunctionCall._started(calling.start(target, args, kwargs), target.name)
 
-    @Twin
+    @TwinStream
     def map(
         self,
         *input_iterators: Iterable[Any],
@@ -116,10 +136,30 @@ class Function(Handle, Generic[P, R]):
         return_exceptions: bool = False,
         wrap_returned_exceptions: bool | None = None,
     ) -> Iterator[Any]:
-        """Run the function for every item. Not available."""
-        self._no_calls("map")
+        """Run the function for every item, many at once; results come as they are read."""
+        target = self._callable("map")
+        inputs = calling.zipped(input_iterators)
+        return calling.run_map(target, inputs, kwargs, in_order=order_outputs, return_exceptions=return_exceptions)
 
-    @Twin
+    @map.iterated
+    def _map_aio(
+        self,
+        *input_iterators: Any,
+        kwargs: Mapping[str, Any] = {},
+        order_outputs: bool = True,
+        return_exceptions: bool = False,
+        wrap_returned_exceptions: bool | None = None,
+    ) -> AsyncIterator[Any]:
+        """The same, for `async for`; the inputs may be async iterables too."""
+        import asyncio
+
+        target = self._callable("map")
+        loop = asyncio.get_running_loop()
+        inputs = calling.zipped(tuple(calling.readable(source, loop) for source in input_iterators))
+        results = calling.run_map(target, inputs, kwargs, in_order=order_outputs, return_exceptions=return_exceptions)
+        return calling.read_async(results)
+
+    @TwinStream
     def starmap(
         self,
         input_iterator: Iterable[Sequence[Any]],
@@ -129,15 +169,49 @@ class Function(Handle, Generic[P, R]):
         return_exceptions: bool = False,
         wrap_returned_exceptions: bool | None = None,
     ) -> Iterator[Any]:
-        """Run the function for every tuple of arguments. Not available."""
-        self._no_calls("starmap")
+        """Run the function for every tuple of arguments."""
+        target = self._callable("starmap")
+        inputs = (tuple(one) for one in input_iterator)
+        return calling.run_map(target, inputs, kwargs, in_order=order_outputs, return_exceptions=return_exceptions)
+
+    @starmap.iterated
+    def _starmap_aio(
+        self,
+        input_iterator: Any,
+        *,
+        kwargs: Mapping[str, Any] = {},
+        order_outputs: bool = True,
+        return_exceptions: bool = False,
+        wrap_returned_exceptions: bool | None = None,
+    ) -> AsyncIterator[Any]:
+        """The same, for `async for`."""
+        import asyncio
+
+        target = self._callable("starmap")
+        inputs = (tuple(one) for one in calling.readable(input_iterator, asyncio.get_running_loop()))
+        results = calling.run_map(target, inputs, kwargs, in_order=order_outputs, return_exceptions=return_exceptions)
+        return calling.read_async(results)
 
     @Twin
     def for_each(
         self, *input_iterators: Iterable[Any], kwargs: Mapping[str, Any] = {}, ignore_exceptions: bool = False
     ) -> None:
-        """Run the function for every item and drop the results. Not available."""
-        self._no_calls("for_each")
+        """Run the function for every item and drop the results."""
+        target = self._callable("for_each")
+        inputs = calling.zipped(input_iterators)
+        for _ in calling.run_map(target, inputs, kwargs, in_order=False, return_exceptions=ignore_exceptions):
+            pass
+
+    @for_each.awaited
+    async def _for_each_aio(
+        self, *input_iterators: Any, kwargs: Mapping[str, Any] = {}, ignore_exceptions: bool = False
+    ) -> None:
+        """The same, for `await`."""
+        results = self.map.aio(
+            *input_iterators, kwargs=kwargs, order_outputs=False, return_exceptions=ignore_exceptions
+        )
+        async for _ in results:
+            pass
 
     @Twin
     def spawn_map(self, *input_iterators: Iterable[Any], kwargs: Mapping[str, Any] = {}) -> None:
@@ -149,6 +223,24 @@ class Function(Handle, Generic[P, R]):
         """Start the function for every item. Not available."""
         self._no_calls("experimental_spawn_map")
 
+    def _callable(self, method: str) -> calling.Target:
+        """What is to be called. Raises InvalidError, UnimplementedError."""
+        if not calling.connected() or self._endpoint is not None or self._declaration is None:
+            self._no_calls(method)
+        if is_generator(self._call_of_declaration()):
+            raise InvalidError(
+                f"{where.caller()}: `{self.tag}` is a generator, which .{method}() cannot call: return a list instead"
+            )
+        return self._target or calling.Target(self._declaration.tag, self.tag)
+
+    def _call_of_declaration(self) -> Any:
+        """The user's own function."""
+        assert self._declaration is not None
+        found: Any = self._declaration.target
+        if self._target is not None:
+            found = getattr(getattr_static(found, self._target.method), "raw", None)
+        return found
+
     def _no_calls(self, method: str) -> NoReturn:
         place = where.caller()
         if self._endpoint is not None:
@@ -157,8 +249,9 @@ class Function(Handle, Generic[P, R]):
                 f"to its web URL (`{self.tag}.get_web_url()`), or run it here with .local()"
             )
         raise UnimplementedError(
-            f"{place}: `{self.tag}.{method}()` would run the function in another replica, which this platform does not "
-            f"do yet: `{self.tag}.local(…)` runs it here"
+            f"{place}: `{self.tag}.{method}()` would run the function in another replica, which this platform does "
+            f"{'not do yet' if method in _NEVER else 'for a local entrypoint only (modalnomad run)'}: "
+            f"`{self.tag}.local(…)` runs it here"
         )
 
     @Twin
@@ -241,14 +334,3 @@ class Function(Handle, Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"Function({self.tag})"
-
-
-class FunctionCall(Unavailable):
-    """A call of a Function that went on by itself. Not available."""
-
-    _runtime: ClassVar[frozenset[str]] = runtime("cancel gather get get_call_graph iter logs num_inputs")
-
-    @classmethod
-    def from_id(cls, function_call_id: str, client: Client | None = None) -> FunctionCall:
-        """A call by its id."""
-        return cls(function_call_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,6 +46,32 @@ def bind_parameters(declaration: FunctionDeclaration, given: Mapping[str, object
     if missing:
         raise InvalidError(f"`{declaration.tag}` needs the parameter {', '.join(missing)}, which was not given")
     return values
+
+
+PARAMETERS_LIMIT = 16 * 1024
+"""Bytes of all values together, as canonical JSON."""
+
+
+def canonical_parameters(declaration: FunctionDeclaration, given: Mapping[str, object]) -> str:
+    """Values of all parameters as the platform names their pool: JSON with sorted keys; empty: the class has none.
+
+    Raises:
+        InvalidError: as bind_parameters, or they are too large.
+    """
+    values = bind_parameters(declaration, given)
+    if not values:
+        return ""
+    plain = {
+        name: {"bytes": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
+        for name, value in values.items()
+    }
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    if len(text) > PARAMETERS_LIMIT:
+        raise InvalidError(
+            f"the parameters of `{declaration.tag}` take {len(text)} bytes together; at most {PARAMETERS_LIMIT} are "
+            "allowed"
+        )
+    return text
 
 
 def make_instance(declaration: FunctionDeclaration, parameters: Mapping[str, object]) -> object:
