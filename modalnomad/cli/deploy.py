@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from modalnomad.cli.common import EnvOption, JsonOption, load_settings
+from modalnomad.deploy.strategy import Strategy
 
 if TYPE_CHECKING:
-    from modalnomad.deploy.apply import Strategy
-    from modalnomad.deploy.deployment import Wanted
-    from modalnomad.settings import Settings
+    from modalnomad.cli.changing import Told
+    from modalnomad.deploy.deployment import Deployment, Wanted
+    from modalnomad.wiring.deploy import DeployParts
 
 StrategyOption = Annotated[
-    str,
+    Strategy,
     typer.Option(
-        metavar="rolling|recreate",
         help="rolling: the new version is as warm as the old one before requests go to it, the old one finishes what "
         "it holds. recreate: the old replicas are ended as soon as requests go to the new ones.",
     ),
@@ -36,7 +37,7 @@ def deploy(
     module: Annotated[bool, typer.Option("-m", "--module", help="FILE is the dotted name of a module.")] = False,
     name: Annotated[str | None, typer.Option("--name", "-n", help="Name of the App. [default: its own]")] = None,
     tag: Annotated[str | None, typer.Option(help="A word for this version, shown by `app history`.")] = None,
-    strategy: StrategyOption = "rolling",
+    strategy: StrategyOption = Strategy.ROLLING,
     check: CheckOption = False,
     env: EnvOption = None,
     as_json: JsonOption = False,
@@ -48,6 +49,8 @@ def deploy(
 
     Example: `modalnomad deploy examples/hello.py --check`
     """
+    from modalnomad.cli.changing import carry_out
+    from modalnomad.cli.deploy_view import show_deployed
     from modalnomad.deploy.collect import Reference
     from modalnomad.deploy.deployment import Wanted
     from modalnomad.deploy.versions import check_tag
@@ -60,40 +63,17 @@ def deploy(
         reference=Reference.parse(reference, module=module),
         name=name,
         tag=tag,
-        strategy=parse_strategy(strategy),
+        strategy=strategy,
         check=check,
     )
-    if code := run(_deploy(settings, wanted, as_json=as_json)):
+    show = partial(show_deployed, as_json=as_json)
+    if code := run(carry_out(settings, partial(_begin, wanted=wanted), show)):
         raise typer.Exit(code)
 
 
-def parse_strategy(text: str) -> Strategy:
-    """Wrong ones are wrong usage."""
-    from modalnomad.deploy.apply import Strategy
-
-    try:
-        return Strategy(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not one of rolling, recreate", param_hint="--strategy") from None
-
-
-async def _deploy(settings: Settings, wanted: Wanted, *, as_json: bool) -> int:
-    """Exit code."""
-    from modalnomad.cli.deploy_view import Told, show_deployed
-    from modalnomad.cli.interrupts import Interrupts
+def _begin(parts: DeployParts, told: Told, wanted: Wanted) -> tuple[Deployment, Coroutine[Any, Any, None]]:
     from modalnomad.deploy.deployment import Deployment
-    from modalnomad.wiring.deploy import open_deploy
 
-    begun = time.monotonic()
-    told = Told()
-    with Interrupts() as interrupts:
-        async with open_deploy(settings) as parts:
-            deployment = Deployment(
-                parts.builder, parts.discovery, parts.stage, told, keep=settings.embedded.keep_versions
-            )
-            if not await interrupts.race(deployment.run(wanted)):
-                told.interrupted(deployment)
-                return 130
-            assert deployment.deployed is not None
-            show_deployed(deployment.deployed, parts, told, seconds=time.monotonic() - begun, as_json=as_json)
-    return 0
+    keep = parts.settings.embedded.keep_versions
+    deployment = Deployment(parts.builder, parts.discovery, parts.stage, told, keep=keep)
+    return deployment, deployment.run(wanted)

@@ -7,76 +7,39 @@ from typing import Any
 
 from rich.markup import escape
 
-from modalnomad.cli.output import emit, err, out, show_error
+from modalnomad.cli.changing import Told
+from modalnomad.cli.output import emit, out
 from modalnomad.cli.serve_text import curl
 from modalnomad.cli.serve_view import Shown
-from modalnomad.deploy.deployment import Deployed, Deployment
-from modalnomad.deploy.report import Report
+from modalnomad.deploy.changing import Changed
 from modalnomad.model.apps import AppVersion
-from modalnomad.model.errors import ModalNomadError
 from modalnomad.model.manifest import Notice, Schedule
 from modalnomad.wiring.deploy import DeployParts
 
 NOT_SERVED = "No platform runs on this home: `modalnomad up` serves it."
 
 
-class Told(Report):
-    """Standard error; notices are kept for the answer."""
-
-    def __init__(self) -> None:
-        self.notices: list[Notice] = []
-
-    def progress(self, text: str) -> None:
-        """Dimmed."""
-        err.print(text, style="dim", markup=False)
-
-    def output(self, line: str) -> None:
-        """As the program wrote it."""
-        err.print(line, markup=False)
-
-    def notice(self, app: str, notice: Notice) -> None:
-        """One line."""
-        self.notices.append(notice)
-        where = f" ({notice.where})" if notice.where else ""
-        err.print(f"[yellow]Note:[/] {escape(notice.message + where)}")
-
-    def reloaded(self, app: str, functions: tuple[str, ...], seconds: float) -> None:
-        """Of `serve` only."""
-
-    def reload_failed(self, app: str, error: ModalNomadError) -> None:
-        """Of `serve` only."""
-        show_error(error)
-
-    def interrupted(self, deployment: Deployment) -> None:
-        """What holds after all."""
-        if (record := deployment.record) is not None and deployment.published:
-            err.print(f"Interrupted: v{record.version} of App {record.app} is published.", markup=False)
-        else:
-            err.print("Interrupted: nothing was published, nothing was changed.", markup=False)
-
-
-def show_deployed(
-    deployed: Deployed, parts: DeployParts, told: Told, *, seconds: float, as_json: bool, done: str = "deployed"
-) -> None:
+def show_deployed(changed: Changed, parts: DeployParts, told: Told, seconds: float, *, as_json: bool) -> None:
     """Every endpoint with its addresses, the schedules, the version."""
-    endpoints = shown_endpoints(deployed, parts)
+    endpoints = shown_endpoints(changed, parts)
     if as_json:
-        emit(as_record(deployed, endpoints, told.notices, seconds))
+        emit(as_record(changed, endpoints, told.notices, seconds))
         return
-    record, version = deployed.record, deployed.record.versions[-1]
+    record, version = changed.record, changed.record.versions[-1]
     for shown in endpoints:
         show_endpoint(shown)
     for tag, schedule in schedules(version).items():
         out.print(f"[green]✓[/] [bold]{escape(record.app)}/{escape(tag)}[/] runs {escape(in_words(schedule))}")
-    if deployed.skipped:
+    if changed.skipped:
         out.print(f"Deployment skipped: nothing changed since v{version.number} of App {record.app}.", markup=False)
     else:
-        out.print(f"App {record.app} {done} as v{version.number} in {seconds:.1f} s.", markup=False)
-    if not deployed.served:
-        out.print(NOT_SERVED, style="dim", markup=False)
+        note = f" ({version.note})" if version.note else ""
+        out.print(f"App {record.app} deployed as v{version.number}{note} in {seconds:.1f} s.", markup=False)
+    if not changed.served:
+        out.print(NOT_SERVED, markup=False)
 
 
-def shown_endpoints(deployed: Deployed, parts: DeployParts) -> list[Shown]:
+def shown_endpoints(changed: Changed, parts: DeployParts) -> list[Shown]:
     """One for each route; addresses nobody knows yet are empty."""
     return [
         Shown(
@@ -84,10 +47,10 @@ def shown_endpoints(deployed: Deployed, parts: DeployParts) -> list[Shown]:
             endpoint=route.endpoint,
             label=route.hosts[0].partition(".")[0],
             url=parts.url(route.hosts[0]) or "",
-            direct_url=deployed.direct_urls.get(route.hosts[0], ""),
+            direct_url=changed.direct_urls.get(route.hosts[0], ""),
             custom_urls=tuple(parts.url(host) or host for host in route.hosts[1:]),
         )
-        for route in deployed.record.routes
+        for route in changed.record.routes
     ]
 
 
@@ -104,17 +67,18 @@ def show_endpoint(shown: Shown) -> None:
 
 
 def as_record(
-    deployed: Deployed, endpoints: Sequence[Shown], notices: Sequence[Notice], seconds: float
+    changed: Changed, endpoints: Sequence[Shown], notices: Sequence[Notice], seconds: float
 ) -> Mapping[str, Any]:
     """For programs: one object with all of it."""
-    record, version = deployed.record, deployed.record.versions[-1]
+    record, version = changed.record, changed.record.versions[-1]
     return {
         "app": record.app,
         "environment": record.environment,
         "version": version.number,
         "tag": version.tag,
-        "skipped": deployed.skipped,
-        "served": deployed.served,
+        "note": version.note,
+        "skipped": changed.skipped,
+        "served": changed.served,
         "seconds": round(seconds, 3),
         "endpoints": [
             {

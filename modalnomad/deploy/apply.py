@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
 from modalnomad.deploy.report import Report
 from modalnomad.deploy.stage import Stage
+from modalnomad.deploy.strategy import Strategy
 from modalnomad.deploy.warming import all_or_first_error, as_warm, replacements
 from modalnomad.kit.tasks import Tasks
 from modalnomad.model.apps import AppRecord
@@ -28,15 +27,6 @@ from modalnomad.ports.discovery import Discovery, PublishApp
 
 SERVED_WITHIN: Final = 60.0
 """Seconds a running platform may take to follow a record; it looks several times a second."""
-
-
-class Strategy(StrEnum):
-    """What becomes of the old replicas."""
-
-    ROLLING = "rolling"
-    """The new version is as warm as the old one before anybody is sent to it; the old one finishes what it holds."""
-    RECREATE = "recreate"
-    """The old replicas are ended as soon as nobody is sent to them any more, whatever they hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,8 +187,3 @@ def default_parameters(function: Function) -> str | None:
         return None
     values = {parameter.name: parameter.default for parameter in function.parameters}
     return json.dumps(values, sort_keys=True, separators=(",", ":"))
-
-
-def by_tag(revisions: Iterable[Revision]) -> dict[str, Revision]:
-    """Revision of each function."""
-    return {revision.function.tag: revision for revision in revisions}

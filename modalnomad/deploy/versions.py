@@ -8,7 +8,8 @@ from typing import Final
 
 from modalnomad.model.apps import AppRecord, AppVersion, trim
 from modalnomad.model.errors import NotFound, Problem, UserError
-from modalnomad.model.manifest import Endpoint
+from modalnomad.model.manifest import Endpoint, Function
+from modalnomad.model.revision import Revision
 from modalnomad.model.routes import Route, ScalingOverride
 
 TAG: Final = re.compile(r"[A-Za-z0-9._-]{1,50}")
@@ -131,3 +132,36 @@ def _taken(name: str, where: str, host: str, environment: str, owner: Route) -> 
         f"{name} would take {host}, which {owner.name} in environment {owner.environment} has: give one of them "
         f"another label=, or stop the other: modalnomad app stop {owner.app}{elsewhere}",
     )
+
+
+def revision_of(record: AppRecord, name: str) -> Revision:
+    """The served Function of that name, or the one an endpoint of that name belongs to. Raises NotFound."""
+    for revision in record.revisions:
+        if name in {revision.function.tag, *(endpoint.name for endpoint in revision.function.endpoints)}:
+            return revision
+    names = ", ".join(revision.function.tag for revision in record.revisions)
+    raise NotFound(f"App {record.app} has no Function {name} (it has: {names})", "write APP/FUNCTION")
+
+
+def merged(present: ScalingOverride, given: ScalingOverride) -> ScalingOverride:
+    """Only what is given changes."""
+    return present.model_copy(update=given.model_dump(exclude_none=True))
+
+
+def check_scaling(function: Function, override: ScalingOverride, *, given: ScalingOverride) -> None:
+    """Raises UserError for a minimum above the maximum, naming where both come from."""
+    least = _said("min_containers", function, override, given)
+    most = _said("max_containers", function, override, given)
+    if least[0] is not None and most[0] is not None and least[0] > most[0]:
+        raise UserError(
+            f"{function.tag}: at least {least[0]} replicas ({least[1]}) is more than at most {most[0]} ({most[1]})",
+            "give --min and --max that go together",
+        )
+
+
+def _said(name: str, function: Function, override: ScalingOverride, given: ScalingOverride) -> tuple[int | None, str]:
+    if getattr(given, name) is not None:
+        return getattr(given, name), "as given"
+    if getattr(override, name) is not None:
+        return getattr(override, name), "as set by hand before"
+    return getattr(function.scaling, name), "as the program says"

@@ -10,15 +10,15 @@ from modalnomad.deploy.build import Builder
 from modalnomad.deploy.bundle import pack
 from modalnomad.deploy.hosts import Naming
 from modalnomad.deploy.images import Images
+from modalnomad.deploy.revising import Stores
 from modalnomad.deploy.stage import Stage
 from modalnomad.embedded.artifacts import EmbeddedArtifacts
 from modalnomad.embedded.discovery import EmbeddedDiscovery
 from modalnomad.embedded.engine import EmbeddedEngine
 from modalnomad.embedded.keys import platform_key
 from modalnomad.embedded.secrets import EmbeddedSecrets
-from modalnomad.ports.artifacts import Artifacts
 from modalnomad.ports.discovery import Discovery
-from modalnomad.settings import Settings
+from modalnomad.settings import UP_PORT, Settings
 from modalnomad.wiring.parts import address
 from modalnomad.wiring.records import image_store
 
@@ -30,12 +30,13 @@ class DeployParts:
     settings: Settings
     builder: Builder
     discovery: Discovery
-    artifacts: Artifacts
+    stores: Stores
 
     def url(self, host: str) -> str | None:
         """Public address of a host name; None: its port is known when a platform runs."""
         router = self.settings.router
-        return address(host, router.port, tls=router.tls_cert is not None) if router.port else None
+        port = UP_PORT if router.port is None else router.port
+        return address(host, port, tls=router.tls_cert is not None) if port else None
 
     def stage(self) -> AbstractAsyncContextManager[Stage | None]:
         """The platform that runs on this home; None: none does."""
@@ -70,7 +71,10 @@ async def open_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
     )
     try:
         yield DeployParts(
-            settings=settings, builder=builder, discovery=EmbeddedDiscovery(settings.home), artifacts=artifacts
+            settings=settings,
+            builder=builder,
+            discovery=EmbeddedDiscovery(settings.home),
+            stores=Stores(artifacts=artifacts, secrets=secrets, image=store.path),
         )
     finally:
         images.close()

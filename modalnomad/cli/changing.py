@@ -1,0 +1,77 @@
+"""How every command that changes a deployed App runs: interruptible, and clear about what holds then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from rich.markup import escape
+
+from modalnomad.cli.interrupts import Interrupts
+from modalnomad.cli.output import err, show_error
+from modalnomad.deploy.changing import AppChange, Changed
+from modalnomad.deploy.report import Report
+from modalnomad.model.errors import ModalNomadError
+from modalnomad.model.manifest import Notice
+from modalnomad.settings import Settings
+from modalnomad.wiring.deploy import DeployParts, open_deploy
+
+INTERRUPTED = 130
+
+
+class Told(Report):
+    """Standard error; notices are kept for the answer."""
+
+    def __init__(self) -> None:
+        self.notices: list[Notice] = []
+
+    def progress(self, text: str) -> None:
+        """Dimmed."""
+        err.print(text, style="dim", markup=False)
+
+    def output(self, line: str) -> None:
+        """As the program wrote it."""
+        err.print(line, markup=False)
+
+    def notice(self, app: str, notice: Notice) -> None:
+        """One line."""
+        self.notices.append(notice)
+        where = f" ({notice.where})" if notice.where else ""
+        err.print(f"[yellow]Note:[/] {escape(notice.message + where)}")
+
+    def reloaded(self, app: str, functions: tuple[str, ...], seconds: float) -> None:
+        """Of `serve` only."""
+
+    def reload_failed(self, app: str, error: ModalNomadError) -> None:
+        """Of `serve` only."""
+        show_error(error)
+
+
+Begin = Callable[[DeployParts, Told], tuple[AppChange, Coroutine[Any, Any, None]]]
+"""A change, and the work that makes it."""
+Show = Callable[[Changed, DeployParts, Told, float], None]
+"""Tell what came of it; the last argument is the seconds it took."""
+
+
+async def carry_out(settings: Settings, begin: Begin, show: Show) -> int:
+    """Exit code. Raises ModalNomadError, which says whether the change holds."""
+    begun = time.monotonic()
+    told = Told()
+    with Interrupts() as interrupts:
+        async with open_deploy(settings) as parts:
+            change, work = begin(parts, told)
+            if not await interrupts.race(work):
+                err.print(interrupted(change), markup=False)
+                return INTERRUPTED
+            assert change.changed is not None
+            show(change.changed, parts, told, time.monotonic() - begun)
+    return 0
+
+
+def interrupted(change: AppChange) -> str:
+    """What holds after all."""
+    if change.record is None or not change.published:
+        return "Interrupted: nothing was published, all is as it was."
+    state = "stopped" if change.record.stopped_at is not None else f"v{change.record.version}"
+    return f"Interrupted, but App {change.record.app} is published: {state}."

@@ -1,0 +1,125 @@
+"""What all changes of a deployed App have in common: one at a time, and at any moment it is known whether it holds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from modalnomad.deploy.apply import Applying, Change
+from modalnomad.deploy.report import Report
+from modalnomad.deploy.stage import Stage
+from modalnomad.model.apps import AppRecord
+from modalnomad.model.errors import BackendConflict, BackendUnreachable, NotFound
+from modalnomad.ports.discovery import Discovery
+
+LOCK_LIFETIME: Final = 30.0
+"""Seconds after which a dead process's hold on an App ends, at the latest."""
+LOCK_NAME_LIMIT: Final = 64
+
+OpenStage = Callable[[], AbstractAsyncContextManager[Stage | None]]
+"""The platform that runs; None: none does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changed:
+    """What came of a change."""
+
+    record: AppRecord
+    """As it is now."""
+    skipped: bool
+    """It was so before: nothing was done."""
+    served: bool
+    """A platform runs and serves it."""
+    direct_urls: dict[str, str]
+    """Host → URL through a port of its own."""
+
+
+class AppChange:
+    """`published` tells at any moment whether the change holds."""
+
+    def __init__(self, discovery: Discovery, stage: OpenStage, report: Report) -> None:
+        self._discovery = discovery
+        self._stage = stage
+        self._report = report
+        self._applying: Applying | None = None
+        self.changed: Changed | None = None
+        """Once all is done."""
+
+    @property
+    def published(self) -> bool:
+        """Whether the change holds."""
+        return self._applying is not None and self._applying.published
+
+    @property
+    def record(self) -> AppRecord | None:
+        """As it is to be, once that is known."""
+        return self._applying.change.after if self._applying else None
+
+    async def apply(self, change: Change) -> None:
+        """Do it. Raises as `Applying.run`."""
+        async with self._stage() as stage:
+            self._applying = Applying(change, self._discovery, stage, self._report)
+            await self._applying.run()
+            await self._finish(change.after, stage, skipped=False)
+
+    async def skip(self, record: AppRecord) -> None:
+        """It was so before."""
+        async with self._stage() as stage:
+            await self._finish(record, stage, skipped=True)
+
+    async def _finish(self, record: AppRecord, stage: Stage | None, *, skipped: bool) -> None:
+        self.changed = Changed(
+            record=record,
+            skipped=skipped,
+            served=stage is not None,
+            direct_urls=await direct_urls(stage, record),
+        )
+
+    async def present(self, app: str, environment: str) -> AppRecord:
+        """The App's record as it is. Raises NotFound naming those there are."""
+        record = await self._discovery.app(app, environment)
+        if record is None or not record.versions:
+            raise await no_such_app(self._discovery, app, environment)
+        return record
+
+
+async def no_such_app(discovery: Discovery, app: str, environment: str) -> NotFound:
+    """Names the Apps there are."""
+    names = ", ".join(record.app for record in await discovery.apps(environment)) or "none"
+    return NotFound(f"there is no App {app} in environment {environment} (there: {names})", "deploy it first")
+
+
+async def direct_urls(stage: Stage | None, record: AppRecord) -> dict[str, str]:
+    """Of all endpoints the record serves; empty when no platform runs, or not any more: it is not needed."""
+    hosts = tuple(route.hosts[0] for route in record.routes)
+    if stage is None or not hosts:
+        return {}
+    try:
+        return dict(await stage.direct_urls(hosts))
+    except BackendUnreachable:
+        return {}
+
+
+@asynccontextmanager
+async def hold_app(discovery: Discovery, app: str, environment: str) -> AsyncIterator[None]:
+    """Nobody else deploys, rolls back, stops or scales this App meanwhile. Raises BackendConflict naming who does."""
+    async with AsyncExitStack() as held:
+        try:
+            await held.enter_async_context(discovery.lock(lock_name(app, environment), lifetime=LOCK_LIFETIME))
+        except BackendConflict as error:
+            raise BackendConflict(
+                f"App {app} in environment {environment} is being changed by somebody else: {error.message}",
+                "wait until that is done, then try again; nothing was changed by this one",
+            ) from error
+        yield
+
+
+def lock_name(app: str, environment: str) -> str:
+    """Of at most 64 characters."""
+    name = f"deploy-{environment}-{app}"
+    if len(name) <= LOCK_NAME_LIMIT:
+        return name
+    return f"{name[: LOCK_NAME_LIMIT - 13]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
