@@ -11,6 +11,7 @@ from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.ports.discovery import Discovery
 from modalnomad.ports.secrets import Secrets
 from modalnomad.settings import Settings
+from modalnomad.wiring.home import home_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +23,11 @@ class Records:
 
 
 def open_records(settings: Settings) -> Records:
-    """Starts nothing."""
-    return Records(EmbeddedSecrets(settings.home), EmbeddedDiscovery(settings.home))
+    """Starts nothing. Raises BackendRefused, see `home_of`."""
+    home = home_of(settings)
+    return Records(EmbeddedSecrets(home), EmbeddedDiscovery(home))
 
 
 def image_store(settings: Settings) -> ImageStore:
-    """The images of this machine's replicas."""
-    return ImageStore(settings.home / "images")
+    """The images of this machine's replicas. Raises BackendRefused, see `home_of`."""
+    return ImageStore(home_of(settings) / "images")
