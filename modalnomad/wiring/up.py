@@ -26,6 +26,7 @@ from modalnomad.settings import UP_PORT, Settings
 from modalnomad.wiring.doors import Doors
 from modalnomad.wiring.ending import Ending
 from modalnomad.wiring.following import Following
+from modalnomad.wiring.home import home_of
 from modalnomad.wiring.parts import Parts, RouterPools, build, running
 from modalnomad.wiring.revisions import Revisions
 from modalnomad.wiring.shared import SharedDiscovery
@@ -85,7 +86,7 @@ async def open_up(settings: Settings) -> AsyncIterator[UpParts]:
     Raises BackendConflict: another `up` serves this home; BackendError: port taken, home not writable.
     """
     settings = with_port(settings)
-    with only_one(settings.home):
+    with only_one(home_of(settings)):
         revisions = Revisions(settings.router)
         discovery = SharedDiscovery(EmbeddedDiscovery(settings.home), revisions.take)
 
