@@ -19,6 +19,7 @@ from modalnomad.embedded.keys import platform_key
 from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.ports.discovery import Discovery
 from modalnomad.settings import UP_PORT, Settings
+from modalnomad.wiring.home import home_of
 from modalnomad.wiring.parts import address
 from modalnomad.wiring.records import image_store
 
@@ -46,7 +47,8 @@ class DeployParts:
 @asynccontextmanager
 async def open_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
     """Images that are built stay, whatever is pruned, until it is left."""
-    secrets = EmbeddedSecrets(settings.home)
+    home = home_of(settings)
+    secrets = EmbeddedSecrets(home)
     artifacts = EmbeddedArtifacts(settings.home)
     store = image_store(settings)
     # It opens no run and starts nothing: it is asked what this machine could run.
