@@ -25,6 +25,7 @@ from modalnomad.ports.discovery import Discovery
 from modalnomad.router.activator import StartFailed
 from modalnomad.router.server import RouterServer
 from modalnomad.settings import Settings
+from modalnomad.wiring.home import home_of
 from modalnomad.wiring.records import image_store
 from modalnomad.wiring.tls import tls_context
 
@@ -81,7 +82,7 @@ class Parts:
 def build(settings: Settings, discovery: Discovery, *, web_urls: WebUrls, known: Known = nothing_known) -> Parts:
     """`known`: revisions that are prepared when they are started, at the latest. Raises UserError, BackendError."""
     tls = tls_context(settings.router)
-    key = platform_key(settings.home)
+    key = platform_key(home_of(settings))
     secrets = EmbeddedSecrets(settings.home)
     artifacts = EmbeddedArtifacts(settings.home)
     store = image_store(settings)
