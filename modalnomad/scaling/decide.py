@@ -64,7 +64,9 @@ class Policy:
         return -(-demand // self.target)
 
 
-Kind = Literal["requests", "min", "buffer", "warm", "idle", "max", "retired", "evicted", "single_use", "faulty"]
+Kind = Literal[
+    "requests", "min", "buffer", "warm", "idle", "max", "retired", "evicted", "single_use", "faulty", "asked"
+]
 
 
 @dataclass(frozen=True, slots=True)

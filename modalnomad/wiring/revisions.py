@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from modalnomad.deploy.hosts import Naming, name_function
 from modalnomad.deploy.succession import OrderedEngine
@@ -39,6 +39,8 @@ class Revisions:
         self._tags: dict[tuple[str, str, str], RevisionId] = {}
         """(environment, App, function) → the revision that is served."""
         self._holders: dict[RevisionId, set[object]] = {}
+        self._awaited: set[RevisionId] = set()
+        """In a record that is newer than the last snapshot."""
         self._forgetting: set[RevisionId] = set()
         self._tasks = Tasks("revisions")
         self._few = asyncio.Semaphore(AT_ONCE)
@@ -65,6 +67,7 @@ class Revisions:
         """A new snapshot, before the router acts on it."""
         assert self._engine is not None, "attach comes first"
         self._served = frozenset(snapshot.revisions)
+        self._awaited.clear()
         self._routes = {}
         for route in snapshot.routes:
             self._routes.setdefault(route.revision, []).append(route)
@@ -101,8 +104,14 @@ class Revisions:
         self.known.setdefault(revision.id, revision)
         self._holders.setdefault(revision.id, set()).add(holder)
 
-    def let_go(self, holder: object) -> None:
-        """What nobody else holds and no record serves is drained and forgotten."""
+    def held_by(self, holder: object) -> frozenset[RevisionId]:
+        """What it holds."""
+        return frozenset(revision for revision, holders in self._holders.items() if holder in holders)
+
+    def let_go(self, holder: object, *, soon_served: Collection[RevisionId] = ()) -> None:
+        """What nobody else holds and no record serves is drained and forgotten; not `soon_served`, which are in a
+        record that was not followed yet."""
+        self._awaited.update(self.held_by(holder) & set(soon_served) - self._served)
         for revision, holders in list(self._holders.items()):
             holders.discard(holder)
             if not holders:
@@ -112,7 +121,7 @@ class Revisions:
     # --- the end of one --------------------------------------------------------------------------------------
 
     def _wanted(self, revision: RevisionId) -> bool:
-        return revision in self._served or revision in self._holders
+        return revision in self._served or revision in self._holders or revision in self._awaited
 
     def _forget_unwanted(self) -> None:
         for revision in self.known:

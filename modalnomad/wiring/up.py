@@ -6,27 +6,32 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modalnomad_sdk.store import ImageStore
 
+from modalnomad import __version__
 from modalnomad.embedded.discovery import EmbeddedDiscovery
+from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.embedded.store import named_lock
 from modalnomad.kit.tasks import Tasks
 from modalnomad.model.errors import BackendConflict, BackendError, BackendRefused
+from modalnomad.model.manifest import Model
 from modalnomad.model.revision import Revision
 from modalnomad.ports.artifacts import Artifacts
 from modalnomad.ports.engine import Engine
-from modalnomad.ports.secrets import Secrets
 from modalnomad.router.server import RouterServer
-from modalnomad.settings import UP_PORT, Settings
+from modalnomad.settings import UP_ADMIN_PORT, UP_PORT, Settings
+from modalnomad.wiring.containers import Containers
+from modalnomad.wiring.control_server import Call, ControlServer, Handler
 from modalnomad.wiring.doors import Doors
 from modalnomad.wiring.ending import Ending
 from modalnomad.wiring.following import Following
 from modalnomad.wiring.home import home_of
+from modalnomad.wiring.local_stage import LocalStage, handle_stage
 from modalnomad.wiring.parts import Parts, RouterPools, build, running
 from modalnomad.wiring.revisions import Revisions
 from modalnomad.wiring.shared import SharedDiscovery
@@ -41,25 +46,51 @@ class Service:
     """Until cancelled."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpParts:
-    """A running platform."""
+    """A platform."""
 
     settings: Settings
-    engine: Engine
     discovery: SharedDiscovery
-    router: RouterServer
-    pools: RouterPools
-    secrets: Secrets
-    images: ImageStore
-    artifacts: Artifacts
     parts: Parts
     revisions: Revisions
     doors: Doors
     following: Following
+    containers: Containers
+    control: ControlServer
+    death: asyncio.Future[None]
     started_at: float
     """Unix time."""
-    death: asyncio.Future[None]
+
+    @property
+    def engine(self) -> Engine:
+        """Runs replicas."""
+        return self.parts.engine
+
+    @property
+    def router(self) -> RouterServer:
+        """Serves requests."""
+        return self.parts.router
+
+    @property
+    def pools(self) -> RouterPools:
+        """What a deploy asks of the router."""
+        return self.parts.pools
+
+    @property
+    def secrets(self) -> EmbeddedSecrets:
+        """Of the home."""
+        return self.parts.secrets
+
+    @property
+    def images(self) -> ImageStore:
+        """Of the home."""
+        return self.parts.images
+
+    @property
+    def artifacts(self) -> Artifacts:
+        """Of the home."""
+        return self.parts.artifacts
 
     def url(self, host: str) -> str:
         """Public address of a host name."""
@@ -79,6 +110,22 @@ def services(up: UpParts) -> tuple[Service, ...]:
     return (Service("follow", up.following.run),)
 
 
+def handlers(up: UpParts) -> Mapping[str, Handler]:
+    """What other processes of this home may ask, beside the calls of a stage."""
+
+    async def status(call: Call) -> Any:
+        return describe(up)
+
+    async def containers(call: Call) -> Any:
+        return up.containers.as_json()
+
+    async def stop_container(call: Call) -> Any:
+        asked = StopContainer.model_validate(call.arguments)
+        return await up.containers.stop(asked.id, now=asked.now)
+
+    return {"status": status, "containers": containers, "stop_container": stop_container}
+
+
 @asynccontextmanager
 async def open_up(settings: Settings) -> AsyncIterator[UpParts]:
     """The parts of `up`, running. Leaving it ends every replica at once; run `ending` before for an orderly end.
@@ -86,48 +133,89 @@ async def open_up(settings: Settings) -> AsyncIterator[UpParts]:
     Raises BackendConflict: another `up` serves this home; BackendError: port taken, home not writable.
     """
     settings = with_port(settings)
-    with only_one(home_of(settings)):
-        revisions = Revisions(settings.router)
-        discovery = SharedDiscovery(EmbeddedDiscovery(settings.home), revisions.take)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(only_one(home_of(settings)))
+        up = build_up(settings)
+        stack.callback(up.death.cancel)
+        tasks = Tasks("up", lambda name, error: _die(up.death, name, error))
+        records = await stack.enter_async_context(Tasks("records", lambda name, error: _die(up.death, name, error)))
+        records.guard(up.discovery.run(), "watch")
+        await stack.enter_async_context(_serving(up.parts, settings))
+        stack.push_async_callback(up.revisions.close)
+        await up.doors.load()
+        for name, handler in handlers(up).items():
+            up.control.handle(name, handler)
+        await stack.enter_async_context(up.control)
+        await stack.enter_async_context(tasks)
+        tasks.spawn(_watch_router(up.router, up.death), "router")
+        for service in services(up):
+            tasks.guard(service.run(), service.name)
+        yield up
 
-        def web_urls(revision: Revision) -> Mapping[str, str]:
-            return {name: parts.url(host) for name, host in revisions.hosts(revision).items()}
 
-        parts = build(settings, discovery, web_urls=web_urls, known=revisions.find)
-        revisions.attach(parts)
-        death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        tasks = Tasks("up", lambda name, error: _die(death, name, error))
-        try:
-            tasks.guard(discovery.run(), "records")
-            async with _serving(parts, settings), tasks:
-                doors = Doors(parts.router, settings.home)
-                await doors.load()
-                up = UpParts(
-                    settings=settings,
-                    engine=parts.engine,
-                    discovery=discovery,
-                    router=parts.router,
-                    pools=parts.pools,
-                    secrets=parts.secrets,
-                    images=parts.images,
-                    artifacts=parts.artifacts,
-                    parts=parts,
-                    revisions=revisions,
-                    doors=doors,
-                    following=Following(parts, discovery, revisions, doors),
-                    started_at=time.time(),
-                    death=death,
-                )
-                tasks.spawn(_watch_router(parts.router, death), "router")
-                for service in services(up):
-                    tasks.guard(service.run(), service.name)
-                try:
-                    yield up
-                finally:
-                    await revisions.close()
-        finally:
-            await tasks.close()
-            death.cancel()
+def build_up(settings: Settings) -> UpParts:
+    """Nothing runs yet. Raises UserError, BackendError."""
+    revisions = Revisions(settings.router)
+    discovery = SharedDiscovery(EmbeddedDiscovery(settings.home), revisions.take)
+
+    def web_urls(revision: Revision) -> Mapping[str, str]:
+        return {name: parts.url(host) for name, host in revisions.hosts(revision).items()}
+
+    parts = build(settings, discovery, web_urls=web_urls, known=revisions.find)
+    revisions.attach(parts)
+    doors = Doors(parts.router, settings.home)
+    following = Following(parts, discovery, revisions, doors)
+    control = ControlServer(settings.home)
+    handle_stage(control, lambda: LocalStage(parts, discovery, revisions, following))
+    return UpParts(
+        settings=settings,
+        discovery=discovery,
+        parts=parts,
+        revisions=revisions,
+        doors=doors,
+        following=following,
+        containers=Containers(parts, revisions),
+        control=control,
+        death=asyncio.get_running_loop().create_future(),
+        started_at=time.time(),
+    )
+
+
+class StopContainer(Model):
+    """Arguments of `stop_container`."""
+
+    id: str
+    now: bool = False
+
+
+def describe(up: UpParts) -> dict[str, Any]:
+    """What `status` answers."""
+    served = up.following.served.value
+    endpoints = served.endpoints.values() if served is not None else ()
+    router = up.settings.router
+    return {
+        "pid": os.getpid(),
+        "version": __version__,
+        "home": str(up.settings.home),
+        "started_at": up.started_at,
+        "host": router.host,
+        "port": up.router.port,
+        "tls": router.tls_cert is not None,
+        "ready": served is not None,
+        "endpoints": [
+            {
+                "environment": endpoint.environment,
+                "app": endpoint.app,
+                "name": endpoint.endpoint.name,
+                "host": endpoint.host,
+                "url": endpoint.url,
+                "direct_url": endpoint.direct_url,
+                "custom_urls": endpoint.custom_urls,
+                "auth": endpoint.endpoint.requires_proxy_auth,
+            }
+            for endpoint in endpoints
+        ],
+    }
 
 
 @asynccontextmanager
@@ -148,10 +236,10 @@ async def _serving(parts: Parts, settings: Settings) -> AsyncIterator[None]:
 
 
 def with_port(settings: Settings) -> Settings:
-    """With the port that `up` listens on when none was given."""
-    if settings.router.port is not None:
-        return settings
-    return settings.model_copy(update={"router": settings.router.model_copy(update={"port": UP_PORT})})
+    """With the ports that `up` listens on when none were given."""
+    router, wanted = settings.router, {"port": UP_PORT, "admin_port": UP_ADMIN_PORT}
+    missing = {name: port for name, port in wanted.items() if getattr(router, name) is None}
+    return settings.model_copy(update={"router": router.model_copy(update=missing)})
 
 
 @contextmanager

@@ -1,0 +1,103 @@
+"""The replicas of a running `up`, one by one: listed, and stopped by hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from modalnomad.deploy.warming import ALIVE
+from modalnomad.kit.clock import monotonic
+from modalnomad.model.errors import NotFound, UserError
+from modalnomad.model.replica import Replica
+from modalnomad.router.dismissal import dismiss
+from modalnomad.wiring.parts import Parts
+from modalnomad.wiring.revisions import Revisions
+
+PREFIX = "ct-"
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One replica, for people."""
+
+    id: str
+    """`ct-` and ten hex digits; no two that ever lived in a home share it."""
+    environment: str
+    app: str
+    function: str
+    parameters: str
+    """Of the class, as JSON; empty: none."""
+    replica: str
+    """`<number>.<epoch>`, as its log lines say."""
+    revision: str
+    state: str
+    requests: int
+    """That run on it."""
+    started_at: float
+    """Unix time."""
+    reason: str
+    """Why it was started."""
+
+
+class Containers:
+    """Those that live."""
+
+    def __init__(self, parts: Parts, revisions: Revisions) -> None:
+        self._parts = parts
+        self._revisions = revisions
+
+    def all(self) -> list[Container]:
+        """By environment, App, function and start."""
+        running = {place.key: place.running for pool in self._parts.router.activator.pools() for place in pool.places}
+        found = [
+            Container(
+                id=name_of(replica),
+                environment=revision.environment,
+                app=revision.app,
+                function=revision.function.tag,
+                parameters=replica.key.pool.parameters,
+                replica=replica.key.name,
+                revision=revision.id,
+                state=replica.state.value,
+                requests=running.get(replica.key, 0),
+                started_at=replica.started_at,
+                reason=replica.reason,
+            )
+            for replica, revision in self._alive().values()
+        ]
+        return sorted(found, key=lambda one: (one.environment, one.app, one.function, one.started_at))
+
+    def as_json(self) -> list[Mapping[str, Any]]:
+        """The same."""
+        return [asdict(container) for container in self.all()]
+
+    async def stop(self, id: str, *, now: bool) -> str:
+        """End one: it takes no more requests and goes after those it has, or (`now`) is killed. Whether another one
+        comes is decided by demand. `id`: a beginning is enough. Returns the whole. Raises NotFound, UserError."""
+        alive = self._alive()
+        wanted = id if id.startswith(PREFIX) else PREFIX + id
+        found = [name for name in alive if name.startswith(wanted)]
+        if not found or wanted == PREFIX:
+            raise NotFound(f"no container {id!r} runs", "see them with: modalnomad container list")
+        if len(found) > 1:
+            raise UserError(f"{id!r} could be {' or '.join(sorted(found))}", "give more of it")
+        replica, _ = alive[found[0]]
+        if now:
+            await self._parts.engine.kill(replica.key)
+        else:
+            dismiss(self._parts.router.activator, replica.key, monotonic())
+        return found[0]
+
+    def _alive(self) -> dict[str, tuple[Replica, Any]]:
+        return {
+            name_of(replica): (replica, revision)
+            for replica in self._parts.router.replicas.value
+            if replica.state in ALIVE and (revision := self._revisions.find(replica.key.pool.revision)) is not None
+        }
+
+
+def name_of(replica: Replica) -> str:
+    """Its id."""
+    return PREFIX + hashlib.sha256(f"{replica.key} {replica.started_at}".encode()).hexdigest()[:10]
