@@ -23,6 +23,13 @@ def up(
     domain: Annotated[str | None, typer.Option(help="Last part of all host names. [default: localhost]")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of a certificate with its chain: HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
+    admin_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port for metrics, health, /debug; 0: a free one. [default: 8701]"),
+    ] = None,
+    access_log: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A line of JSON for each request; `-`: standard output.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Leave out what replicas write.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -35,7 +42,15 @@ def up(
     from modalnomad.wiring.loop import run
 
     settings = load_settings(
-        router={"host": host, "port": port, "domain": domain, "tls_cert": tls_cert, "tls_key": tls_key}
+        router={
+            "host": host,
+            "port": port,
+            "domain": domain,
+            "tls_cert": tls_cert,
+            "tls_key": tls_key,
+            "admin_port": admin_port,
+            "access_log": access_log,
+        }
     )
     if code := run(_up(settings, quiet=quiet, as_json=as_json)):
         raise typer.Exit(code)

@@ -25,8 +25,9 @@ class UpView(Protocol):
     def endpoint_gone(self, shown: Shown) -> None:
         """An endpoint is served no more."""
 
-    def up(self, url: str, home: str, endpoints: int) -> None:
-        """All that is deployed is served; `url`: of the listener."""
+    def up(self, url: str, home: str, endpoints: int, admin_url: str | None) -> None:
+        """All that is deployed is served; `url`: of the listener; `admin_url`: of the admin listener, if there is
+        one."""
 
     def version(self, environment: str, app: str, functions: tuple[str, ...], number: int | None) -> None:
         """Another version of an App is served; None: its record cannot be read now."""
@@ -50,9 +51,18 @@ class UpView(Protocol):
 class UpJson(JsonView):
     """Events: endpoint, endpoint_gone, ready, reloaded, replica, log, stopping."""
 
-    def up(self, url: str, home: str, endpoints: int) -> None:
-        """{"event": "ready", "url", "home", "pid", "endpoints"}"""
-        self._emit({"event": "ready", "url": url, "home": home, "pid": os.getpid(), "endpoints": endpoints})
+    def up(self, url: str, home: str, endpoints: int, admin_url: str | None) -> None:
+        """{"event": "ready", "url", "home", "pid", "endpoints", "admin_url"}"""
+        self._emit(
+            {
+                "event": "ready",
+                "url": url,
+                "home": home,
+                "pid": os.getpid(),
+                "endpoints": endpoints,
+                "admin_url": admin_url,
+            }
+        )
 
     def endpoint_gone(self, shown: Shown) -> None:
         """{"event": "endpoint_gone", "app", "environment", "name", "label", "url"}"""
@@ -77,10 +87,12 @@ class UpJson(JsonView):
 class UpText(TextView):
     """One line each."""
 
-    def up(self, url: str, home: str, endpoints: int) -> None:
+    def up(self, url: str, home: str, endpoints: int, admin_url: str | None) -> None:
         """Where, and how to stop it."""
         if not endpoints:
             self._print("Nothing is deployed yet: modalnomad deploy FILE")
+        if admin_url is not None:
+            self._print(f"Metrics, health, /debug: {admin_url}", markup=False)
         self._print(f"Serving {home} on {url}... hit Ctrl-C to stop", markup=False)
 
     def endpoint_gone(self, shown: Shown) -> None:

@@ -45,7 +45,13 @@ class Upping:
         self._functions = _functions(served)
         self._tell_endpoints(served)
         parts = self._parts
-        self._view.up(parts.url(parts.settings.router.domain), str(parts.settings.home), len(served.endpoints))
+        admin = parts.parts.admin
+        self._view.up(
+            parts.url(parts.settings.router.domain),
+            str(parts.settings.home),
+            len(served.endpoints),
+            admin.url if admin is not None else None,
+        )
 
     async def watch(self) -> None:
         """Until cancelled. Raises BackendError when a part of the platform died."""

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from modalnomad import __version__
-from modalnomad.model.errors import BackendRefused
+from modalnomad.model.errors import BackendConflict, BackendError, BackendRefused
 from modalnomad.router import debug
 from modalnomad.router.exposition import Exposition
 from modalnomad.router.listeners import holder_of
@@ -57,7 +57,7 @@ class Admin:
         return f"http://{host}:{self.port}"
 
     async def start(self) -> None:
-        """Listen. Raises BackendRefused: the port is taken, or the address is not this machine's."""
+        """Listen. Raises BackendConflict: the port is taken; BackendRefused: the address is not this machine's."""
         app = web.Application(middlewares=[self._checked])
         app.router.add_get("/", _pages)
         app.router.add_get("/healthz", self._healthz)
@@ -151,10 +151,10 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _refused(host: str, port: int, error: OSError) -> BackendRefused:
+def _refused(host: str, port: int, error: OSError) -> BackendError:
     where = f"{host}:{port}"
     if error.errno == errno.EADDRINUSE:
-        return BackendRefused(
+        return BackendConflict(
             f"The admin listener cannot listen on {where}: the port is held by {holder_of(port) or 'another program'}.",
             "Choose another one with router.admin_port (0 takes a free one), or none with an empty router.admin_host.",
         )

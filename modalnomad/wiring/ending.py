@@ -50,7 +50,8 @@ class Ending:
         self._pools = pools
         self._revisions = revisions
         self._drain_timeout = settings.router.drain_timeout
-        self.limit = max(settings.router.drain_timeout, settings.embedded.grace_period)
+        router_settings = settings.router
+        self.limit = router_settings.drain_delay + max(router_settings.drain_timeout, settings.embedded.grace_period)
         """Seconds all of it may take."""
 
     def under_way(self) -> dict[str, int]:

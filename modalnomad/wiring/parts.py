@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modalnomad_sdk.store import ImageStore
 
@@ -24,10 +25,13 @@ from modalnomad.model.revision import Revision
 from modalnomad.ports.discovery import Discovery
 from modalnomad.router.activator import StartFailed
 from modalnomad.router.server import RouterServer
-from modalnomad.settings import Settings
+from modalnomad.settings import RouterSettings, Settings
 from modalnomad.wiring.home import home_of
 from modalnomad.wiring.records import image_store
 from modalnomad.wiring.tls import tls_context
+
+if TYPE_CHECKING:
+    from modalnomad.router.admin import Admin
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,8 @@ class Parts:
     """The same, with the order of revisions that cannot live at once."""
     router: RouterServer
     pools: RouterPools
+    admin: Admin | None
+    """None: the settings want no admin listener."""
 
     def url(self, host: str) -> str:
         """Public address of a host name."""
@@ -113,7 +119,19 @@ def build(settings: Settings, discovery: Discovery, *, web_urls: WebUrls, known:
         platform_key=key,
         tls=tls,
     )
-    return Parts(settings, secrets, artifacts, store, embedded, engine, router, RouterPools(router))
+    pools = RouterPools(router)
+    return Parts(
+        settings, secrets, artifacts, store, embedded, engine, router, pools, admin_of(router, settings.router)
+    )
+
+
+def admin_of(router: RouterServer, settings: RouterSettings) -> Admin | None:
+    """The admin listener, where the settings want one; loads what makes metrics only then."""
+    if settings.admin_port is None or not settings.admin_host:
+        return None
+    from modalnomad.router.admin import Admin
+
+    return Admin(router, settings.admin_host, settings.admin_port)
 
 
 @asynccontextmanager
@@ -122,11 +140,16 @@ async def running(parts: Parts) -> AsyncIterator[None]:
     end. Raises BackendError: port taken, home not writable."""
     try:
         with temporary_files_in(await parts.embedded.open()):
-            await parts.router.start()
             try:
+                # First come, last gone: readiness is seen to begin and to end.
+                if parts.admin is not None:
+                    await parts.admin.start()
+                await parts.router.start()
                 yield
             finally:
                 await parts.router.stop(wait=False)
+                if parts.admin is not None:
+                    await parts.admin.close()
     finally:
         await parts.embedded.close()
 

@@ -49,8 +49,9 @@ class Up(Serve):
         env: Mapping[str, str] | None = None,
         ready_timeout: float = 60,
     ) -> None:
-        port = () if any(argument.startswith("--port") for argument in arguments) else ("--port", "0")
-        super().__init__([*port, *arguments], home=home, env=env, ready_timeout=ready_timeout, command="up")
+        given = [argument.partition("=")[0] for argument in arguments]
+        ports = [word for option in ("--port", "--admin-port") if option not in given for word in (option, "0")]
+        super().__init__([*ports, *arguments], home=home, env=env, ready_timeout=ready_timeout, command="up")
 
     @property
     def port(self) -> int:
@@ -60,7 +61,7 @@ class Up(Serve):
 
 
 def up(home: Path, *arguments: str, env: Mapping[str, str] | None = None, ready_timeout: float = 60) -> Up:
-    """`with up(home) as u:`. Without `--port` it takes a free one."""
+    """`with up(home) as u:`. Without `--port`, `--admin-port` it takes free ones."""
     return Up(arguments, home=home, env=env, ready_timeout=ready_timeout)
 
 
