@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from modalnomad.deploy.build import Builder
@@ -19,6 +19,7 @@ from modalnomad.embedded.keys import platform_key
 from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.ports.discovery import Discovery
 from modalnomad.settings import UP_PORT, Settings
+from modalnomad.wiring.control import open_stage
 from modalnomad.wiring.home import home_of
 from modalnomad.wiring.parts import address
 from modalnomad.wiring.records import image_store
@@ -41,7 +42,7 @@ class DeployParts:
 
     def stage(self) -> AbstractAsyncContextManager[Stage | None]:
         """The platform that runs on this home; None: none does."""
-        return nullcontext(None)
+        return open_stage(self.settings)
 
 
 @asynccontextmanager
