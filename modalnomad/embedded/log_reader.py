@@ -203,11 +203,11 @@ class LogReader:
                 yield LogLine(time.time(), self._app, "", "", "system", REMOVED, None, self._environment)
 
 
-def blocks(descriptor: int, begin: int, end: int) -> Iterator[bytes]:
+def blocks(descriptor: int, begin: int, end: int, size: int = BLOCK) -> Iterator[bytes]:
     """The bytes in between, in pieces that end with a newline; `end` is right behind one."""
     rest = b""
     while begin < end:
-        data = os.pread(descriptor, min(BLOCK, end - begin), begin)
+        data = os.pread(descriptor, min(size, end - begin), begin)
         if not data:
             return
         begin += len(data)
@@ -218,11 +218,11 @@ def blocks(descriptor: int, begin: int, end: int) -> Iterator[bytes]:
             yield data[:cut]
 
 
-def blocks_backwards(descriptor: int, begin: int, end: int) -> Iterator[bytes]:
+def blocks_backwards(descriptor: int, begin: int, end: int, size: int = BLOCK) -> Iterator[bytes]:
     """The same from the end, pieces of whole lines each in their own order."""
     rest = b""
     while begin < end:
-        start = max(begin, end - BLOCK)
+        start = max(begin, end - size)
         data = os.pread(descriptor, end - start, start) + rest
         end = start
         cut = data.find(b"\n") + 1 if start > begin else 0
