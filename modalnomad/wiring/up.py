@@ -15,6 +15,7 @@ from modalnomad_sdk.store import ImageStore
 
 from modalnomad import __version__
 from modalnomad.embedded.discovery import EmbeddedDiscovery
+from modalnomad.embedded.logfiles import LogKeeper
 from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.embedded.store import named_lock
 from modalnomad.kit.tasks import Tasks
@@ -140,6 +141,8 @@ async def open_up(settings: Settings) -> AsyncIterator[UpParts]:
         tasks = Tasks("up", lambda name, error: _die(up.death, name, error))
         records = await stack.enter_async_context(Tasks("records", lambda name, error: _die(up.death, name, error)))
         records.guard(up.discovery.run(), "watch")
+        # Outlives the engine: what replicas write last is kept too.
+        records.guard(LogKeeper(up.parts.engine, settings.home, settings.embedded).run(), "logs")
         await stack.enter_async_context(_serving(up.parts, settings))
         stack.push_async_callback(up.revisions.close)
         await up.doors.load()
