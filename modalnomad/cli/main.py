@@ -15,7 +15,7 @@ import typer
 
 from modalnomad import __version__
 from modalnomad.cli import app as app_group, up
-from modalnomad.cli import deploy, image, secret, serve, token
+from modalnomad.cli import deploy, image, plan, secret, serve, token
 from modalnomad.cli.output import emit, err, error_record, show_error
 from modalnomad.model.errors import ModalNomadError
 
@@ -55,6 +55,7 @@ def _options(
 app.command("serve")(serve.serve)
 app.command("up")(up.up)
 app.command("deploy")(deploy.deploy)
+app.command("plan")(plan.plan)
 app.add_typer(app_group.app, name="app")
 app.add_typer(secret.app, name="secret")
 app.add_typer(token.app, name="token")
