@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import re
 import secrets
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from modalnomad.embedded.store import TEMPORARY_PREFIX, make_folder, sync_folder, translated
+from modalnomad.embedded.store import TEMPORARY_PREFIX, FileLock, make_folder, sync_folder, translated
 from modalnomad.model.errors import NotFound
 from modalnomad.model.ids import Digest
 from modalnomad.ports.artifacts import Artifacts
@@ -40,9 +42,14 @@ class EmbeddedArtifacts(Artifacts):
             try:
                 digest = _copy(file, temporary)
                 target = self._folder / digest
-                if not _holds(target, digest):
-                    temporary.replace(target)
-                    sync_folder(self._folder)
+                there = _holds(target, digest)
+                with FileLock(self._folder):
+                    if there and target.exists():
+                        # Noted as just used, so that it is not pruned before the deploy that needs it is through.
+                        os.utime(target)
+                    else:
+                        temporary.replace(target)
+                        sync_folder(self._folder)
             finally:
                 temporary.unlink(missing_ok=True)
         return digest
@@ -61,18 +68,43 @@ class EmbeddedArtifacts(Artifacts):
         return await asyncio.to_thread(self._prune, frozenset(kept))
 
     def _prune(self, kept: frozenset[Digest]) -> int:
-        freed = 0
-        with translated(f"tidy {self._folder}"):
-            if not self._folder.is_dir():
-                return 0
-            for path in self._folder.iterdir():
-                status = path.stat()
-                half_written = path.name.startswith(TEMPORARY_PREFIX)
-                if path.name in kept or (half_written and time.time() - status.st_mtime < ABANDONED_AFTER):
-                    continue
-                path.unlink(missing_ok=True)
-                freed += status.st_size
+        found = self.stored()
+        freed = sum(self.remove(digest) for digest in found if digest not in kept)
+        self.tidy()
         return freed
+
+    # --- not for the event loop ------------------------------------------------------------------------------
+
+    def stored(self) -> dict[Digest, os.stat_result]:
+        """Everything that is here: `st_size`, and in `st_mtime` when it was last put. Raises BackendRefused."""
+        found = {}
+        with translated(f"read {self._folder}"):
+            for path in self._folder.iterdir() if self._folder.is_dir() else ():
+                if DIGEST.fullmatch(path.name):
+                    with suppress(FileNotFoundError):
+                        found[Digest(path.name)] = path.stat()
+        return found
+
+    def remove(self, digest: Digest, *, unless_put_since: float = math.inf) -> int:
+        """Bytes freed; 0: gone already, or put again at that time (Unix) or later. Raises BackendRefused."""
+        path = self._folder / digest
+        with translated(f"remove {path}"), FileLock(self._folder):
+            try:
+                status = path.stat()
+                if status.st_mtime >= unless_put_since:
+                    return 0
+                path.unlink()
+            except FileNotFoundError:
+                return 0
+        return status.st_size
+
+    def tidy(self) -> None:
+        """Remove copies that a process which was killed left half-way. Raises BackendRefused."""
+        with translated(f"tidy {self._folder}"):
+            for path in self._folder.glob(f"{TEMPORARY_PREFIX}*"):
+                with suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime >= ABANDONED_AFTER:
+                        path.unlink()
 
 
 def _copy(source: Path, target: Path) -> Digest:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from modalnomad.embedded.store import FileLock, read_record, translated, write_record
-from modalnomad.model.errors import BackendConflict, NotFound, SecretMissing, UserError
+from modalnomad.embedded.store import FileLock, read_record, remove_file, translated, write_record
+from modalnomad.model.errors import BackendConflict, BackendRefused, NotFound, SecretMissing, UserError
 from modalnomad.model.ids import DEFAULT_ENVIRONMENT, ENVIRONMENT_NAME, RESERVED_KEY, SECRET_KEY, SECRET_NAME
 from modalnomad.model.manifest import SecretRef
 from modalnomad.ports.secrets import SecretInfo, Secrets
+
+logger = logging.getLogger("modalnomad.secrets")
 
 KIND: Final = "secret"
 FORMAT: Final = 1
@@ -56,7 +61,7 @@ class EmbeddedSecrets(Secrets):
 
     def _create(self, path: Path, name: str, environment: str, values: dict[str, str], replace: bool) -> SecretInfo:
         with self._locked():
-            old = read_record(path, KIND, FORMAT)
+            old = _read(path)
             if old is not None and not replace:
                 raise BackendConflict(
                     f"secret {name} exists already in environment {environment}",
@@ -79,19 +84,36 @@ class EmbeddedSecrets(Secrets):
         _check_values(values, "Secret.from_dict")
         path = self._anonymous_path(digest, environment)
         content = {"values": dict(values), "version": 1, "created_at": time.time(), "updated_at": time.time()}
-        if not await asyncio.to_thread(path.is_file):
-            await asyncio.to_thread(write_record, path, KIND, FORMAT, content)
+
+        def store() -> None:
+            with self._locked():
+                try:
+                    # Noted as just used, so that it is not pruned before the deploy that needs it is through.
+                    os.utime(path)
+                except FileNotFoundError:
+                    write_record(path, KIND, FORMAT, content)
+
+        await asyncio.to_thread(store)
 
     async def list(self, environment: str) -> tuple[SecretInfo, ...]:
-        """Named secrets, sorted by name; anonymous ones are not shown."""
+        """Named secrets, sorted by name; anonymous ones are not shown. One that cannot be read is logged, and left
+        out."""
         folder = self._named / _check_environment(environment)
         return await asyncio.to_thread(self._list, folder)
 
     def _list(self, folder: Path) -> tuple[SecretInfo, ...]:
         with translated(f"read {folder}"):
             paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
-        contents = (read_record(path, KIND, FORMAT) for path in paths)
-        return tuple(_info(content) for content in contents if content is not None)
+        found = []
+        for path in paths:
+            try:
+                content = _read(path)
+            except BackendRefused as error:
+                logger.error("%s; %s", error.message, error.hint)
+            else:
+                if content is not None:
+                    found.append(_info(content))
+        return tuple(found)
 
     async def delete(self, name: str, environment: str) -> None:
         """Raises NotFound."""
@@ -101,7 +123,7 @@ class EmbeddedSecrets(Secrets):
         def remove() -> None:
             with self._locked(), translated(f"remove {path}"):
                 try:
-                    path.unlink()
+                    remove_file(path)
                 except FileNotFoundError:
                     raise NotFound(
                         f"there is no secret {name} in environment {environment}",
@@ -121,8 +143,15 @@ class EmbeddedSecrets(Secrets):
 
     # --- files -----------------------------------------------------------------------------------------------
 
-    def _locked(self) -> FileLock:
-        return FileLock(self._lock)
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = FileLock(self._lock)
+        with translated(f"lock {self._lock}"):
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _path(self, name: str, environment: str) -> Path:
         return self._named / _check_environment(environment) / f"{name}.json"
@@ -135,10 +164,10 @@ class EmbeddedSecrets(Secrets):
     def _read(self, ref: SecretRef, environment: str) -> dict[str, Any] | None:
         environment = ref.environment or environment
         if ref.anonymous is not None:
-            return read_record(self._anonymous_path(ref.anonymous, environment), KIND, FORMAT)
+            return _read(self._anonymous_path(ref.anonymous, environment), anonymous=True)
         name = ref.name or ""
         # A name that could not have been created cannot exist; it must not reach the file system either.
-        return read_record(self._path(name, environment), KIND, FORMAT) if SECRET_NAME.fullmatch(name) else None
+        return _read(self._path(name, environment)) if SECRET_NAME.fullmatch(name) else None
 
     def _read_all(self, refs: Sequence[SecretRef], environment: str) -> tuple[dict[str, str], ...]:
         found: list[dict[str, str]] = []
@@ -165,6 +194,25 @@ class EmbeddedSecrets(Secrets):
         if problems:
             raise SecretMissing("\n".join(problems), "\n".join(["create it with:", *dict.fromkeys(hints)]))
         return tuple(found)
+
+
+def _read(path: Path, *, anonymous: bool = False) -> dict[str, Any] | None:
+    """A secret's record, whole. Raises BackendRefused, with no part of it in the message."""
+    content = read_record(path, KIND, FORMAT)
+    if content is None:
+        return None
+    wanted = {"values": dict, "version": int} | ({} if anonymous else {"name": str, "environment": str})
+    times = () if anonymous else ("created_at", "updated_at")
+    if (
+        any(not isinstance(content.get(field), kind) for field, kind in wanted.items())
+        or any(not isinstance(content.get(field), int | float) for field in times)
+        or any(not isinstance(value, str) for value in content["values"].values())
+    ):
+        raise BackendRefused(
+            f"{path} is damaged: it does not hold what a secret holds",
+            "restore the file from a copy, or delete the secret and create it again",
+        )
+    return content
 
 
 def _missing(ref: SecretRef, environment: str) -> str:
