@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 from modalnomad import __version__
-from modalnomad.cli import app as app_group, up
-from modalnomad.cli import deploy, image, plan, secret, serve, token
+from modalnomad.cli import app as app_group
+from modalnomad.cli import container, deploy, image, plan, secret, serve, token, up
 from modalnomad.cli.output import emit, err, error_record, show_error
 from modalnomad.model.errors import ModalNomadError
 
@@ -57,6 +57,7 @@ app.command("up")(up.up)
 app.command("deploy")(deploy.deploy)
 app.command("plan")(plan.plan)
 app.add_typer(app_group.app, name="app")
+app.add_typer(container.app, name="container")
 app.add_typer(secret.app, name="secret")
 app.add_typer(token.app, name="token")
 app.add_typer(image.app, name="image")
