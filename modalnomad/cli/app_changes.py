@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from modalnomad.deploy.changing import AppChange, Changed
     from modalnomad.settings import Settings
     from modalnomad.wiring.deploy import DeployParts
+    from modalnomad.wiring.running import Listener
 
 AppArgument = Annotated[str, typer.Argument(metavar="APP", help="Name of the App.")]
 
@@ -104,7 +105,7 @@ async def _question(settings: Settings, app: str) -> str | None:
     return f"Stop App {app} of environment {settings.environment} (v{record.version}{running})?"
 
 
-def _show_stopped(changed: Changed, parts: DeployParts, told: Told, seconds: float, *, as_json: bool) -> None:
+def _show_stopped(changed: Changed, listener: Listener | None, told: Told, seconds: float, *, as_json: bool) -> None:
     record = changed.record
     if as_json:
         emit(
@@ -174,11 +175,11 @@ async def _show_present(settings: Settings, app: str, function: str, *, as_json:
     async with open_deploy(settings) as parts:
         record = await AppChange(parts.discovery, parts.stage, Told()).present(app, settings.environment)
         changed = Changed(record=record, skipped=True, served=True, direct_urls={})
-        _show_scaled(changed, parts, Told(), 0.0, function=function, as_json=as_json)
+        _show_scaled(changed, None, Told(), 0.0, function=function, as_json=as_json)
 
 
 def _show_scaled(
-    changed: Changed, parts: DeployParts, told: Told, seconds: float, *, function: str, as_json: bool
+    changed: Changed, listener: Listener | None, told: Told, seconds: float, *, function: str, as_json: bool
 ) -> None:
     from modalnomad.deploy.revising import scaling_in_force, served_revision
 

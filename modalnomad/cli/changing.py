@@ -16,6 +16,7 @@ from modalnomad.model.errors import ModalNomadError
 from modalnomad.model.manifest import Notice
 from modalnomad.settings import Settings
 from modalnomad.wiring.deploy import DeployParts, open_deploy
+from modalnomad.wiring.running import Listener, listener
 
 INTERRUPTED = 130
 
@@ -50,7 +51,7 @@ class Told(Report):
 
 Begin = Callable[[DeployParts, Told], tuple[AppChange, Coroutine[Any, Any, None]]]
 """A change, and the work that makes it."""
-Show = Callable[[Changed, DeployParts, Told, float], None]
+Show = Callable[[Changed, Listener, Told, float], None]
 """Tell what came of it; the last argument is the seconds it took."""
 
 
@@ -65,7 +66,8 @@ async def carry_out(settings: Settings, begin: Begin, show: Show) -> int:
                 err.print(interrupted(change), markup=False)
                 return INTERRUPTED
             assert change.changed is not None
-            show(change.changed, parts, told, time.monotonic() - begun)
+            seconds = time.monotonic() - begun
+            show(change.changed, await listener(settings, running=change.changed.served), told, seconds)
     return 0
 
 

@@ -12,16 +12,17 @@ from modalnomad.cli.output import emit, out
 from modalnomad.cli.serve_text import curl
 from modalnomad.cli.serve_view import Shown
 from modalnomad.deploy.changing import Changed
+from modalnomad.deploy.compare import schedule_in_words
 from modalnomad.model.apps import AppVersion
 from modalnomad.model.manifest import Notice, Schedule
-from modalnomad.wiring.deploy import DeployParts
+from modalnomad.wiring.running import Listener
 
 NOT_SERVED = "No platform runs on this home: `modalnomad up` serves it."
 
 
-def show_deployed(changed: Changed, parts: DeployParts, told: Told, seconds: float, *, as_json: bool) -> None:
+def show_deployed(changed: Changed, listener: Listener, told: Told, seconds: float, *, as_json: bool) -> None:
     """Every endpoint with its addresses, the schedules, the version."""
-    endpoints = shown_endpoints(changed, parts)
+    endpoints = shown_endpoints(changed, listener)
     if as_json:
         emit(as_record(changed, endpoints, told.notices, seconds))
         return
@@ -29,7 +30,7 @@ def show_deployed(changed: Changed, parts: DeployParts, told: Told, seconds: flo
     for shown in endpoints:
         show_endpoint(shown)
     for tag, schedule in schedules(version).items():
-        out.print(f"[green]✓[/] [bold]{escape(record.app)}/{escape(tag)}[/] runs {escape(in_words(schedule))}")
+        out.print(f"[green]✓[/] [bold]{escape(record.app)}/{escape(tag)}[/] runs {escape(schedule_in_words(schedule))}")
     if changed.skipped:
         out.print(f"Deployment skipped: nothing changed since v{version.number} of App {record.app}.", markup=False)
     else:
@@ -39,16 +40,16 @@ def show_deployed(changed: Changed, parts: DeployParts, told: Told, seconds: flo
         out.print(NOT_SERVED, markup=False)
 
 
-def shown_endpoints(changed: Changed, parts: DeployParts) -> list[Shown]:
+def shown_endpoints(changed: Changed, listener: Listener) -> list[Shown]:
     """One for each route; addresses nobody knows yet are empty."""
     return [
         Shown(
             app=route.app,
             endpoint=route.endpoint,
             label=route.hosts[0].partition(".")[0],
-            url=parts.url(route.hosts[0]) or "",
+            url=listener.url(route.hosts[0]) or "",
             direct_url=changed.direct_urls.get(route.hosts[0], ""),
-            custom_urls=tuple(parts.url(host) or host for host in route.hosts[1:]),
+            custom_urls=tuple(listener.url(host) or host for host in route.hosts[1:]),
         )
         for route in changed.record.routes
     ]
@@ -93,7 +94,7 @@ def as_record(
             }
             for shown, route in zip(endpoints, record.routes, strict=True)
         ],
-        "schedules": {tag: in_words(schedule) for tag, schedule in schedules(version).items()},
+        "schedules": {tag: schedule_in_words(schedule) for tag, schedule in schedules(version).items()},
         "notices": [{"code": n.code, "message": n.message, "where": n.where} for n in notices],
     }
 
@@ -101,13 +102,3 @@ def as_record(
 def schedules(version: AppVersion) -> dict[str, Schedule]:
     """Function → when it runs."""
     return {r.function.tag: r.function.schedule for r in version.revisions if r.function.schedule is not None}
-
-
-def in_words(schedule: Schedule) -> str:
-    """`at "0 9 * * *" (Europe/Berlin)`, `every 1 hour 30 minutes`."""
-    if schedule.kind == "cron":
-        return f'at "{schedule.cron}" ({schedule.timezone})'
-    parts = [(amount, unit) for unit, amount in schedule.period.items() if amount]
-    return "every " + " ".join(
-        f"{amount:g} {unit.removesuffix('s') if amount == 1 else unit}" for amount, unit in parts
-    )

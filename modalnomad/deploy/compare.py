@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from modalnomad.deploy.hosts import Named
 from modalnomad.deploy.plan import Plan
 from modalnomad.model.apps import AppRecord, AppVersion
-from modalnomad.model.manifest import Endpoint, Function, Image, ImageStep, SecretRef
+from modalnomad.model.manifest import Endpoint, Function, Image, ImageStep, Schedule, SecretRef
 from modalnomad.model.routes import Route
 
 Sign = Literal["+", "~", "-", "?"]
@@ -100,7 +100,7 @@ def _at(named: Named) -> str:
 
 
 def _schedule_words(function: Function) -> str:
-    return "" if function.schedule is None else "it runs by its schedule"
+    return "" if function.schedule is None else f"it runs {schedule_in_words(function.schedule)}"
 
 
 # --- endpoints -------------------------------------------------------------------------------------------------
@@ -151,7 +151,10 @@ def _functions(plan: Plan, old: AppVersion) -> Iterator[Difference]:
 
 
 def _function_words(old: Function, new: Function) -> Iterator[str]:
-    skip = {"where", "image", "endpoints", "secrets", "tag"}
+    if old.schedule != new.schedule:
+        was, now = (schedule_in_words(one.schedule) if one.schedule else "never" for one in (old, new))
+        yield f"runs {now} (before: {was})"
+    skip = {"where", "image", "endpoints", "secrets", "schedule", "tag"}
     yield from _changes(old.model_dump(mode="json", exclude=skip), new.model_dump(mode="json", exclude=skip))
     yield from _gained_and_lost("secret", _names(old.secrets), _names(new.secrets))
     if words := "; ".join(_image_words(old.image, new.image)):
@@ -208,6 +211,16 @@ def _mounts(image: Image) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
     return tuple((mount.kind, mount.remote, mount.ignore) for mount in image.mounts)
 
 
+def schedule_in_words(schedule: Schedule) -> str:
+    """`at "0 9 * * *" (Europe/Berlin)`, `every 1 hour 30 minutes`."""
+    if schedule.kind == "cron":
+        return f'at "{schedule.cron}" ({schedule.timezone})'
+    parts = [(amount, unit) for unit, amount in schedule.period.items() if amount]
+    return "every " + " ".join(
+        f"{amount:g} {unit.removesuffix('s') if amount == 1 else unit}" for amount, unit in parts
+    )
+
+
 # --- words -----------------------------------------------------------------------------------------------------
 
 
@@ -241,7 +254,7 @@ def _value(name: str, value: Any) -> str:
     if isinstance(value, list):
         return _listed([_value(name, one) for one in value if one is not None])
     if isinstance(value, dict):
-        return " ".join(_value("", one) for key, one in value.items() if key != "kind" and one not in (None, {}))
+        return ", ".join(f"{key} {_value(key, one)}" for key, one in value.items() if one is not None)
     unit = " s" if name in SECONDS else " MiB" if name in MEBIBYTES else ""
     return f"{value:g}{unit}" if isinstance(value, int | float) else str(value)
 

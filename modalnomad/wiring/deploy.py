@@ -18,10 +18,9 @@ from modalnomad.embedded.engine import EmbeddedEngine
 from modalnomad.embedded.keys import platform_key
 from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.ports.discovery import Discovery
-from modalnomad.settings import UP_PORT, Settings
+from modalnomad.settings import Settings
 from modalnomad.wiring.control import open_stage
 from modalnomad.wiring.home import home_of
-from modalnomad.wiring.parts import address
 from modalnomad.wiring.records import image_store
 
 
@@ -33,12 +32,6 @@ class DeployParts:
     builder: Builder
     discovery: Discovery
     stores: Stores
-
-    def url(self, host: str) -> str | None:
-        """Public address of a host name; None: its port is known when a platform runs."""
-        router = self.settings.router
-        port = UP_PORT if router.port is None else router.port
-        return address(host, port, tls=router.tls_cert is not None) if port else None
 
     def stage(self) -> AbstractAsyncContextManager[Stage | None]:
         """The platform that runs on this home; None: none does."""
