@@ -62,7 +62,7 @@ async def server(folder: Path, **settings: object) -> AsyncIterator[tuple[Router
 
 async def test_first_request_wakes_a_replica_and_is_answered(tmp_path: Path) -> None:
     async with server(tmp_path) as (router, engine), raw.client(router.port) as client:
-        assert (await client.request(raw.get("/", "a.localhost"))).status == 202  # the stub's answer
+        assert (await client.request(raw.get("/", "a.localhost"))).status == 200
         assert len(engine.started) == 1
         assert (await client.request(raw.get("/.modalnomad/drain", "a.localhost"))).status == 404
 
@@ -74,7 +74,7 @@ async def test_direct_port_is_bound_to_its_host(tmp_path: Path) -> None:
         assert await router.direct_port("b.localhost") == port
         async with raw.client(port) as client:
             for host in (f"127.0.0.1:{port}", "a.localhost"):
-                assert (await client.request(raw.get("/", host))).status == 202
+                assert (await client.request(raw.get("/", host))).status == 200
             (b,) = engine.started
             assert b.pool.revision == router.router.table.match("b.localhost").revision.id
             assert (await client.request(b"GET / HTTP/1.1\r\n\r\n")).status == 400

@@ -1,4 +1,8 @@
-"""Small replicas on real Unix sockets, and the engine that starts them: for tests of the router's decisions."""
+"""Small replicas on real Unix sockets, and the engine that starts them: for tests of the router's decisions.
+
+They answer `ready` and `drain` as a runner does, and any other request with 200 and their own name once the engine's
+`hold` is not set.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +80,10 @@ class StubReplica:
     asked: list[tuple[str, str]] = field(default_factory=list)
     server: asyncio.Server | None = None
     closed: bool = False
+    open: asyncio.Event = field(default_factory=asyncio.Event)
+    """Requests are answered."""
+    most: int = 0
+    """Requests it had at once, at most."""
     tasks: Tasks = field(default_factory=lambda: Tasks("stub"))
 
     async def listen(self) -> None:
@@ -116,7 +124,7 @@ class StubReplica:
                 status, body = await self._answer(path)
             name = self.name or f"{self.key.pool} {self.key.name}"
             lines = (f"HTTP/1.1 {status} X", f"{contract.HEADER_REPLICA}: {name}", f"content-length: {len(body)}")
-            writer.write("\r\n".join((*lines, "", "")).encode() + body)
+            writer.write("\r\n".join((*lines, "connection: close", "", "")).encode() + body)
             await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -125,6 +133,14 @@ class StubReplica:
         if path.startswith(contract.READY_PATH):
             await self.is_ready.wait()
             return 200, b""
+        if not path.startswith(contract.DRAIN_PATH):
+            self.running += 1
+            self.most = max(self.most, self.running)
+            try:
+                await self.open.wait()
+            finally:
+                self.running -= 1
+            return 200, self.key.name.encode()
         if self.running:
             return 409, json.dumps({"running": self.running, "idle_for": 0.0}).encode()
         self.drained.set()
@@ -144,18 +160,28 @@ class StubEngine:
         self.failure: Failure | None = None
         """Every start ends with it."""
         self.unprepared = False
+        self.open = asyncio.Event()
+        """Cleared: requests are held back."""
+        self.open.set()
+        self.obedient = False
+        """Drained replicas end."""
+        self.reasons: dict[ReplicaKey, str] = {}
+        self._tasks = Tasks("stub engine")
 
     async def start(self, key: ReplicaKey, reason: str) -> None:
         """See Starter."""
         if self.unprepared:
             raise NotFound(f"revision {key.pool.revision} is not prepared")
         self.started.append(key)
-        stub = self.stubs[key] = StubReplica(key, self._folder / f"{len(self.stubs)}.sock")
+        self.reasons[key] = reason
+        stub = self.stubs[key] = StubReplica(key, self._folder / f"{len(self.stubs)}.sock", open=self.open)
         if self.failure is not None:
             self._show(Replica(key, ReplicaState.FAILED, failure=self.failure))
             return
         await stub.listen()
         self.on_start(stub)
+        if self.obedient:
+            self._tasks.spawn(self._obey(stub), f"obey {key}")
         self._show(Replica(key, ReplicaState.STARTING, UnixAddress(str(stub.path))))
 
     async def watch(self) -> AsyncIterator[tuple[Replica, ...]]:
@@ -175,8 +201,13 @@ class StubEngine:
         found = next(replica for replica in self._view.value if replica.key == key)
         self._show(replace(found, state=state, failure=failure))
 
+    async def _obey(self, stub: StubReplica) -> None:
+        await stub.drained.wait()
+        await self.end(stub.key)
+
     async def close(self) -> None:
         """All processes end."""
+        await self._tasks.close()
         for stub in self.stubs.values():
             await stub.close()
 
