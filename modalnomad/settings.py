@@ -107,6 +107,11 @@ class EmbeddedSettings(Group):
     host: on the host's network, open to whatever address the program binds."""
     max_replicas: int = Field(default=100, ge=0)
     """Replicas one `serve` or `up` may run at once; past it an idle pool gives way, else 503 no_capacity. 0: any."""
+    limits: Literal["auto", "off"] = "auto"
+    """auto: each replica gets control groups of its own where the system allows it (Linux: as root, or in a group that
+    systemd delegated); they hold the limits of memory=(…, limit), cpu=(…, limit) and `max_processes`. off: none."""
+    max_processes: int = Field(default=4096, ge=0)
+    """Processes and threads one replica may have at once, where `limits` can be set. 0: any."""
     log_lines: int = Field(default=10_000, ge=0)
     """Lines kept of each replica's output."""
     log_bytes: int = Field(default=64 * 1024 * 1024, ge=0)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from modalnomad.model.manifest import Function, Notice
 
-NO_LIMITS = "the embedded back end sets no limits"
+RESERVES_NOTHING = "nothing is reserved here; a limit is the second of two values, as in memory=(512, 1024)"
+NO_QUOTA = "the embedded back end sets no disk quota"
 
 
-def without_effect(functions: Sequence[Function]) -> Iterator[Notice]:
-    """One notice for each Function and reason."""
+def without_effect(functions: Sequence[Function], unlimited: Mapping[str, str]) -> Iterator[Notice]:
+    """One notice for each Function and reason. `unlimited`: of `cpu` and `memory` those that cannot be limited on this
+    machine, and why."""
     for function in functions:
         if function.schedule is not None:
             yield _notice(function, ["schedule"], "the embedded back end runs nothing by itself")
         if not function.endpoints:
             continue  # it is not run at all, which is said
-        resources = function.resources
-        unbounded = [name for name in ("cpu", "memory", "ephemeral_disk") if getattr(resources, name) is not None]
-        if unbounded:
-            yield _notice(function, unbounded, NO_LIMITS)
+        pairs = {"cpu": function.resources.cpu, "memory": function.resources.memory}
+        if requests := [name for name, pair in pairs.items() if pair is not None and not pair[1]]:
+            yield _notice(function, requests, RESERVES_NOTHING)
+        limits = [name for name, pair in pairs.items() if pair is not None and pair[1] and name in unlimited]
+        if limits:
+            yield _notice(function, limits, unlimited[limits[0]])
+        if function.resources.ephemeral_disk is not None:
+            yield _notice(function, ["ephemeral_disk"], NO_QUOTA)
         if function.block_network:
             yield _notice(function, ["block_network"], "its replicas reach the network all the same")
 

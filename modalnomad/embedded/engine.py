@@ -16,6 +16,7 @@ from modalnomad.embedded.bundles import Bundles, compile_bundle
 from modalnomad.embedded.effects import without_effect
 from modalnomad.embedded.gpus import Gpus
 from modalnomad.embedded.life import Life, Prepared, SecretValues, Tools
+from modalnomad.embedded.limits import Limits
 from modalnomad.embedded.logs import Journal, Origin
 from modalnomad.embedded.network import Network
 from modalnomad.embedded.runs import Run
@@ -100,6 +101,7 @@ class EmbeddedEngine(Engine):
         self._opening = asyncio.Lock()
         self._tools: Tools | None = None
         self._network = Network(settings.network)
+        self._limits = Limits(settings.limits, settings.max_processes)
         self._lives: dict[ReplicaKey, Life] = {}
         self._forgetting: dict[ReplicaKey, asyncio.TimerHandle] = {}
         self._started = 0
@@ -153,6 +155,7 @@ class EmbeddedEngine(Engine):
         async with self._opening:
             if self._tools is None:
                 run = await asyncio.to_thread(Run.open, self._home)
+                await asyncio.to_thread(self._limits.open, run.path)
                 self._tools = Tools(
                     run=run,
                     gpus=self._gpus,
@@ -161,6 +164,7 @@ class EmbeddedEngine(Engine):
                     inherited=self._inherited,
                     variables=self._variables,
                     changed=self._publish,
+                    limits=self._limits,
                     templates=self._templates(run),
                 )
                 await asyncio.to_thread(self._bundles.tidy)
@@ -176,6 +180,7 @@ class EmbeddedEngine(Engine):
             inherited=self._inherited,
             idle=self._settings.template_idle,
             start_after=self._template_after,
+            limits=self._limits,
         )
 
     async def _network_for(self, revision: Revision) -> str:
@@ -213,7 +218,10 @@ class EmbeddedEngine(Engine):
 
     async def remarks(self, functions: Sequence[Function]) -> tuple[Notice, ...]:
         """What has no effect here, and how fixed ports are kept apart."""
-        found = list(without_effect(functions))
+        unlimited = {}
+        if any(pair and pair[1] for each in functions for pair in (each.resources.memory, each.resources.cpu)):
+            unlimited = (await asyncio.to_thread(self._limits.look)).missing
+        found = list(without_effect(functions, unlimited))
         if any(function.web_ports for function in functions):
             try:
                 message = await self._network.described(self._inherited.get("PATH"))

@@ -25,12 +25,16 @@ REASONS: Final[dict[int, tuple[FailureCode, str]]] = {
 SIGNALLED: Final = 128
 
 
-def outcome(code: int, *, killed: bool, output: str) -> tuple[ReplicaState, Failure | None]:
-    """`killed`: we were asked to end it. A failure's code is `start_failed` where readiness decides: whoever saw the
-    replica ready knows better."""
+def outcome(
+    code: int, *, killed: bool, output: str, exceeded: str | None = None
+) -> tuple[ReplicaState, Failure | None]:
+    """`killed`: we were asked to end it. `exceeded`: the limit it died of, if it did. A failure's code is
+    `start_failed` where readiness decides: whoever saw the replica ready knows better."""
     if killed or code == Exit.OK:
         return ReplicaState.GONE, None
     failure, reason = REASONS.get(code, ("start_failed", _other(code)))
+    if exceeded is not None and (code < 0 or code > SIGNALLED or failure == "start_failed"):
+        reason = exceeded
     return ReplicaState.FAILED, Failure(failure, reason, output, code)
 
 

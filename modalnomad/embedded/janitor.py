@@ -25,6 +25,10 @@ LIMIT = 5.0
 """Seconds after which what cannot be ended or removed is left to the next engine of this home."""
 SOCKETS = "sockets"
 """In a run's folder: the folder of sockets, or a link to it where the home's path is too long for a socket."""
+GROUPS = "groups"
+"""In a run's folder: a file with the folders in which the run makes control groups, one a line (`limits.Limits`)."""
+GROUP_PREFIX = "modalnomad-"
+"""Beginning of a control group's name; then the run's name, `-`, and what tells it from others."""
 
 
 def processes_of(folder: str) -> set[int]:
@@ -87,9 +91,52 @@ def _allow_and_retry(function: Callable[[str], object], path: str, error: object
             os.unlink(path)
 
 
+def groups_of(folder: str) -> list[str]:
+    """The control groups of a run."""
+    prefix = f"{GROUP_PREFIX}{os.path.basename(folder)}-"
+    found = []
+    with suppress(OSError), open(os.path.join(folder, GROUPS), encoding="utf-8") as file:
+        for base in file.read().splitlines():
+            with suppress(OSError):
+                found += [os.path.join(base, name) for name in os.listdir(base) if name.startswith(prefix)]
+    return found
+
+
+def end_group(group: str, limit: float = LIMIT) -> bool:
+    """Kill all that is in a control group, then remove it. True when it is gone, False after `limit` seconds."""
+    deadline = time.monotonic() + limit
+    while True:
+        with suppress(OSError):
+            os.rmdir(group)
+        if not os.path.isdir(group):
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        _kill_group(group)
+        time.sleep(0.005)
+
+
+def _kill_group(group: str) -> None:
+    """One round. Where it can be forbidden nothing is started in it meanwhile: a kill loop alone may lose that race."""
+    for name, text in (("pids.max", "0"), ("cgroup.kill", "1")):
+        path = os.path.join(group, name)
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_WRONLY)
+            try:
+                os.write(descriptor, text.encode())
+            finally:
+                os.close(descriptor)
+    with suppress(OSError), open(os.path.join(group, "cgroup.procs"), encoding="ascii") as file:
+        for pid in {int(line) for line in file} - {0, os.getpid()}:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+
 def end_run(folder: str, patience: float = 0.0) -> bool:
     """End and remove everything of a run whose engine is gone. True when nothing is left."""
     end_processes(folder, patience)
+    for group in groups_of(folder):
+        end_group(group)
     sockets = os.path.join(folder, SOCKETS)
     with suppress(OSError):
         remove_tree(os.readlink(sockets))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
+from modalnomad_sdk import contract
 from modalnomad_sdk.store import IMAGE_FILES
 
 from modalnomad.embedded.bundles import copy_bundle
@@ -22,9 +23,11 @@ from modalnomad.embedded.forked import Forked
 from modalnomad.embedded.gpus import Gpu, Gpus
 from modalnomad.embedded.image_files import lay_image_files
 from modalnomad.embedded.janitor import remove_tree
+from modalnomad.embedded.limits import Bounds, Group, Limits
 from modalnomad.embedded.logs import LineSplitter, ReplicaLog
 from modalnomad.embedded.runs import Run
 from modalnomad.embedded.store import refused
+from modalnomad.embedded.template import Template
 from modalnomad.embedded.templates import Templates
 from modalnomad.kit.clock import monotonic
 from modalnomad.model.errors import ModalNomadError
@@ -73,6 +76,7 @@ class Tools:
     """The contract's environment of a replica that was given so many GPUs."""
     changed: Callable[[], None]
     """Told when `replica` was replaced."""
+    limits: Limits
     templates: Templates | None = None
     """Warm processes that replicas are forked from, where there is one."""
 
@@ -90,6 +94,8 @@ class Life:
         self._socket_path = tools.run.socket_path(number)
         self._splitters: dict[OutputStream, LineSplitter] = {"stdout": LineSplitter(), "stderr": LineSplitter()}
         self._child: Child | Forked | None = None
+        self._number = number
+        self._group: Group | None = None
         self._killed = False
         self.under_way = asyncio.Event()
         """Its process runs, or never will."""
@@ -158,19 +164,46 @@ class Life:
         self._log.write("system", [(None, f"started: {self.replica.reason}")])
         self.under_way.set()
         code = await self._child.wait()
-        return outcome(code, killed=self._killed, output=self._log.tail(DETAIL_LINES))
+        exceeded = None
+        if self._group is not None:
+            exceeded, refused = await asyncio.to_thread(self._group.troubles)
+            if refused is not None:
+                self._log.write("system", [(None, refused)])
+        return outcome(code, killed=self._killed, output=self._log.tail(DETAIL_LINES), exceeded=exceeded)
 
     async def _spawn(self, spec: ProcessSpec, listener: socket.socket) -> Child | Forked:
         """From the image's template, else as a new process. Raises OSError."""
         revision, image, templates = self._prepared.revision, self._prepared.image, self._tools.templates
-        if templates is None:
-            return Child.spawn(spec, listener, self._folder, self._output)
-        templates.used(revision, image)
-        if (template := templates.ready(image)) is not None:
-            forked = await template.start(spec, listener, self._folder, self._output)
-            if forked is not None:
-                return forked
+        bounds = Bounds.of(revision.function.resources, self._tools.limits.max_processes)
+        if templates is not None:
+            templates.used(revision, image)
+            if (template := templates.ready(image)) is not None:
+                forked = await self._fork(template, bounds, spec, listener)
+                if forked is not None:
+                    return forked
+        if self._group is None:
+            self._group = await asyncio.to_thread(self._tools.limits.make, str(self._number), bounds)
+        _enters(spec, self._group)
         return Child.spawn(spec, listener, self._folder, self._output)
+
+    async def _fork(
+        self, template: Template, bounds: Bounds, spec: ProcessSpec, listener: socket.socket
+    ) -> Forked | None:
+        """None: start it as a new process. Raises OSError."""
+        if (group := template.take_group()) is not None:
+            await asyncio.to_thread(self._tools.limits.bind, group, bounds)
+        else:
+            group = self._group = await asyncio.to_thread(self._tools.limits.make, str(self._number), bounds)
+        _enters(spec, group)
+        forked = None
+        try:
+            forked = await template.start(spec, listener, self._folder, self._output)
+        finally:
+            if forked is not None:
+                self._group = group
+            elif group is not None and group is not self._group and not template.give_back(group):
+                await asyncio.to_thread(group.end)
+        return forked
 
     async def _spec(self, gpus: tuple[Gpu, ...]) -> ProcessSpec:
         revision, key = self._prepared.revision, self.replica.key
@@ -216,6 +249,8 @@ class Life:
 
     async def _remove(self) -> None:
         unlink_socket(self._socket_path)
+        if self._group is not None and not await asyncio.to_thread(self._group.end):
+            logger.warning("a process of %s cannot be ended yet; it goes with the engine", self.replica.key)
         if not await asyncio.to_thread(remove_tree, str(self._folder)):
             logger.warning("cannot remove all of %s yet; it goes with the engine", self._folder)
 
@@ -227,6 +262,13 @@ class Life:
         self.under_way.set()
         self.ended.set()
         self._tools.changed()
+
+
+def _enters(spec: ProcessSpec, group: Group | None) -> None:
+    """Tell the runner where it belongs."""
+    spec.environment.pop(contract.ENV_CGROUPS, None)
+    if group is not None:
+        spec.environment[contract.ENV_CGROUPS] = "\n".join(group.folders)
 
 
 def unlink_socket(path: str) -> None:

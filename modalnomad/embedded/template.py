@@ -16,6 +16,7 @@ from modalnomad_sdk import contract
 
 from modalnomad.embedded.child import OnOutput, Output, OutputStream, kill_group, watch_exit
 from modalnomad.embedded.forked import Forked
+from modalnomad.embedded.limits import Group
 from modalnomad.render.process import ProcessSpec
 
 logger = logging.getLogger("modalnomad.engine")
@@ -41,6 +42,9 @@ class Template:
         """Replicas it has started."""
         self.ended = asyncio.Event()
         """Its process has gone, or is of no use any more."""
+        self.group: Group | None = None
+        """Where the next replica waits already."""
+        self._closed = False
         self._process = process
         self._link = link
         self._number = 0
@@ -97,6 +101,29 @@ class Template:
                     self._changed.clear()
                     await self._changed.wait()
         return self.ready
+
+    async def news(self) -> None:
+        """Until it has ended, or a replica was started from it."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    def provide(self, group: Group) -> None:
+        """The next replica shall wait in this group. It is the template's until it is taken."""
+        self.group = group
+        with suppress(OSError):  # gone, or it has not read for long: the replica enters it later
+            self._link.send(json.dumps({"enter": group.folders}).encode())
+
+    def take_group(self) -> Group | None:
+        """For a replica that is started now; the caller owns it or gives it back."""
+        group, self.group = self.group, None
+        return group
+
+    def give_back(self, group: Group) -> bool:
+        """No replica was started after all. False: the template has gone, and the group is still the caller's."""
+        if self._closed:
+            return False
+        self.group = group
+        return True
 
     def _readable(self) -> None:
         try:
@@ -182,6 +209,7 @@ class Template:
             return None
         forked.adopt(pidfd)
         self.handed_over += 1
+        self._changed.set()
         return forked
 
     def kill(self) -> None:
@@ -203,6 +231,9 @@ class Template:
                 cancelled = True
         self._stop_watching()
         self._process.wait()
+        self._closed = True
+        if (group := self.take_group()) is not None:
+            await asyncio.to_thread(group.end)  # cancelled, the thread goes on
         self._errors.finish()
         if cancelled:
             raise asyncio.CancelledError

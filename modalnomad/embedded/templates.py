@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from modalnomad.embedded.limits import Limits
 from modalnomad.embedded.template import Template
 from modalnomad.kit.tasks import Tasks
 from modalnomad.model.revision import Revision
@@ -48,6 +49,7 @@ class Templates:
         runner: Path,
         inherited: Mapping[str, str],
         idle: float,
+        limits: Limits,
         start_after: float = START_AFTER,
     ) -> None:
         self._tasks = tasks
@@ -55,6 +57,8 @@ class Templates:
         self._runner = runner
         self._inherited = inherited
         self._idle = idle
+        self._limits = limits
+        self._groups = 0
         self._start_after = start_after
         self._slots: dict[Path, _Slot] = {}
 
@@ -115,14 +119,24 @@ class Templates:
             slot.used = time.monotonic()
             logger.debug("the template of image %s is warm", slot.image.name[:12])
             while (left := self._left(slot)) != 0:
+                if template.group is None:
+                    await self._provide(template)
+                if template.ended.is_set():
+                    return template.last_words or "killed?"
                 with suppress(TimeoutError):
                     async with asyncio.timeout(left):
-                        await template.ended.wait()
-                        return template.last_words or "killed?"
+                        await template.news()
             return ""
         finally:
             slot.template = None
             await template.close()
+
+    async def _provide(self, template: Template) -> None:
+        """A group for the next replica to wait in, where there are limits."""
+        self._groups += 1
+        group = await asyncio.to_thread(self._limits.make, f"t{self._groups}")
+        if group is not None:
+            template.provide(group)
 
     def _left(self, slot: _Slot) -> float | None:
         """Seconds until it is idle too long; None: never."""

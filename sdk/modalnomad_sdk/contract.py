@@ -65,6 +65,10 @@ ENV_GPUS: Final = "MODALNOMAD_GPUS"
 ENV_IMAGE: Final = "MODALNOMAD_IMAGE"
 """Digest of the environment the replica runs in (`Image.imports()` compares with it)."""
 
+ENV_CGROUPS: Final = "MODALNOMAD_CGROUPS"
+"""Absolute folders of control groups, one a line, that the replica's processes enter before user code runs. One that
+cannot be entered is said, and the replica runs without its limits. Unset: none."""
+
 LOG_TAG_OPEN: Final = "\x1e"
 LOG_TAG_CLOSE: Final = "\x1f"
 

@@ -18,22 +18,32 @@ def function(tag: str = "f", **fields: Any) -> Function:
     return Function(tag=tag, where="app.py:3", endpoints=(Endpoint(name=tag, kind="asgi_app"),), **fields)
 
 
-def said(*functions: Function) -> list[str]:
-    notices = list(without_effect(functions))
+def said(*functions: Function, **unlimited: str) -> list[str]:
+    notices = list(without_effect(functions, unlimited))
     assert {(notice.code, notice.where) for notice in notices} <= {("no_effect", "app.py:3")}
     return [notice.message for notice in notices]
 
 
-def test_limits_that_are_not_set_are_said_once_for_each_function() -> None:
-    both = Resources(cpu=(1.0, None), memory=(512, 1024), ephemeral_disk=1000)
+def test_what_reserves_nothing_is_said_once_for_each_function() -> None:
+    both = Resources(cpu=(1.0, None), memory=(512, None), ephemeral_disk=1000)
 
-    first, second = said(function("f", resources=both), function("g", resources=Resources(memory=(512, None))))
+    first, disk, second = said(function("f", resources=both), function("g", resources=Resources(memory=(512, None))))
 
-    assert first.startswith("`cpu`, `memory` and `ephemeral_disk` have no effect on this machine: ")
-    assert "sets no limits" in first
+    assert first.startswith("`cpu` and `memory` have no effect on this machine: nothing is reserved")
     assert "`f`" in first
+    assert disk.startswith("`ephemeral_disk` has no effect on this machine: ")
     assert second.startswith("`memory` has no effect on this machine: ")
     assert "`g`" in second
+
+
+def test_of_limits_only_those_that_cannot_be_set_are_said() -> None:
+    limited = function(resources=Resources(cpu=(1.0, 2.0), memory=(512, 1024)))
+
+    assert said(limited) == []
+    assert said(limited, memory="no group") == ["`memory` has no effect on this machine: no group (`f`)"]
+    assert said(limited, memory="no group", cpu="no group", pids="no group") == [
+        "`cpu` and `memory` have no effect on this machine: no group (`f`)"
+    ]
 
 
 def test_an_open_network_and_a_schedule_are_said() -> None:

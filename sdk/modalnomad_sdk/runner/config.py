@@ -63,6 +63,7 @@ class Config:
     log_tags: bool = False
     gpus: int = 0
     image: str | None = None
+    cgroups: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -166,6 +167,13 @@ def _urls(value: str) -> dict[str, str]:
     return urls
 
 
+def _folders(value: str) -> tuple[str, ...]:
+    folders = tuple(value.split("\n"))
+    if not all(folder.startswith("/") for folder in folders):
+        raise ValueError
+    return folders
+
+
 def _where_to_listen(read: _Reader) -> Listen:
     if read.environ.get(c.ENV_LISTEN):
         return read.get(c.ENV_LISTEN, _listen, Listen(), "fd:<number> or port:<1-65535>")
@@ -214,6 +222,7 @@ def read_config(environ: Mapping[str, str]) -> Config:
         log_tags=environ.get(c.ENV_LOG_TAGS) == "1",
         gpus=read.get(c.ENV_GPUS, _whole, 0, "a whole number"),
         image=environ.get(c.ENV_IMAGE) or None,
+        cgroups=read.get(c.ENV_CGROUPS, _folders, (), "absolute folders, one a line"),
     )
     if read.problems:
         raise BadConfiguration(read.problems)

@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from modalnomad_sdk.contract import Exit
 
-from . import linux
+from . import cgroups, linux
 from .config import Config
 from .descendants import kill_below, reap, signal_all
 
@@ -31,6 +31,8 @@ from .descendants import kill_below, reap, signal_all
 READY = b"R"
 DRAINING = b"D"
 TERMINATE = b"T"
+LIMITED = b"L"
+"""User code may run: all of the tree is in its control groups."""
 # From supervisor to init.
 SHOW_TRACEBACK = b"D"
 
@@ -284,6 +286,16 @@ def _explain_signal(number: int) -> None:
     say(f"the replica was killed by {name}{hint}")
 
 
+def wait_until_limited(link: socket.socket) -> None:
+    """In the runner, before user code runs and only where there are limits."""
+    try:
+        said = link.recv(1)
+    except ConnectionResetError:
+        said = b""
+    if not said:
+        os._exit(Exit.PARENT_GONE)  # the supervisor has gone
+
+
 class Inside:
     """What runs in a tree; its owner says what happens where."""
 
@@ -306,6 +318,13 @@ class Tree:
         self.leash = leash
         self.link = link
         self.signals = signals
+
+    def limit(self, folders: tuple[str, ...]) -> None:
+        """Have all of it in these control groups, then let user code run (`wait_until_limited`)."""
+        for problem in cgroups.enter(folders):
+            say(problem)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended, which is noticed elsewhere
+            self.link.send(LIMITED)
 
     def watch(self, config: Config) -> int:
         """The replica's exit code, when everything has ended."""

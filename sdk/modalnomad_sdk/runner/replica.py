@@ -19,7 +19,7 @@ from .door_answers import Porter
 from .doors import Doors
 from .failures import Failed, report
 from .network import reach_resolver, wait_for_outbound
-from .processes import DRAINING, READY, SIGNAL_TRACEBACK, TERMINATE, say
+from .processes import DRAINING, READY, SIGNAL_TRACEBACK, TERMINATE, say, wait_until_limited
 from .sockets import keep_from_children, refuse_newcomers
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def _live(
     usercode.prepare_environment(config)
     if outbound is not None:
         _connect(outbound)
+    if config.cgroups:
+        wait_until_limited(link)
     declaration = usercode.load(config)
     loop = _new_loop()
     asyncio.set_event_loop(loop)

@@ -28,6 +28,8 @@ def main() -> int:
         return error.code
     tree = grow(_Known(config, listener, claims))
     listener.close()
+    if config.cgroups:
+        tree.limit(config.cgroups)
     return tree.watch(config)
 
 

@@ -11,12 +11,16 @@ on: each has its own lifeline). Packets are JSON objects.
                           1  standard output      2  standard error
                           3  listening socket     4  lifeline (read end)
                           5  result (write end of a pipe)
+    engine → template   {"enter": [folder, …]}  control groups that the next replica's environment will name
     template → engine   {"started": <id>, "pid": n} + pidfd of the replica's outermost process
                         {"refused": <id>, "reason": text}                   start it the ordinary way instead
 
 Only the replica's outermost process holds the result pipe. It writes `+` before anything else, and at its end its exit
 code in decimal; end of file after `+` alone: killed; end of file and nothing: there never was a replica. SIGTERM goes
 to the pid (through the pidfd); closing the lifeline kills, as ever.
+
+Entering a control group takes as long as all the rest of a start, so the tree that waits enters in advance those it is
+told; others it enters when it is started.
 
 A start is refused when the template has more than one thread (a fork would copy locks that nobody releases), when the
 environment changes how Python, the C library or a preloaded module starts (PYTHON*, LD_*, LANG …), or when the bundle
@@ -41,7 +45,7 @@ from typing import Any
 
 from modalnomad_sdk import contract as c
 
-from . import start
+from . import cgroups, start
 from .config import BadConfiguration, read_config
 from .network import PortTaken
 from .processes import Inside, grow, guard, say
@@ -101,6 +105,7 @@ class _Template:
     def __init__(self, engine: socket.socket) -> None:
         self.engine = engine
         self.spare: tuple[int, socket.socket] | None = None
+        self.groups: list[str] = []
         self.loaded = frozenset(name.partition(".")[0] for name in sys.modules) - {"__main__"}
 
     def serve(self) -> int:
@@ -114,8 +119,13 @@ class _Template:
             packet, descriptors, _, _ = socket.recv_fds(self.engine, 4096, _DESCRIPTORS)
             if not packet:
                 return 0
+            order = json.loads(packet)
             try:
-                self._start(json.loads(packet)["start"], descriptors)
+                if "enter" in order:
+                    self.groups = order["enter"]
+                    self._enter()
+                else:
+                    self._start(order["start"], descriptors)
             finally:
                 for fd in descriptors:
                     os.close(fd)
@@ -132,7 +142,13 @@ class _Template:
             guard(lambda: _become_replica(theirs))
         theirs.close()
         self.spare = pid, ours
+        self._enter()
         return self.spare
+
+    def _enter(self) -> None:
+        if self.spare is not None and self.groups:
+            with contextlib.suppress(OSError):  # somebody killed it while it waits, which the next start finds
+                self.spare[1].send(json.dumps(self.groups).encode())
 
     def _start(self, name: Any, descriptors: list[int]) -> None:
         reason = f"{len(descriptors)} descriptors came, not {_DESCRIPTORS}"
@@ -143,7 +159,7 @@ class _Template:
             self.engine.send(json.dumps({"refused": name, "reason": reason}).encode())
             return
         pid, control = self.spare or self.grow_spare(descriptors)
-        self.spare = None
+        self.spare, self.groups = None, []
         with control, contextlib.ExitStack() as stack:
             try:
                 pidfd = os.pidfd_open(pid)
@@ -199,8 +215,15 @@ def _become_replica(control: socket.socket) -> int:
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     tree = grow(_Unknown(control))
+    entered: tuple[str, ...] = ()
     with control:
-        _, descriptors, _, _ = socket.recv_fds(control, 16, _DESCRIPTORS)
+        while True:
+            packet, descriptors, _, _ = socket.recv_fds(control, 65536, _DESCRIPTORS)
+            if not packet or descriptors:
+                break
+            folders = tuple(json.loads(packet))
+            # What does not work shows again, and is said, at the start.
+            entered = () if cgroups.enter(folders) else folders
     if not descriptors:
         return 0  # the template has gone; the leash ends with us, and so does the tree
     environment, out, err, listener, lifeline, result = descriptors
@@ -217,6 +240,8 @@ def _become_replica(control: socket.socket) -> int:
         socket.send_fds(tree.link, [b"start"], [environment, out, err, listener])
         for fd in (environment, out, err, listener):
             os.close(fd)
+        if config.cgroups:
+            tree.limit(() if config.cgroups == entered else config.cgroups)
         code = tree.watch(config)
         for claim in claims:
             claim.close()

@@ -38,7 +38,7 @@ def prepare_environment(config: Config) -> None:
     }
     for name, value in names.items():
         os.environ.setdefault(name, value)  # the engine may know better
-    for name in ("MODALNOMAD_LISTEN", "MODALNOMAD_LIFELINE"):
+    for name in ("MODALNOMAD_LISTEN", "MODALNOMAD_LIFELINE", "MODALNOMAD_CGROUPS"):
         os.environ.pop(name, None)
     sys.argv = [config.source.partition(":")[2]]
     try:
