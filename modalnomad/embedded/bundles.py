@@ -13,7 +13,7 @@ from typing import Final
 from modalnomad_sdk.store.archives import unpack
 
 from modalnomad.embedded.child import run_quietly
-from modalnomad.embedded.janitor import remove_tree
+from modalnomad.embedded.janitor import clear_unheld, remove_tree
 from modalnomad.embedded.store import TEMPORARY_PREFIX, FileLock, make_folder, refused
 from modalnomad.model.errors import BackendRefused
 from modalnomad.model.ids import Digest, RevisionId
@@ -73,11 +73,8 @@ class Bundles:
 
     def tidy(self) -> None:
         """Remove the folders nobody uses: of processes that were killed. Not for the event loop."""
-        if not self._folder.is_dir():
-            return
-        with self._serial, self._guard:
-            for path in self._folder.iterdir():
-                _remove_if_unused(path)
+        with self._serial:
+            clear_unheld(str(self._folder))
 
 
 def _remove_if_unused(path: Path) -> None:

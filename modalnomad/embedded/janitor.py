@@ -149,15 +149,17 @@ def clear_unheld(bundles: str) -> None:
         fcntl.flock(guard, fcntl.LOCK_EX)
         for name in os.listdir(bundles):
             path = os.path.join(bundles, name)
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            else:
-                remove_tree(path)
-            finally:
-                os.close(descriptor)
+            with suppress(OSError):  # in use, or gone already
+                _remove_unheld(path)
+
+
+def _remove_unheld(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove_tree(path)
+    finally:
+        os.close(descriptor)
 
 
 def main(folder: str, bundles: str) -> None:
