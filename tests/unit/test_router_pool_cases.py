@@ -324,3 +324,16 @@ def test_the_peak_forgets() -> None:
         assert peak.value(float(now)) == (9 if now <= 12 else 1)
         assert len(peak.buckets) <= 13
     assert peak.value(1000.0) == 0
+
+
+def test_surplus_of_a_lowered_maximum_is_not_taken_back_for_those_waiting() -> None:
+    pool = make_pool(Policy())
+    for key in started(arrive(pool, range(2))):
+        pool.ready(key, 0.0)
+    first, second = pool.places.offered
+    pool.adopt(Policy(max=1), 1.0)
+    assert pool.shed({1}, 1.0, Reason("max", "test")) == []
+    assert arrive(pool, range(2, 3), 2.0) == []
+    effects = pool.release(second, 3.0)
+    assert [type(effect) for effect in effects] == [Drain]
+    assert pool.release(first, 4.0) == [Grant(2, first)]
