@@ -15,7 +15,7 @@ import typer
 
 from modalnomad import __version__
 from modalnomad.cli import app as app_group
-from modalnomad.cli import container, deploy, image, plan, secret, serve, token, up
+from modalnomad.cli import container, deploy, image, plan, run, secret, serve, token, up
 from modalnomad.cli.output import emit, err, error_record, show_error
 from modalnomad.model.errors import ModalNomadError
 
@@ -53,6 +53,7 @@ def _options(
 
 
 app.command("serve")(serve.serve)
+app.command("run", context_settings=run.PASSED_ON)(run.run)
 app.command("up")(up.up)
 app.command("deploy")(deploy.deploy)
 app.command("plan")(plan.plan)

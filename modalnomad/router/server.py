@@ -110,8 +110,8 @@ class RouterServer:
         if self._died is not None and not self._died.done():
             self._died.set_exception(error)
 
-    async def start(self) -> None:
-        """Listen once the first table is there. Raises BackendRefused: port taken."""
+    async def start(self, *, listen: bool = True) -> None:
+        """Listen once the first table is there; or only make calls. Raises BackendRefused: port taken."""
         if self.access_log is not None:
             self.access_log.open()
             self.router.gate.access_log = self.access_log
@@ -123,7 +123,8 @@ class RouterServer:
         self._tasks.guard(self.router.gate.sweep(), "sweep")
         try:
             await self.feed.routes_index.until(lambda index: index >= 0)
-            await self._listeners.open(self._settings.host, self._settings.port or 0, tls=self._tls)
+            if listen:
+                await self._listeners.open(self._settings.host, self._settings.port or 0, tls=self._tls)
         except BaseException:
             await self.stop()
             raise

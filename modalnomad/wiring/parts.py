@@ -135,16 +135,16 @@ def admin_of(router: RouterServer, settings: RouterSettings) -> Admin | None:
 
 
 @asynccontextmanager
-async def running(parts: Parts) -> AsyncIterator[None]:
-    """The engine open, the router listening. Leaving it ends every replica at once; run `ending` before for an orderly
-    end. Raises BackendError: port taken, home not writable."""
+async def running(parts: Parts, *, listen: bool = True) -> AsyncIterator[None]:
+    """The engine open, the router listening (`listen` False: without a listener). Leaving it ends every replica at
+    once; run `ending` before for an orderly end. Raises BackendError: port taken, home not writable."""
     try:
         with temporary_files_in(await parts.embedded.open()):
             try:
                 # First come, last gone: readiness is seen to begin and to end.
                 if parts.admin is not None:
                     await parts.admin.start()
-                await parts.router.start()
+                await parts.router.start(listen=listen)
                 yield
             finally:
                 await parts.router.stop(wait=False)

@@ -69,11 +69,23 @@ def describe(target: str, name: str | None, module: bool) -> dict[str, Any]:
     Raises:
         DescribeError: with one of the codes of the module's docstring.
     """
+    loaded, source = load(target, module)
+    try:
+        return describe_app(_choose(loaded, name, target), source)
+    except Error as error:
+        raise DescribeError("declaration", str(error)) from error
+
+
+def load(target: str, module: bool) -> tuple[ModuleType, SourceOf]:
+    """Import the program.
+
+    Raises:
+        DescribeError: it is not there, or it cannot be imported.
+    """
     notices.collect()
     source = _module_source(target) if module else _script_source(target)
     try:
-        loaded = load_module(f"{source.mode}:{source.entry}", Path(source.root))
-        return describe_app(_choose(loaded, name, target), source)
+        return load_module(f"{source.mode}:{source.entry}", Path(source.root)), source
     except ModuleMissing as error:
         code = "module_missing" if module else "file_missing"
         raise DescribeError(code, str(error)) from error
@@ -81,8 +93,6 @@ def describe(target: str, name: str | None, module: bool) -> dict[str, Any]:
         raise _broken(error, source) from error
     except LoadingError as error:
         raise DescribeError("bad_reference", str(error)) from error
-    except Error as error:
-        raise DescribeError("declaration", str(error)) from error
 
 
 def _script_source(target: str) -> SourceOf:
@@ -121,17 +131,21 @@ def _dotted(path: str) -> str:
     return path.removesuffix(".py").strip("./").replace("/", ".")
 
 
-def _choose(module: ModuleType, name: str | None, target: str) -> App:
+def own_apps(module: ModuleType, target: str) -> dict[str, App]:
+    """Apps of the module by variable; one that another includes is part of that one. Raises DescribeError: none."""
     apps = apps_of(module)
-    if name is not None:
-        app = _named(module, name, target, apps)
-    elif not apps:
+    if not apps:
         raise DescribeError("no_app", f"{target} has no modal.App at its top level", hint=_HINT_APP)
+    return {
+        variable: app for variable, app in apps.items() if not any(app in other.included for other in apps.values())
+    }
+
+
+def _choose(module: ModuleType, name: str | None, target: str) -> App:
+    if name is not None:
+        app = _named(module, name, target, apps_of(module))
     else:
-        # An App that another one includes is part of that one.
-        own = {
-            variable: app for variable, app in apps.items() if not any(app in other.included for other in apps.values())
-        }
+        own = own_apps(module, target)
         if len(own) > 1:
             listed = ", ".join(f"`{variable}` ({app.where})" for variable, app in own.items())
             raise DescribeError(
