@@ -6,7 +6,8 @@
 
 Lost: the app noted it and its client has no whole answer, or the client was neither answered nor refused. Doubled: the
 app noted it more than once. Refused: 503 `draining`, or a connection that ended before any byte of an answer, of a
-request the app never saw: only where the router itself is being stopped.
+request the app never saw; ended: a WebSocket closed with 1001 or 1012. Both are in order only where the router is
+being stopped.
 """
 
 from __future__ import annotations
@@ -104,11 +105,12 @@ class Verdict:
     asked: int
     answered: int
     refused: int
+    ended: int
     lost: list[str] = field(default_factory=list)
     doubled: list[int] = field(default_factory=list)
 
     def __str__(self) -> str:
-        found = f"{self.asked} asked, {self.answered} answered, {self.refused} refused"
+        found = f"{self.asked} asked, {self.answered} answered, {self.refused} refused, {self.ended} ended"
         return f"{found}, {len(self.lost)} lost, {len(self.doubled)} doubled\n" + "\n".join(
             [*self.lost[:20], *(f"{number} was seen twice" for number in self.doubled[:20])]
         )
@@ -143,10 +145,13 @@ class Load:
         self._work.set()
         self._tasks: list[asyncio.Task[None]] = []
         self._pool: aiohttp.ClientSession | None = None
+        self._kept_writers: set[asyncio.StreamWriter] = set()
         self.asked: set[int] = set()
         self.answered: dict[int, str] = {}
         """Number → version that answered."""
         self.refused: dict[int, str] = {}
+        self.ended: dict[int, str] = {}
+        """WebSockets that were told to go: close code 1001 or 1012 (RFC 6455, section 7.4)."""
         self.failed: dict[int, str] = {}
         """Number → what the client saw instead of an answer."""
 
@@ -168,6 +173,8 @@ class Load:
             task.cancel()
         assert self._pool is not None
         await self._pool.close()
+        for writer in self._kept_writers:
+            writer.close()
         for task in done:
             task.result()
         assert not late, f"{len(late)} clients still wait"
@@ -190,6 +197,8 @@ class Load:
                     version = await ask(number)
             except _Refused as refusal:
                 self.refused[number] = str(refusal)
+            except _Ended as ending:
+                self.ended[number] = str(ending)
             except (OSError, aiohttp.ClientError, asyncio.IncompleteReadError, TimeoutError, _Wrong) as error:
                 self.failed[number] = f"{ask.__name__} {number}: {error!r}"
             else:
@@ -234,6 +243,7 @@ class Load:
                 writer.close()
                 raise
             held.append((reader, writer))
+            self._kept_writers.add(writer)
             return version
 
         return kept
@@ -267,8 +277,13 @@ class Load:
             try:
                 async with self._pool.ws_connect(url, headers={"Host": host}) as socket:
                     for turn in range(5):
-                        await socket.send_str(f"{number}.{turn}")
-                        said = await socket.receive_str()
+                        try:
+                            await socket.send_str(f"{number}.{turn}")
+                            said = await socket.receive_str()
+                        except (TypeError, aiohttp.ClientConnectionResetError) as error:
+                            if socket.close_code in {1001, 1012}:
+                                raise _Ended(str(socket.close_code)) from error
+                            raise _Wrong(f"closed with {socket.close_code}: {error}") from error
                         text, _, version = said.partition(" ")
                         if text != f"{number}.{turn}":
                             raise _Wrong(said)
@@ -277,8 +292,6 @@ class Load:
                 code = error.headers.get("Modalnomad-Error", "") if error.headers else ""
                 _read(number, error.status, code, error.message)
                 raise
-            except TypeError as error:  # something else than text came
-                raise _Wrong(str(error)) from error
             return version
 
         return websocket
@@ -324,6 +337,7 @@ def verdict(loads: Sequence[Load], folder: Path, *, stopping: bool = False) -> V
         asked=sum(len(load.asked) for load in loads),
         answered=sum(len(load.answered) for load in loads),
         refused=sum(len(load.refused) for load in loads),
+        ended=sum(len(load.ended) for load in loads),
         doubled=[number for number, times in seen.items() if times > 1],
     )
     for load in loads:
@@ -337,6 +351,8 @@ def verdict(loads: Sequence[Load], folder: Path, *, stopping: bool = False) -> V
                 found.lost.append(f"{number} was refused ({why}), but the app saw it")
             elif not stopping:
                 found.lost.append(f"{number} was refused: {why}")
+        if not stopping:
+            found.lost += [f"{number} was told to go with {code}" for number, code in load.ended.items()]
         found.lost += [f"{number} was answered, but no app saw it" for number in load.answered if number not in seen]
     return found
 
@@ -346,6 +362,10 @@ _Asker = Callable[[int], Coroutine[Any, Any, str]]
 
 class _Wrong(Exception):
     """An answer, but not the right one."""
+
+
+class _Ended(Exception):
+    """A WebSocket was told to go."""
 
 
 class _Refused(Exception):
