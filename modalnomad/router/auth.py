@@ -5,14 +5,18 @@ platform's credential never reaches the app:
 
 * `Modal-Key` and `Modal-Secret` are the platform's own names, so both are always taken away, on public routes too, and
   whether or not they were right (a mistyped secret is nearly one).
-* `Authorization` belongs to the app, so it is taken away only when it is a valid token of this platform. On a public
-  route too: a client that sends its token everywhere must not hand it to the author of a public endpoint.
+* `Authorization` belongs to the app, so it is taken away only when something in it has the form of a token of this
+  platform, right or wrong. On a public route too: a client that sends its token everywhere must not hand it to the
+  author of a public endpoint. When the header stands there twice (which RFC 9110, 5.3 forbids), all of it goes.
+
+Who shows two different credentials is nobody: 401.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +31,8 @@ AUTHORIZATION = b"authorization"
 _OWN = frozenset({KEY, SECRET})
 _OWN_AND_BEARER = frozenset({KEY, SECRET, AUTHORIZATION})
 _LENGTHS = frozenset({len(KEY), len(SECRET), len(AUTHORIZATION)})
+_TOKEN = re.compile(rb"(?<![A-Za-z0-9_-])wk-[A-Za-z0-9_-]*\.ws-")
+"""What an Authorization that is ours holds, whatever else stands around it. Takes linear time: no run holds a start."""
 _NOBODY = "0" * 64
 _CHALLENGE = ((b"WWW-Authenticate", b'Bearer realm="modalnomad"'),)
 _CHALLENGE_INVALID = ((b"WWW-Authenticate", b'Bearer realm="modalnomad", error="invalid_token"'),)
@@ -55,7 +61,8 @@ class _Shown:
     half: bool
     """One of Modal-Key and Modal-Secret without the other."""
     ambiguous: bool
-    """One of the three headers stands there twice."""
+    """One of the three headers stands there twice, or two different tokens do."""
+    strip: frozenset[bytes]
 
 
 class Auth:
@@ -74,20 +81,20 @@ class Auth:
         any of them."""
         shown = _read(headers)
         if not match.route.endpoint.requires_proxy_auth:
-            if shown is None or shown.bearer is None or self._valid(*shown.bearer) is None:
-                return _PUBLIC
-            return _PUBLIC_BEARER
-        if shown is None or (shown.pair is None and shown.bearer is None):
-            raise _missing(half=shown is not None and shown.half)
+            return _PUBLIC if shown is None or shown.strip is _OWN else _PUBLIC_BEARER
+        if shown is None:
+            raise _missing(half=False)
         if shown.ambiguous:
-            raise _invalid("A credential header stands there more than once.")
-        bearer = self._valid(*shown.bearer) if shown.bearer is not None else None
-        token = self._valid(*shown.pair) if shown.pair is not None else bearer
+            raise _invalid("A credential header stands there more than once, or two different tokens were sent.")
+        credentials = shown.pair or shown.bearer
+        if credentials is None:
+            raise _missing(half=shown.half)
+        token = self._valid(*credentials)
         if token is None:
             raise _invalid("The token is unknown or its secret is wrong.")
         if token.environment != match.route.environment:
             raise Reply(403, "forbidden", "The token is valid, but for another environment than this endpoint's.")
-        return Caller(token.id, token.rate, _OWN if bearer is None else _OWN_AND_BEARER)
+        return Caller(token.id, token.rate, shown.strip)
 
     def _valid(self, key: bytes, secret: bytes) -> Token | None:
         """The same work whether the id is known or not, so that time tells nothing."""
@@ -100,17 +107,24 @@ class Auth:
 def _read(headers: Sequence[tuple[bytes, bytes]]) -> _Shown | None:
     """None: nothing that could be a credential."""
     found: dict[bytes, bytes] = {}
-    ambiguous = False
+    twice = ours = False
     for name, value in headers:
         if len(name) in _LENGTHS and (lower := name.lower()) in _OWN_AND_BEARER:
-            ambiguous = ambiguous or lower in found
+            twice = twice or lower in found
+            ours = ours or (lower == AUTHORIZATION and _TOKEN.search(value) is not None)
             found[lower] = value
     if not found:
         return None
     key, secret = found.get(KEY), found.get(SECRET)
     pair = (key.strip(), secret.strip()) if key and secret else None
     bearer = _bearer(found[AUTHORIZATION]) if AUTHORIZATION in found else None
-    return _Shown(pair, bearer, (key is None) != (secret is None), ambiguous)
+    return _Shown(
+        pair=pair,
+        bearer=bearer,
+        half=(key is None) != (secret is None),
+        ambiguous=twice or (pair is not None and bearer is not None and pair != bearer),
+        strip=_OWN_AND_BEARER if ours else _OWN,
+    )
 
 
 def _bearer(value: bytes) -> tuple[bytes, bytes] | None:

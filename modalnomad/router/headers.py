@@ -36,16 +36,19 @@ _OURS: Final = frozenset(
 _REQUEST_DROPPED: Final = HOP_BY_HOP | _FRAMING | _OURS | {b"proxy"}
 _PROXY_ONLY: Final = frozenset({b"forwarded", b"x-real-ip"})
 _RESPONSE_DROPPED: Final = HOP_BY_HOP | {b"content-length", b"proxy-authenticate", _REQUEST_ID}
-_TRAILER_DROPPED: Final = _REQUEST_DROPPED | {
-    b"authorization",
-    b"set-cookie",
-    b"trailer",
-    b"content-encoding",
-    b"content-type",
-    b"content-range",
-    b"modal-key",
-    b"modal-secret",
-}
+_CREDENTIALS: Final = frozenset({b"modal-key", b"modal-secret"})
+_TRAILER_DROPPED: Final = (
+    _REQUEST_DROPPED
+    | _CREDENTIALS
+    | {
+        b"authorization",
+        b"set-cookie",
+        b"trailer",
+        b"content-encoding",
+        b"content-type",
+        b"content-range",
+    }
+)
 
 _SUSPICIOUS: Final = frozenset(b"mxf")
 """First letters of the names `_is_private` can refuse."""
@@ -217,7 +220,7 @@ def _request_connection(passage: Passage, wants_trailers: bool) -> list[bytes]:
 def _is_private(name: bytes, peer_trusted: bool) -> bool:
     if b"_" in name:
         name = name.replace(b"_", b"-")
-        if name in _REQUEST_DROPPED:
+        if name in _REQUEST_DROPPED or name in _CREDENTIALS:
             return True
     if name.startswith(_PRIVATE):
         return True
