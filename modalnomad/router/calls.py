@@ -165,7 +165,8 @@ class Caller:
             return Outcome("timeout", failure.body)
         except ConnectionError as error:
             lease.gone()
-            return Outcome.failure("replica_gone", f"The replica of {call.name} went away while the call ran: {error}.")
+            logger.debug("%s: %s", call.name, error)
+            return Outcome.failure("replica_gone", f"The replica of {call.name} went away while the call ran.")
         return _read(call, lease, status, fields, body)
 
 

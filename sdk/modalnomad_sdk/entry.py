@@ -111,6 +111,8 @@ def _call(chosen: Chosen, given: Arguments) -> tuple[int, Any]:
     except BaseException as error:
         if chosen.direct and isinstance(error.__cause__, RemoteTraceback):
             sys.stderr.write(error.__cause__.text)
+        elif chosen.direct and isinstance(error, Error):
+            sys.stderr.write(f"Error: {error}\n")
         else:
             _show(error)
     return 1, None
