@@ -178,11 +178,16 @@ def _image_words(old: Image | None, new: Image | None) -> Iterator[str]:
         {"base": new.base, "arguments of the base": new.base_arguments, "Python": new.python_version},
         hidden={"arguments of the base"},
     )
-    yield from _gained_and_lost("package", _packages(old), _packages(new))
+    packages = tuple(_gained_and_lost("package", _packages(old), _packages(new)))
+    yield from packages
     was, now = _other_steps(old), _other_steps(new)
     if was != now:
         kinds = dict.fromkeys(kind for kind, *_ in (*was, *now) if _of(kind, was) != _of(kind, now))
-        yield f"step {', '.join(kinds)} changed" if kinds else "the order of its steps changed"
+        told = {step.kind for image in (old, new) for step in image.steps if _listed_packages(step)} if packages else {}
+        if untold := [kind for kind in kinds if kind not in told]:
+            yield f"step {', '.join(untold)} changed"
+        elif not packages:
+            yield "the order of its steps changed"
     if _mounts(old) != _mounts(new):
         yield "local files it takes along changed"
 
