@@ -1,6 +1,7 @@
 """What a line of the access log says. Pure.
 
-One formatting of one template: `json.dumps` of a dictionary would cost three times as much for every request.
+One template, and what is alike on many lines is made once: `json.dumps` of a dictionary would cost three times as much
+for every request.
 """
 
 from __future__ import annotations
@@ -46,22 +47,20 @@ FIELDS: Final[tuple[tuple[str, str, str], ...]] = (
 )
 """Name, an example, meaning; in this order."""
 
-_LINE: Final = (
-    '{"event":"request","time":"%s.%03dZ","request_id":"%s","method":"%s","host":%s,"path":"%s","status":%d,"code":%s,'
-    '"complete":%s,%s,"replica":%s,"client":%s,"bytes_in":%d,"bytes_out":%d,"waited":%s,"first_byte":%s,'
-    '"duration":%.6f,"user_agent":%s}\n'
-)
-_NOWHERE: Final = '"environment":null,"app":null,"function":null,"endpoint":null'
+_NOWHERE: Final = '"environment":null,"app":null,"function":null,"endpoint":null,"replica":null'
+_MILLIS: Final = tuple(f"{number:03d}" for number in range(1001))
+_REMEMBERED: Final = 1000
+"""Addresses, and User-Agents, whose form on a line is kept for the next one."""
 
 
 class Lines:
-    """Remembers what one line has in common with the next."""
+    """Remembers what one line has in common with others."""
 
     def __init__(self) -> None:
         self._second = -1
         self._clock = ""
-        self._places: dict[int, tuple[Meter, str]] = {}
-        self._replica: tuple[ReplicaKey | None, str] = (None, "null")
+        self._places: dict[tuple[int, int], tuple[Meter, ReplicaKey | None, str]] = {}
+        self._texts: dict[str | bytes, str] = {b"": "null"}
 
     def line(self, record: Record) -> str:
         """With its newline."""
@@ -70,50 +69,56 @@ class Lines:
             method, host, target, status, code, meter,
             replica, client, received, sent, agent, finished,
         ) = record  # fmt: skip
+        texts = self._texts
         duration = ended - arrived
         began = wall - duration
         second = int(began)
         if second != self._second:
             self._second = second
             self._clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        if replica is not self._replica[0]:
-            self._replica = (replica, "null" if replica is None else quoted(str(replica)))
-        return _LINE % (
-            self._clock,
-            int((began - second) * 1000),
-            request_id.decode("ascii"),
-            method.decode("ascii"),
-            quoted(host),
-            path(target),
-            status,
-            f'"{code}"' if code else "null",
-            "true" if finished else "false",
-            _NOWHERE if meter is None else self._place(meter),
-            self._replica[1],
-            quoted(client),
-            received,
-            sent,
-            "%.6f" % (leased - arrived) if leased else "null",
-            "%.6f" % (answered - arrived) if answered else "null",
-            duration,
-            quoted(agent.decode("latin-1")) if agent else "null",
+        where = _NOWHERE if meter is None else self._place(meter, replica)
+        waited = f"{leased - arrived:.6f}" if leased else "null"
+        first_byte = f"{answered - arrived:.6f}" if answered else "null"
+        return (
+            f'{{"event":"request","time":"{self._clock}.{_MILLIS[int((began - second) * 1000)]}Z",'
+            f'"request_id":"{request_id.decode()}","method":"{method.decode()}",'
+            f'"host":{texts.get(host) or self._text(host)},"path":"{path(target)}","status":{status},'
+            f'"code":{_code(code) if code else "null"},"complete":{"true" if finished else "false"},{where},'
+            f'"client":{texts.get(client) or self._text(client)},"bytes_in":{received},"bytes_out":{sent},'
+            f'"waited":{waited},"first_byte":{first_byte},"duration":{duration:.6f},'
+            f'"user_agent":{texts.get(agent) or self._text(agent)}}}\n'
         )
 
-    def _place(self, meter: Meter) -> str:
-        known = self._places.get(id(meter))
-        if known is not None and known[0] is meter:
-            return known[1]
-        if len(self._places) >= 10_000:
+    def _text(self, value: str | bytes) -> str:
+        """Quoted."""
+        if len(self._texts) >= _REMEMBERED:
+            self._texts = {b"": "null"}
+        text = self._texts[value] = quoted(value if isinstance(value, str) else value.decode("latin-1"))
+        return text
+
+    def _place(self, meter: Meter, replica: ReplicaKey | None) -> str:
+        """Endpoint and replica, as they stand on a line."""
+        key = (id(meter), id(replica))  # both are held below, so that no other object gets their number
+        known = self._places.get(key)
+        if known is not None:
+            return known[2]
+        if len(self._places) >= _REMEMBERED:
             self._places.clear()
         names = ("environment", "app", "function", "endpoint")
-        text = ",".join(f'"{name}":{quoted(getattr(meter, name))}' for name in names)
-        self._places[id(meter)] = (meter, text)
+        fields = [f'"{name}":{quoted(getattr(meter, name))}' for name in names]
+        fields.append('"replica":' + ("null" if replica is None else quoted(str(replica))))
+        text = ",".join(fields)
+        self._places[key] = (meter, replica, text)
         return text
+
+
+def _code(code: str) -> str:
+    return f'"{code}"'
 
 
 def path(target: bytes) -> str:
     """Without query, ready to stand between quotes: a target has visible ASCII characters only."""
-    text = target.partition(b"?")[0].decode("ascii")
+    text = target.partition(b"?")[0].decode()
     if '"' in text or "\\" in text:
         text = text.replace("\\", "\\\\").replace('"', '\\"')
     return text

@@ -29,9 +29,10 @@ INTERVAL: Final = 0.25
 """Seconds between two writes."""
 WAITING: Final = 20_000
 """Requests that may wait to be written."""
-TOGETHER: Final = 64
-"""Lines made and written at once: other threads get their turn in between, and a pipe takes a write of less than 4,096
-bytes, or a file any, whole."""
+TOGETHER: Final = 256
+"""Lines made and written at once; in between other threads get their turn."""
+TOGETHER_PIPE: Final = 5
+"""The same for standard output: no more than a pipe takes whole (4,096 bytes), as others write to it too."""
 TARGET: Final = 2048
 """Bytes of a path that are kept."""
 AGENT: Final = 256
@@ -129,9 +130,10 @@ class AccessLog:
 
     def _flush(self, lines: Lines) -> None:
         waiting = self._waiting
+        together = TOGETHER if self._path is not None else TOGETHER_PIPE
         moved = bool(waiting) and self._moved()
         while waiting:
-            records = [waiting.popleft() for _ in range(min(TOGETHER, len(waiting)))]
+            records = [waiting.popleft() for _ in range(min(together, len(waiting)))]
             text = "".join([lines.line(record) for record in records]).encode()
             try:
                 if moved or self._descriptor < 0:
