@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -94,6 +94,30 @@ class EmbeddedSecrets(Secrets):
                     write_record(path, KIND, FORMAT, content)
 
         await asyncio.to_thread(store)
+
+    def anonymous(self) -> dict[tuple[str, str], os.stat_result]:
+        """(environment, digest) of all anonymous ones; `st_mtime`: when it was last stored. Not for the event loop.
+        Raises BackendRefused."""
+        found = {}
+        with translated(f"read {self._anonymous}"):
+            for path in self._anonymous.glob("*/*.json"):
+                with suppress(FileNotFoundError):
+                    found[path.parent.name, path.stem] = path.stat()
+        return found
+
+    def remove_anonymous(self, digest: str, environment: str, *, unless_used_since: float) -> int:
+        """Bytes freed; 0: gone already, or stored again at that time (Unix) or later. Not for the event loop. Raises
+        BackendRefused."""
+        path = self._anonymous_path(digest, environment)
+        with self._locked(), translated(f"remove {path}"):
+            try:
+                status = path.stat()
+                if status.st_mtime >= unless_used_since:
+                    return 0
+                remove_file(path)
+            except FileNotFoundError:
+                return 0
+        return status.st_size
 
     async def list(self, environment: str) -> tuple[SecretInfo, ...]:
         """Named secrets, sorted by name; anonymous ones are not shown. One that cannot be read is logged, and left

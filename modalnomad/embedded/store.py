@@ -28,6 +28,8 @@ LEFTOVER: Final = re.compile(r"\.part-\d+-[0-9a-f]{12}")
 """Their whole names. No record is named so: its file ends in .json."""
 WAIT_LIMIT: Final = 30.0
 """Seconds one waits for a lock: all of them are held for moments, so that more means that the holder hangs."""
+LOOKS_LAST: Final = 0.03
+"""Seconds in which somebody who looks whether a lock is held has long let go of it."""
 POLL: Final = 0.002
 """Seconds between two tries at first; doubled up to 0.05."""
 
@@ -171,11 +173,11 @@ class FileLock:
         self.path = path
         self._descriptor: int | None = None
 
-    def acquire(self, *, shared: bool = False, wait: bool = True) -> None:
-        """Raises BlockingIOError when somebody holds it and `wait` is False, or holds it for more than `WAIT_LIMIT`;
+    def acquire(self, *, shared: bool = False, wait: bool = True, limit: float = WAIT_LIMIT) -> None:
+        """Raises BlockingIOError when somebody holds it and `wait` is False, or holds it for more than `limit` seconds;
         other failures are OSError."""
         mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
-        deadline = time.monotonic() + WAIT_LIMIT
+        deadline = time.monotonic() + limit
         pause = POLL
         while True:
             try:
@@ -258,7 +260,8 @@ def named_lock(path: Path, name: str, note: str) -> Iterator[None]:
     lock = FileLock(path)
     with translated(f"lock {path}"):
         try:
-            lock.acquire(wait=False)
+            # Somebody who only looks whether it is held has it for a moment too.
+            lock.acquire(limit=LOOKS_LAST)
         except BlockingIOError:
             holder = lock.read_note() or "another process"
             raise BackendConflict(f"{name} is held by {holder}", "wait until it is done, or stop it") from None

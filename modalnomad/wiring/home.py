@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from modalnomad.embedded.home import open_home
+from modalnomad.embedded.store import named_lock
 from modalnomad.settings import Settings
 
 
 def home_of(settings: Settings) -> Path:
     """The home, checked; a new one is marked with its format. Raises BackendRefused, see `embedded.home.open_home`."""
     return open_home(settings.home)
+
+
+@contextmanager
+def working(settings: Settings, what: str) -> Iterator[None]:
+    """Until it is left, nothing that this process stores is pruned. `what` is `serve` or `run` (those of
+    `embedded.prune.WORKING`); a deploy has its App's lock. Raises BackendRefused."""
+    name = f"{what}-{os.getpid()}-{secrets.token_hex(3)}"
+    path = home_of(settings) / "locks" / f"{name}.lock"
+    with named_lock(path, f"the lock {name!r}", f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

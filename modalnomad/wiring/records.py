@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from modalnomad_sdk.store import ImageStore
 
@@ -12,6 +13,9 @@ from modalnomad.ports.discovery import Discovery
 from modalnomad.ports.secrets import Secrets
 from modalnomad.settings import Settings
 from modalnomad.wiring.home import home_of
+
+if TYPE_CHECKING:
+    from modalnomad.wiring.prune import Pruned
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +35,11 @@ def open_records(settings: Settings) -> Records:
 def image_store(settings: Settings) -> ImageStore:
     """The images of this machine's replicas. Raises BackendRefused, see `home_of`."""
     return ImageStore(home_of(settings) / "images")
+
+
+async def prune(settings: Settings) -> Pruned:
+    """Remove what goes by the rules (docs/operate/home.md), without asking: after each deploy. Never raises for what
+    cannot be looked at or removed: that stands in `problems`."""
+    from modalnomad.wiring.prune import prune as prune_home
+
+    return await prune_home(settings)

@@ -19,6 +19,7 @@ from modalnomad.ports.engine import Engine
 from modalnomad.router.server import RouterServer
 from modalnomad.settings import Settings
 from modalnomad.wiring.ending import Ending
+from modalnomad.wiring.home import working
 from modalnomad.wiring.parts import Parts, RouterPools, build, running
 
 
@@ -68,5 +69,6 @@ async def open_serve(settings: Settings) -> AsyncIterator[ServeParts]:
         naming=naming,
         ephemeral=True,
     )
-    async with running(parts):
-        yield ServeParts(settings, naming, engine, discovery, builder, parts.router, parts.pools, engine, parts)
+    with working(settings, "serve"):
+        async with running(parts):
+            yield ServeParts(settings, naming, engine, discovery, builder, parts.router, parts.pools, engine, parts)

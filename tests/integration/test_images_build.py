@@ -17,11 +17,11 @@ from modalnomad_sdk.store.uv import uv_environment
 from modalnomad.deploy.image_admin import prune_images
 from modalnomad.deploy.images import Images, check_images, resolve_and_build
 from modalnomad.deploy.resolve import RESOLVED
-from modalnomad.model.errors import BackendRefused, ImageBuildFailed, ManifestInvalid, UserError
+from modalnomad.model.apps import AppRecord, AppVersion
+from modalnomad.model.errors import BackendRefused, ImageBuildFailed, ManifestInvalid, Problem, UserError
 from modalnomad.model.ids import Digest
 from modalnomad.model.manifest import Function, Image, ImageStep, Mount, Source
 from modalnomad.model.revision import BuiltImage, Revision
-from modalnomad.model.routes import RouteSnapshot
 from tests.support.images import pip_image
 
 DPKG = Path("/var/lib/dpkg/status")
@@ -284,14 +284,18 @@ async def test_a_store_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         await resolve_and_build(None, store=ImageStore(tmp_path / "file" / "images"), report=print)
 
 
-class OneSnapshot:
-    """A discovery that knows one image."""
+class OneApp:
+    """A discovery that knows one App, which was stopped."""
 
     def __init__(self, revision: Revision) -> None:
-        self.snapshot = RouteSnapshot(revisions={revision.id: revision})
+        version = AppVersion(number=1, revisions=(revision,))
+        self.record = AppRecord(app="a", environment="main", serial=1, versions=(version,), stopped_at=1.0)
 
-    async def watch(self) -> Any:
-        yield self.snapshot
+    async def apps(self) -> tuple[AppRecord, ...]:
+        return (self.record,)
+
+    async def problems(self) -> tuple[Problem, ...]:
+        return ()
 
 
 async def test_prune_keeps_what_a_deployed_app_needs_and_forgets_the_rest(fresh: ImageStore) -> None:
@@ -302,7 +306,7 @@ async def test_prune_keeps_what_a_deployed_app_needs_and_forgets_the_rest(fresh:
     revision = Revision.make(
         app="a", environment="main", function=Function(tag="f"), source=source, bundle=Digest("0" * 64), image=kept
     )
-    discovery: Any = OneSnapshot(revision)
+    discovery: Any = OneApp(revision)
     assert (await prune_images(fresh, discovery, unused_for=3600)).removed == ()
     # As long as a `serve` has use for it, its replicas may be asleep: nothing of its images goes.
     assert (await prune_images(fresh, discovery)).busy == (gone.digest,)

@@ -158,19 +158,37 @@ class ImageStore:
             digest = folder.name
             if digest in kept:
                 continue
-            with locks.try_locked(self._lock(digest)) as got:
+            with self.claim(digest) as got:
                 if not got or digest in running:
                     busy.append(digest)
                     continue
-                # Renamed first: from here on nobody finds it, whatever happens while it is removed.
-                trash = self.root / f".trash-{digest}-{secrets.token_hex(4)}"
-                folder.rename(trash)
-                freed += tree_size(trash)[1]
-                shutil.rmtree(trash, ignore_errors=True)
-                self.log(digest).unlink(missing_ok=True)
+                freed += self.discard(digest)
                 removed.append(digest)
-        self._sweep()
+        self.sweep()
         return Pruned(tuple(removed), tuple(busy), freed)
+
+    @contextmanager
+    def claim(self, digest: str) -> Iterator[bool]:
+        """Have it alone, so that nobody holds or builds it meanwhile; yields False when somebody does already."""
+        with locks.try_locked(self._lock(digest)) as got:
+            yield got
+
+    def discard(self, digest: str) -> int:
+        """Remove an environment that the caller has claimed; bytes freed. One that is gone already: 0."""
+        # Renamed first: from here on nobody finds it, whatever happens while it is removed.
+        trash = self.root / f".trash-{digest}-{secrets.token_hex(4)}"
+        try:
+            (self.root / digest).rename(trash)
+        except FileNotFoundError:
+            return 0
+        freed = tree_size(trash)[1]
+        shutil.rmtree(trash, ignore_errors=True)
+        self.log(digest).unlink(missing_ok=True)
+        return freed
+
+    def sweep(self) -> None:
+        """Remove what builds and removals that died left behind."""
+        self._sweep()
 
     # --- inside ------------------------------------------------------------------------------------------------
 
