@@ -56,7 +56,7 @@ def prune(
     env: EnvOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove images that no deployed App needs and nothing runs from; they are built again when needed."""
+    """Remove images that no kept version of any App needs and nothing runs from; they are built again when needed."""
     from modalnomad.deploy.image_admin import prune_images
     from modalnomad.wiring.records import image_store, open_records
 

@@ -7,14 +7,18 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from modalnomad.cli.common import EnvOption, JsonOption, load_settings
 from modalnomad.cli.dotenv import parse_dotenv
 from modalnomad.cli.output import emit, out, show_table
-from modalnomad.model.errors import UserError
+from modalnomad.model.apps import users_of
+from modalnomad.model.errors import NotFound, UserError
+
+if TYPE_CHECKING:
+    from modalnomad.wiring.records import Records
 
 app = typer.Typer(help="Secrets: named sets of environment variables for Functions.", no_args_is_help=True)
 
@@ -80,18 +84,42 @@ def list_(env: EnvOption = None, as_json: JsonOption = False) -> None:
 @app.command(epilog="Example: `modalnomad secret delete my-web-auth-token`")
 def delete(
     name: Annotated[str, typer.Argument(help="Name of the secret.")],
+    *,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="No error when there is none.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Also when Apps that are served use it.")] = False,
     env: EnvOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete a secret. Running replicas keep the values they were started with."""
+    """Delete a secret. Running replicas keep the values they were started with; new ones of Apps that use it cannot
+    start any more, so it is refused as long as an App that is served uses it, unless --yes is given."""
     from modalnomad.wiring.records import open_records
 
     settings = load_settings(env)
-    asyncio.run(open_records(settings).secrets.delete(name, settings.environment))
+    existed = asyncio.run(_delete(open_records(settings), name, settings.environment, allow_missing, yes))
     if as_json:
-        emit({"deleted": name, "environment": settings.environment})
-    else:
+        emit({"deleted": name if existed else None, "environment": settings.environment})
+    elif existed:
         out.print(f"Secret {name} is deleted (environment {settings.environment}).", markup=False)
+    else:
+        out.print(f"There is no secret {name} in environment {settings.environment}.", markup=False)
+
+
+async def _delete(records: Records, name: str, environment: str, allow_missing: bool, yes: bool) -> bool:
+    """Whether there was one."""
+    if not yes and (users := users_of(name, environment, await records.discovery.apps())):
+        apps = ", ".join(f"{user.app} (environment {user.environment})" for user in users)
+        raise UserError(
+            f"secret {name} of environment {environment} is used by what is served: {apps}",
+            f"without it their replicas no longer start: stop or change them first, or give it new values with "
+            f"`modalnomad secret create {name} … --force`, or add --yes to delete it all the same",
+        )
+    try:
+        await records.secrets.delete(name, environment)
+    except NotFound:
+        if not allow_missing:
+            raise
+        return False
+    return True
 
 
 def _from_arguments(pairs: list[str]) -> dict[str, str]:

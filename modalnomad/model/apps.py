@@ -108,3 +108,16 @@ def needed_by(records: Iterable[AppRecord]) -> Needed:
             if ref.anonymous is not None
         ),
     )
+
+
+def users_of(secret: str, environment: str, records: Iterable[AppRecord]) -> tuple[AppRecord, ...]:
+    """The Apps whose served version starts replicas with this named secret; those of other environments too."""
+    return tuple(
+        record
+        for record in records
+        if any(
+            ref.name == secret and (ref.environment or revision.environment) == environment
+            for revision in record.revisions
+            for ref in revision.secrets
+        )
+    )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from modalnomad_sdk.store import ImageStore
 
 from modalnomad.embedded.discovery import EmbeddedDiscovery
+from modalnomad.embedded.environments import EnvironmentInfo
+from modalnomad.embedded.environments import environments as environments_of
 from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.ports.discovery import Discovery
 from modalnomad.ports.secrets import Secrets
@@ -35,6 +37,11 @@ def open_records(settings: Settings) -> Records:
 def image_store(settings: Settings) -> ImageStore:
     """The images of this machine's replicas. Raises BackendRefused, see `home_of`."""
     return ImageStore(home_of(settings) / "images")
+
+
+def environments(settings: Settings) -> tuple[EnvironmentInfo, ...]:
+    """Those of this home. Raises BackendRefused."""
+    return environments_of(home_of(settings))
 
 
 async def prune(settings: Settings) -> Pruned:
