@@ -85,12 +85,13 @@ class Activator:
     # --- Requests ---------------------------------------------------------------------------------------------
 
     def lease(
-        self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey] = frozenset()
+        self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey] = frozenset(), *, until: float | None = None
     ) -> AbstractAsyncContextManager[Lease]:
-        """A place for one request; `avoid`: replicas that just refused it, taken only when there is no other. Entering
+        """A place for one request; `avoid`: replicas that just refused it, taken only when there is no other; `until`:
+        when it gives up waiting for a free one (None: `queue_timeout` from now). Entering
         raises Reply: 429 queue_full, too_many_pools; 503 start_failed, unplaceable, no_capacity, queue_timeout,
         draining; 504 startup_timeout; 404, 422 when the route moved meanwhile."""
-        return Leasing(self, match, key, avoid)
+        return Leasing(self, match, key, avoid, until)
 
     def take(self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey]) -> PlaceLease | None:
         """A free place at once, or None."""
@@ -101,9 +102,10 @@ class Activator:
             self.apply(pool, pool.settle(self._clock()))
         return self._leased(pool, place, match)
 
-    async def wait(self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey]) -> PlaceLease:
+    async def wait(self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey], until: float | None) -> PlaceLease:
         """A place once there is one. Raises Reply."""
-        ticket = Ticket(next(self._tickets), self._clock() + self._settings.queue_timeout, avoid)
+        deadline = self._clock() + self._settings.queue_timeout if until is None else until
+        ticket = Ticket(next(self._tickets), deadline, avoid)
         while True:
             if self._closed:
                 raise outcomes.draining()

@@ -50,7 +50,7 @@ class Leases(Protocol):
     """`activator.Activator`."""
 
     def lease(
-        self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey] = frozenset()
+        self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey] = frozenset(), *, until: float | None = None
     ) -> AbstractAsyncContextManager[Lease]:
         """Raises Reply 429, 503, 504."""
 
@@ -93,13 +93,13 @@ class Router:
             until, missed = self._clock() + self._settings.queue_timeout, 0
             while missed < ATTEMPTS:
                 try:
-                    async with self._activator.lease(match, key, avoid) as lease:  # 429, 503, 504
+                    async with self._activator.lease(match, key, avoid, until=until) as lease:  # 429, 503, 504
                         return await self._upstream.forward(exchange, lease, caller, self.gate)  # 502, 503, 504
                 except TryElsewhere as miss:
                     avoid |= miss.avoid
                     missed += miss.reason != "busy"
                     self.gate.counters.retried(miss.reason)
-                    if self._clock() >= until:
+                    if miss.reason == "busy" and self._clock() >= until:
                         raise outcomes.queue_timeout() from miss
             raise Reply(502, "replica_gone", f"None of {ATTEMPTS} replicas tried took the request.")
         except Reply as reply:

@@ -34,8 +34,8 @@ class Keeper(Protocol):
     def take(self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey]) -> PlaceLease | None:
         """A free place at once, or None."""
 
-    async def wait(self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey]) -> PlaceLease:
-        """A place once there is one. Raises Reply."""
+    async def wait(self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey], until: float | None) -> PlaceLease:
+        """A place once there is one, `until` then at the latest. Raises Reply."""
 
     def release(self, lease: PlaceLease) -> None:
         """The place is free again."""
@@ -70,19 +70,22 @@ class PlaceLease:
 class Leasing:
     """`async with` around the use of a place: taken at once when one is free, always given back."""
 
-    __slots__ = ("_avoid", "_keeper", "_key", "_lease", "_match")
+    __slots__ = ("_avoid", "_keeper", "_key", "_lease", "_match", "_until")
 
-    def __init__(self, keeper: Keeper, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey]) -> None:
+    def __init__(
+        self, keeper: Keeper, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey], until: float | None
+    ) -> None:
         self._keeper = keeper
         self._match = match
         self._key = key
         self._avoid = avoid
+        self._until = until
         self._lease: PlaceLease | None = None
 
     async def __aenter__(self) -> Lease:
         lease = self._keeper.take(self._match, self._key, self._avoid)
         if lease is None:
-            lease = await self._keeper.wait(self._match, self._key, self._avoid)
+            lease = await self._keeper.wait(self._match, self._key, self._avoid, self._until)
         self._lease = lease
         return lease
 

@@ -83,7 +83,7 @@ class StubActivator:
 
     @contextlib.asynccontextmanager
     async def lease(
-        self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey] = frozenset()
+        self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey] = frozenset(), *, until: float | None = None
     ) -> AsyncIterator[StubLease]:
         """See the class."""
         self.avoided.append(avoid)

@@ -82,6 +82,8 @@ class StubReplica:
     closed: bool = False
     open: asyncio.Event = field(default_factory=asyncio.Event)
     """Requests are answered."""
+    busy: bool = False
+    """Requests are refused, as by a runner that others fill too."""
     most: int = 0
     """Requests it had at once, at most."""
     tasks: Tasks = field(default_factory=lambda: Tasks("stub"))
@@ -118,13 +120,14 @@ class StubReplica:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             method, path, _ = head.split("\r\n", 1)[0].split(" ")
             ticket = hmac.new(PLATFORM_KEY, self.key.pool.revision.encode(), hashlib.sha256).hexdigest()
-            status, body = 403, b""
+            status, body, busy = 403, b"", self.busy and contract.PREFIX not in path
             if f"{contract.HEADER_TICKET}: {ticket}\r\n" in head:
                 self.asked.append((method, path))
                 status, body = await self._answer(path)
             name = self.name or f"{self.key.pool} {self.key.name}"
             lines = (f"HTTP/1.1 {status} X", f"{contract.HEADER_REPLICA}: {name}", f"content-length: {len(body)}")
-            writer.write("\r\n".join((*lines, "connection: close", "", "")).encode() + body)
+            refusal = (f"{contract.HEADER_BUSY}: 1",) if busy else ()
+            writer.write("\r\n".join((*lines, *refusal, "connection: close", "", "")).encode() + body)
             await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -133,6 +136,8 @@ class StubReplica:
         if path.startswith(contract.READY_PATH):
             await self.is_ready.wait()
             return 200, b""
+        if not path.startswith(contract.DRAIN_PATH) and self.busy:
+            return 503, b""
         if not path.startswith(contract.DRAIN_PATH):
             self.running += 1
             self.most = max(self.most, self.running)
