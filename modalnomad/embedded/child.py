@@ -16,6 +16,7 @@ from typing import Final, Literal
 from modalnomad_sdk import contract
 
 from modalnomad.embedded import janitor
+from modalnomad.kit.open_files import lower_limit_of
 from modalnomad.render.process import ProcessSpec
 
 LIFELINE_PATIENCE: Final = 0.5
@@ -126,6 +127,7 @@ class Child:
             for descriptor in opened:
                 os.close(descriptor)
             raise
+        lower_limit_of(process.pid)
         for descriptor in (lifeline, out_write, err_write):
             os.close(descriptor)
         outputs = (Output(out, "stdout", on_output), Output(err, "stderr", on_output))

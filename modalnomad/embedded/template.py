@@ -17,6 +17,7 @@ from modalnomad_sdk import contract
 from modalnomad.embedded.child import OnOutput, Output, OutputStream, kill_group, watch_exit
 from modalnomad.embedded.forked import Forked
 from modalnomad.embedded.limits import Group
+from modalnomad.kit.open_files import lower_limit_of
 from modalnomad.render.process import ProcessSpec
 
 logger = logging.getLogger("modalnomad.engine")
@@ -81,6 +82,7 @@ class Template:
         finally:
             theirs.close()
             os.close(errors_write)
+        lower_limit_of(process.pid)
         ours.setblocking(False)
         return cls(process, ours, errors)
 

@@ -14,12 +14,13 @@ import socket
 from typing import Final, cast
 
 from modalnomad.router import http1
+from modalnomad.router.crowd import FULL
 from modalnomad.router.gate import Gate
 from modalnomad.router.headers import Peer, origin, request_id
 from modalnomad.router.http1 import HEAD_END, malformed
 from modalnomad.router.presence import presence
 from modalnomad.router.problem import render
-from modalnomad.router.replies import Reply
+from modalnomad.router.replies import Answer, Reply
 from modalnomad.router.request import KEPT, Exchange
 
 HEAD: Final = 0
@@ -84,6 +85,9 @@ class Connection(asyncio.Protocol):
         self._gate.enter(self)
         if self._gate.draining:
             self._transport.close()
+        elif sock is not None and self._gate.crowd.turns_away(sock.fileno()):
+            self._answer(FULL)
+            self._close()
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a head, of a body, or of a request sent ahead of its turn."""
@@ -181,10 +185,13 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, reply: Reply) -> None:
         """Answer what never became a request, and close."""
-        answer, identity = reply.answer, request_id([])
+        self._answer(reply.answer)
+        self._linger()
+
+    def _answer(self, answer: Answer) -> None:
+        identity = request_id([])
         self._gate.refused(self._peer, identity, answer)
         self.write(render(answer, request_id=identity, is_head=False, private=False, close=True))
-        self._linger()
 
     def _start(self, head: http1.RequestHead, rest: bytes) -> None:
         gate = self._gate

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from modalnomad.kit.clock import Clock, monotonic
 from modalnomad.kit.tasks import Tasks
 from modalnomad.router.access_log import AccessLog
+from modalnomad.router.crowd import Crowd
 from modalnomad.router.headers import Peer, Trusted
 from modalnomad.router.measure import count, count_refusal
 from modalnomad.router.replies import Answer
@@ -50,6 +51,7 @@ class Gate:
         self.trusted = Trusted(settings.trusted_proxies)
         self.counters = counters or Counters()
         self.clock = clock
+        self.crowd = Crowd(clock)
         self.tasks = Tasks("requests")
         self.access_log: AccessLog | None = None
         self.draining = False

@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from modalnomad.kit.open_files import raise_limit
+
 T = TypeVar("T")
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run to the end, on uvloop where it is installed."""
+    """Run to the end, on uvloop where it is installed, with as many open files as the system allows."""
+    raise_limit()
     factory: Callable[[], asyncio.AbstractEventLoop] | None
     try:
         import uvloop
