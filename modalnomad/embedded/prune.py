@@ -127,7 +127,9 @@ class UnpackedShelf(Shelf):
 
     def _look(self) -> tuple[Item, ...]:
         with translated(f"read {self._folder}"):
-            paths = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
+            if not self._folder.is_dir():
+                return ()
+            paths = sorted(self._folder.iterdir())
             with self._guard:
                 free = {path for path in paths if self._is_free(path)}
             return tuple(
