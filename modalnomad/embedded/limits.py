@@ -191,9 +191,10 @@ class Limits:
             logger.warning("replicas run without limits of memory and processes: %s", error)
 
 
-def available() -> LimitFacts:
-    """What can be limited here, tried out: takes a few hundredths of a second, not for the event loop. Leaves none."""
-    kind, candidates, why = _candidates()
+def available(*, settled: bool = True) -> LimitFacts:
+    """What can be limited here, tried out: takes a few hundredths of a second, not for the event loop. Leaves none.
+    `settled` False: our own processes stay where they are, see `cgroups.settle`."""
+    kind, candidates, why = _candidates(settled)
     name = f"{janitor.GROUP_PREFIX}probe-{os.getpid()}"
     bases: dict[Controller, str] = {}
     reasons: list[str] = []
@@ -213,7 +214,7 @@ def available() -> LimitFacts:
     return LimitFacts(bases, kind, why or (reasons[0] if reasons else "this system has no control group for it"))
 
 
-def _candidates() -> tuple[Kind, dict[Controller, list[str]], str]:
+def _candidates(settled: bool) -> tuple[Kind, dict[Controller, list[str]], str]:
     if sys.platform != "linux":
         return "none", {}, "only Linux has control groups"
     try:
@@ -221,7 +222,7 @@ def _candidates() -> tuple[Kind, dict[Controller, list[str]], str]:
     except OSError as error:
         return "none", {}, f"/proc cannot be read: {error.strerror}"
     kind, candidates = bases_of(mounts, own)
-    if kind == "unified":
+    if kind == "unified" and settled:
         settle(candidates["memory"][0])
     return kind, candidates, "" if candidates else "this system has mounted no control groups"
 
