@@ -14,7 +14,7 @@ from modalnomad.model.apps import AppRecord, AppVersion
 from modalnomad.model.errors import BackendConflict, NotFound
 from modalnomad.model.manifest import Endpoint, Function, Source
 from modalnomad.model.revision import BuiltImage, Revision
-from modalnomad.model.routes import Route, RouteSnapshot, Token
+from modalnomad.model.routes import Route, RouteSnapshot, ScalingOverride, Token
 from modalnomad.ports.discovery import DeleteToken, Discovery, PublishApp, PutToken, WithdrawApp
 from tests.support.engines import IMAGE, within
 
@@ -119,6 +119,116 @@ async def test_of_many_publishers_of_one_version_one_wins(discovery: Discovery) 
 
     assert sum(isinstance(result, BackendConflict) for result in results) == 7
     assert len((await current(discovery)).routes) == 1
+
+
+def stopped(found: AppRecord) -> AppRecord:
+    return found.model_copy(update={"serial": found.serial + 1, "stopped_at": 9.0})
+
+
+def again(found: AppRecord) -> AppRecord:
+    return found.model_copy(update={"serial": found.serial + 1, "stopped_at": None})
+
+
+async def test_all_apps_are_listed_stopped_ones_too_by_environment_and_name(discovery: Discovery) -> None:
+    for app, environment in (("b", "staging"), ("b", "main"), ("a", "main")):
+        await discovery.publish(publish(app, environment=environment, label=f"{app}-{environment}"))
+    await discovery.publish(PublishApp(stopped(record("a", label="a-main")), 1))
+
+    assert [(found.environment, found.app) for found in await discovery.apps()] == [
+        ("main", "a"),
+        ("main", "b"),
+        ("staging", "b"),
+    ]
+    assert [found.app for found in await discovery.apps("staging")] == ["b"]
+    assert (await discovery.apps("main"))[0].current is None
+    assert await discovery.problems() == ()
+
+
+async def test_a_snapshot_tells_serials_overrides_and_when_it_was_deployed(discovery: Discovery) -> None:
+    await discovery.publish(publish("a"))
+    override = ScalingOverride(min_containers=2)
+    scaled = record("a").model_copy(update={"serial": 2, "overrides": {"f": override, "gone": override}})
+    await discovery.publish(PublishApp(scaled, 1))
+    await discovery.publish(publish("b", environment="staging"))
+    (revision,) = record("a").revisions
+
+    snapshot = await current(discovery)
+
+    assert snapshot.serials == {("main", "a"): 2, ("staging", "b"): 1}
+    assert snapshot.overrides == {revision.id: override}
+    assert snapshot.deployed_at[revision.id] == 1
+
+    await discovery.publish(PublishApp(stopped(scaled), 2))
+    snapshot = await current(discovery)
+
+    assert snapshot.serials == {("main", "a"): 3, ("staging", "b"): 1}
+    assert revision.id not in snapshot.revisions | snapshot.overrides | snapshot.deployed_at
+
+
+async def test_a_serial_rises_by_one(discovery: Discovery) -> None:
+    await discovery.publish(publish("a"))
+
+    with pytest.raises(ValueError, match="serial 3 does not follow 1"):
+        await discovery.publish(PublishApp(record("a", 3), 1))
+
+
+@pytest.mark.parametrize("environment", ["main", "staging"])
+async def test_a_host_that_another_app_has_is_refused_naming_both(discovery: Discovery, environment: str) -> None:
+    await discovery.publish(publish("first", label="site"))
+
+    with pytest.raises(BackendConflict) as refused:
+        await discovery.publish(publish("second", environment=environment, label="site"))
+
+    for word in ("first/f", "second/f", "site.localhost", "environment main"):
+        assert word in refused.value.message
+    assert "modalnomad app stop first" in (refused.value.hint or "")
+    assert await discovery.app("second", environment) is None
+
+
+async def test_an_app_may_keep_its_own_hosts(discovery: Discovery) -> None:
+    await discovery.publish(publish("a", label="site"))
+    await discovery.publish(publish("a", 2, label="site"))
+
+    assert [route.hosts for route in (await current(discovery)).routes] == [("site.localhost",)]
+
+
+async def test_a_stopped_app_s_hosts_are_free_and_may_be_lost(discovery: Discovery) -> None:
+    first = record("first", label="site")
+    await discovery.publish(PublishApp(first, 0))
+    await discovery.publish(PublishApp(stopped(first), 1))
+    await discovery.publish(publish("second", label="site"))
+
+    with pytest.raises(BackendConflict, match=r"site\.localhost"):
+        await discovery.publish(PublishApp(again(stopped(first)), 2))
+    assert apps(await current(discovery)) == ["second"]
+
+    await discovery.publish(WithdrawApp("second", "main"))
+    await discovery.publish(PublishApp(again(stopped(first)), 2))
+
+    assert apps(await current(discovery)) == ["first"]
+
+
+async def test_of_two_publishers_of_one_host_one_wins(discovery: Discovery) -> None:
+    for number in range(10):
+        tries = [discovery.publish(publish(f"{name}{number}", label=f"site{number}")) for name in ("a", "b")]
+        results = await asyncio.gather(*tries, return_exceptions=True)
+        assert sorted(type(result).__name__ for result in results) == ["BackendConflict", "NoneType"]
+
+    hosts = [route.hosts[0] for route in (await current(discovery)).routes]
+    assert sorted(hosts) == sorted({f"site{number}.localhost" for number in range(10)})
+
+
+async def test_a_withdrawal_may_name_the_serial_it_means(discovery: Discovery) -> None:
+    await discovery.publish(publish("a"))
+    await discovery.publish(publish("a", 2))
+
+    with pytest.raises(BackendConflict, match="found serial 2, expected 1"):
+        await discovery.publish(WithdrawApp("a", "main", expected=1))
+    assert apps(await current(discovery)) == ["a"]
+
+    await discovery.publish(WithdrawApp("a", "main", expected=2))
+
+    assert apps(await current(discovery)) == []
 
 
 async def test_a_withdrawn_app_can_be_published_anew(discovery: Discovery) -> None:
