@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 
@@ -57,7 +57,11 @@ class RouterSettings(Group):
     rate: float = Field(default=200.0, ge=0)
     """Requests per second and environment; 0: no limit."""
     rate_burst: float = Field(default=5.0, gt=0)
-    """Seconds of `rate` that may be spent at once."""
+    """Seconds of `rate` (and of each of `rates`) that may be spent at once."""
+    rates: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Requests per second of single endpoints, beside those of their environment: `app/endpoint`, or
+    `environment/app/endpoint`, which counts before the former. A method's endpoint is named `Class.method`. 0: no limit
+    of its own. As an environment variable a JSON object: `{"shop/search": 50}`."""
     max_pools: int = Field(default=1000, gt=0)
     """Pools one Function with class parameters may have at once; idle ones are evicted first, then 429."""
     trusted_proxies: tuple[str, ...] = ()
@@ -78,6 +82,15 @@ class RouterSettings(Group):
     drain_timeout: float = Field(default=30.0, ge=0)
     """Seconds a stopping router waits for requests in flight; 0: none. A stopping `serve` takes no longer than this or
     the replicas' `grace_period`, whichever is more."""
+
+    @field_validator("rates")
+    @classmethod
+    def _named(cls, rates: dict[str, float]) -> dict[str, float]:
+        for name in rates:
+            parts = name.split("/")
+            if len(parts) not in {2, 3} or not all(parts):
+                raise ValueError(f"{name!r} is not app/endpoint or environment/app/endpoint")
+        return rates
 
 
 class ScalingSettings(Group):

@@ -67,7 +67,7 @@ class RouterServer:
         self.router = Router(
             table=RouteTable.build(RouteSnapshot()),
             auth=self._auth,
-            limits=Limits(settings.rate, settings.rate_burst),
+            limits=Limits(settings.rate, settings.rate_burst, rates=settings.rates),
             activator=self.activator,
             upstream=self._upstream,
             settings=settings,

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from modalnomad.model.routes import Token
-from modalnomad.settings import RouterSettings
+from modalnomad.settings import RouterSettings, Settings
 from tests.support import raw
 from tests.support.router import route, served
 
@@ -100,3 +100,22 @@ async def test_hop_by_hop_headers_of_an_answer_stay_here() -> None:
         assert [value for name, value in answer.headers if name == "set-cookie"] == ["a", "b"]
         assert answer["x-request-id"] != "theirs"
         assert {name for name, _ in answer.headers} == {"set-cookie", "x-request-id", "content-length"}
+
+
+async def test_an_endpoints_own_rate_is_kept_beside_its_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODALNOMAD_ROUTER__RATES", '{"app/f": 2}')
+    monkeypatch.setenv("MODALNOMAD_ROUTER__RATE_BURST", "1")
+    async with (
+        raw.replica(raw.polite) as backend,
+        served(backend.address, settings=Settings().router) as router,
+        raw.client(router.port) as client,
+    ):
+        answers = [await client.request(raw.get()) for _ in range(3)]
+        assert [answer.status for answer in answers] == [200, 200, 429]
+        assert b"2 requests per second for this endpoint" in answers[2].body
+
+
+@pytest.mark.parametrize("name", ["f", "main/app/f/g", "app/", "/f", "app//f"])
+def test_a_rate_of_no_endpoint_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="not app/endpoint"):
+        RouterSettings(rates={name: 1.0})

@@ -138,7 +138,7 @@ async def served(
     router = Router(
         table=RouteTable.build(snapshot),
         auth=Auth(tokens),
-        limits=Limits(settings.rate, settings.rate_burst),
+        limits=Limits(settings.rate, settings.rate_burst, rates=settings.rates),
         activator=activator,
         upstream=upstream,
         settings=settings,

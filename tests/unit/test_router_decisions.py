@@ -140,6 +140,18 @@ def test_retry_after_is_when_one_more_is_let_in() -> None:
     limits.admit(OPEN, Caller(), 101.0 + wait)
 
 
+def test_an_endpoint_may_have_a_rate_of_its_own_beside_the_environments() -> None:
+    other = make_match(tag="g")
+    limits = Limits(10, 1, rates={"app/f": 2, "staging/app/f": 3, "app/missing": 1})
+    assert admitted(limits, 1.0) == 2
+    assert admitted(limits, 1.0, match=other) == 8, "what its own rate refused costs the environment nothing"
+    assert admitted(limits, 1.0, match=make_match(environment="staging")) == 3
+    assert admitted(limits, 1.0, caller=Caller("wk-1", 50.0), match=other) == 50
+    assert admitted(limits, 2.0, caller=Caller("wk-1", 50.0)) == 2, "a token's rate is beside it too"
+    assert admitted(Limits(0, 1, rates={"app/f": 2}), 1.0) == 2
+    assert admitted(Limits(5, 1, rates={"app/f": 0}), 1.0) == 5
+
+
 def test_environments_and_tokens_with_a_rate_have_buckets_of_their_own() -> None:
     limits = Limits(1, 1)
     assert admitted(limits, 1.0) == 1
