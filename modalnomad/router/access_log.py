@@ -152,7 +152,9 @@ class AccessLog:
         if self._path is None:
             self._descriptor = os.dup(sys.stdout.fileno())
         else:
-            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            # Not blocking: a named pipe that nobody reads is an error, not a reason to stand still.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+            self._descriptor = os.open(self._path, flags, 0o640)
 
     def _release(self) -> None:
         if self._descriptor >= 0:
