@@ -13,6 +13,7 @@ from modalnomad.model.ids import ENVIRONMENT_NAME, NAME, SECRET_NAME, Digest
 from modalnomad.model.manifest import Description, Function, Manifest, Notice, SecretRef
 from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.model.routes import Route
+from modalnomad.scaling.schedule import fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +90,13 @@ def make_plan(
     named, bad = name_endpoints(manifest, app, naming, ephemeral=ephemeral)
     problems += bad
     for function in manifest.functions:
-        problems += secret_problems(function)
+        problems += (*secret_problems(function), *schedule_problems(function))
     if problems:
         raise ManifestInvalid(problems)
-    found = description.notices if ephemeral else (*without_not_web(description.notices), *not_deployed(manifest))
+    if ephemeral:
+        found = (*description.notices, *not_by_the_clock(manifest))
+    else:
+        found = (*without_not_web(description.notices), *not_deployed(manifest))
     all_notices = (*found, *notices, *unnamed)
     plan = Plan(app, naming.environment, ephemeral, manifest, named, all_notices)
     if not plan.functions:
@@ -113,6 +117,19 @@ def is_used(function: Function, *, ephemeral: bool) -> bool:
 def without_not_web(notices: Iterable[Notice]) -> Iterator[Notice]:
     """The SDK cannot know that schedules run once deployed; `not_deployed` says what does not."""
     return (notice for notice in notices if notice.code != "not_web")
+
+
+def not_by_the_clock(manifest: Manifest) -> tuple[Notice, ...]:
+    """Schedules belong to what is deployed."""
+    return tuple(
+        Notice(
+            code="no_effect",
+            message=f"`schedule` has no effect here: `{function.tag}` runs by it once deployed, under `modalnomad up`",
+            where=function.where,
+        )
+        for function in manifest.functions
+        if function.schedule is not None
+    )
 
 
 def not_deployed(manifest: Manifest) -> tuple[Notice, ...]:
@@ -153,6 +170,17 @@ def secret_problems(function: Function) -> list[Problem]:
         if ref.environment is not None and not ENVIRONMENT_NAME.fullmatch(ref.environment):
             problems.append(Problem(where, f"secret environment {ref.environment!r}: a-z, 0-9 and '-', at most 63"))
     return problems
+
+
+def schedule_problems(function: Function) -> list[Problem]:
+    """A schedule that would never run."""
+    schedule, where = function.schedule, function.where or function.tag
+    if schedule is None:
+        return []
+    if function.endpoints:
+        return [Problem(where, f"`{function.tag}` is a web endpoint and has a schedule: give that to another Function")]
+    why = fault(schedule)
+    return [Problem(where, f"`{function.tag}` {why}")] if why else []
 
 
 def check_together(plans: tuple[Plan, ...]) -> None:

@@ -14,10 +14,6 @@ def without_effect(functions: Sequence[Function], unlimited: Mapping[str, str]) 
     """One notice for each Function and reason. `unlimited`: of `cpu` and `memory` those that cannot be limited on this
     machine, and why."""
     for function in functions:
-        if function.schedule is not None:
-            yield _notice(function, ["schedule"], "the embedded back end runs nothing by itself")
-        if not function.endpoints:
-            continue  # it is not run at all, which is said
         pairs = {"cpu": function.resources.cpu, "memory": function.resources.memory}
         if requests := [name for name, pair in pairs.items() if pair is not None and not pair[1]]:
             yield _notice(function, requests, RESERVES_NOTHING)

@@ -102,16 +102,42 @@ class Caller:
     def __init__(self, leases: Leases, connect: Callable[[Address], Awaitable[Channel]]) -> None:
         self._leases = leases
         self._connect = connect
+        self._under_way = 0
+        self._ended = asyncio.Event()
+        self._leaving = False
         self.outcomes: dict[str, int] = {}
         """Kind → calls that ended so, attempts not counted."""
 
     async def call(self, call: Call, on_retry: Callable[[Outcome, float], None] | None = None) -> Outcome:
         """To its end, with all retries. `on_retry` hears of a failed attempt and the seconds until the next."""
+        if self._leaving:
+            return Outcome.failure("draining", f"{call.name} is not called any more: the platform is stopping.")
+        self._under_way += 1
+        try:
+            outcome = await self._tries(call, on_retry)
+        finally:
+            self._under_way -= 1
+            self._ended.set()
+        self.outcomes[outcome.kind] = self.outcomes.get(outcome.kind, 0) + 1
+        return outcome
+
+    async def drain(self, within: float) -> bool:
+        """No new calls; wait for those under way. False: not all ended in that many seconds. Idempotent."""
+        self._leaving = True
+        try:
+            async with asyncio.timeout(within):
+                while self._under_way:
+                    self._ended.clear()
+                    await self._ended.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _tries(self, call: Call, on_retry: Callable[[Outcome, float], None] | None) -> Outcome:
         retries, done = call.revision.function.retries, 0
         while True:
             outcome = await self._attempt(call)
             if outcome.kind == "result" or retries is None or done >= retries.max_retries or not _worth_it(outcome):
-                self.outcomes[outcome.kind] = self.outcomes.get(outcome.kind, 0) + 1
                 return outcome
             delay = retries.delay(done)
             done += 1

@@ -185,7 +185,8 @@ class RouterServer:
                 await asyncio.sleep(self._settings.drain_delay)
         self._listeners.close_all()
         self.router.gate.drain()
-        return await self.router.gate.empty(self._settings.drain_timeout)
+        limit = self._settings.drain_timeout
+        return all(await asyncio.gather(self.router.gate.empty(limit), self.caller.drain(limit)))
 
     async def stop(self, *, wait: bool = True) -> None:
         """Idempotent. In this order (`wait` False: without 2):

@@ -16,6 +16,7 @@ from modalnomad_sdk.store import ImageStore
 from modalnomad import __version__
 from modalnomad.embedded.discovery import EmbeddedDiscovery
 from modalnomad.embedded.logfiles import LogKeeper
+from modalnomad.embedded.schedules import ScheduleRecords
 from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.embedded.store import named_lock
 from modalnomad.kit.tasks import Tasks
@@ -35,6 +36,7 @@ from modalnomad.wiring.home import home_of
 from modalnomad.wiring.local_stage import LocalStage, handle_stage
 from modalnomad.wiring.parts import Parts, RouterPools, build, running
 from modalnomad.wiring.revisions import Revisions
+from modalnomad.wiring.scheduler import Scheduler
 from modalnomad.wiring.shared import SharedDiscovery
 
 
@@ -59,6 +61,7 @@ class UpParts:
     following: Following
     containers: Containers
     control: ControlServer
+    scheduler: Scheduler
     death: asyncio.Future[None]
     started_at: float
     """Unix time."""
@@ -108,7 +111,7 @@ class UpParts:
 
 def services(up: UpParts) -> tuple[Service, ...]:
     """All that runs beside the router, started in this order."""
-    return (Service("follow", up.following.run),)
+    return (Service("follow", up.following.run), Service("schedules", up.scheduler.run))
 
 
 def handlers(up: UpParts) -> Mapping[str, Handler]:
@@ -179,6 +182,7 @@ def build_up(settings: Settings) -> UpParts:
         following=following,
         containers=Containers(parts, revisions),
         control=control,
+        scheduler=Scheduler(discovery, parts.router.caller, ScheduleRecords(settings.home)),
         death=asyncio.get_running_loop().create_future(),
         started_at=time.time(),
     )

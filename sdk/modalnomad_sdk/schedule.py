@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 from . import where
 from .exception import InvalidError
+
+_FIELD = re.compile(r"[0-9A-Za-z*,/#-]+")
 
 
 class Schedule:
@@ -21,6 +26,11 @@ class Cron(Schedule):
     def __init__(self, cron_string: str, timezone: str = "UTC") -> None:
         if not isinstance(cron_string, str) or len(cron_string.split()) != 5:
             raise InvalidError(f'{where.caller()}: Cron({cron_string!r}): five fields are needed, as in "0 9 * * 1"')
+        if wrong := next((field for field in cron_string.split() if not _FIELD.fullmatch(field)), None):
+            raise InvalidError(
+                f"{where.caller()}: Cron({cron_string!r}): {wrong!r} is no field: numbers, names of days and months, "
+                "and * , - / are possible"
+            )
         if not isinstance(timezone, str) or not timezone:
             raise InvalidError(
                 f'{where.caller()}: Cron(timezone={timezone!r}): a name is needed, as in "Europe/Berlin"'
@@ -52,7 +62,13 @@ class Period(Schedule):
                 raise InvalidError(f"{where.caller()}: Period({name}={value!r}): a whole number is needed")
         if not isinstance(seconds, (int, float)):
             raise InvalidError(f"{where.caller()}: Period(seconds={seconds!r}): a number is needed")
-        self.parts: dict[str, float] = {name: value for name, value in {**given, "seconds": seconds}.items() if value}
+        times: dict[str, float] = {**given, "seconds": seconds}
+        for name, time in times.items():
+            if not 0 <= time < math.inf:
+                raise InvalidError(f"{where.caller()}: Period({name}={time!r}): time goes forward, write 0 or more")
+        if not any((*given.values(), seconds)):
+            raise InvalidError(f"{where.caller()}: Period() of no time: give it days, hours, minutes or seconds")
+        self.parts: dict[str, float] = {name: time for name, time in times.items() if time}
 
     def __repr__(self) -> str:
         return f"Period({', '.join(f'{name}={value}' for name, value in self.parts.items())})"

@@ -41,9 +41,9 @@ def test_what_has_no_effect_on_this_machine(tmp_path: Path) -> None:
     (tmp_path / "remarks.py").write_text(PROGRAM)
     with serve(tmp_path / "remarks.py") as s:
         assert [message.split(" ")[0] for message in said(s, "no_effect")] == [
+            "`schedule`",
             "`memory`",
             "`block_network`",
-            "`schedule`",
         ]
         assert said(s, "network") == []
 

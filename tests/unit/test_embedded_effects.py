@@ -46,19 +46,16 @@ def test_of_limits_only_those_that_cannot_be_set_are_said() -> None:
     ]
 
 
-def test_an_open_network_and_a_schedule_are_said() -> None:
-    job = Function(tag="job", where="app.py:3", schedule=Schedule(kind="cron", cron="0 9 * * 1"))
-
-    closed, scheduled = said(function(block_network=True), job)
+def test_an_open_network_is_said() -> None:
+    (closed,) = said(function(block_network=True))
 
     assert closed.startswith("`block_network` has no effect")
-    assert scheduled.startswith("`schedule` has no effect")
 
 
 def test_of_what_is_acted_on_nothing_is_said() -> None:
-    idle = Function(tag="idle", where="app.py:3", resources=Resources(memory=(512, None)))
+    job = Function(tag="job", where="app.py:3", schedule=Schedule(kind="cron", cron="0 9 * * 1"))
 
-    assert said(function(single_use=True, resources=Resources(gpu=("H100",)), timeout=5), idle) == []
+    assert said(function(single_use=True, resources=Resources(gpu=("H100",)), timeout=5), job) == []
 
 
 @pytest.fixture

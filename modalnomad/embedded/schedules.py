@@ -1,0 +1,52 @@
+"""When Functions with a schedule last ran: one file in the home, written by `up` only."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from modalnomad.embedded.store import read_record, write_record
+from modalnomad.model.errors import BackendError
+from modalnomad.scaling.schedule import JobKey, Memory
+
+logger = logging.getLogger("modalnomad.schedules")
+
+KIND: Final = "schedules"
+FORMAT: Final = 1
+
+
+class ScheduleRecords:
+    """`<home>/schedules.json`."""
+
+    def __init__(self, home: Path) -> None:
+        self._path = home / "schedules.json"
+
+    def load(self) -> dict[JobKey, Memory]:
+        """What was remembered. A file that cannot be read counts as none, which is logged: schedules go on."""
+        try:
+            content = read_record(self._path, KIND, FORMAT) or {"jobs": []}
+            return {
+                (str(job["environment"]), str(job["app"]), str(job["function"])): Memory(
+                    float(job["deployed_at"]), float(job["last"])
+                )
+                for job in content["jobs"]
+            }
+        except (BackendError, KeyError, TypeError, ValueError) as error:
+            logger.error("%s cannot be used: schedules are counted from now. %s", self._path, error)
+            return {}
+
+    def save(self, memory: Mapping[JobKey, Memory]) -> None:
+        """Raises BackendRefused."""
+        jobs = [
+            {
+                "environment": environment,
+                "app": app,
+                "function": function,
+                "deployed_at": kept.deployed_at,
+                "last": kept.last,
+            }
+            for (environment, app, function), kept in sorted(memory.items())
+        ]
+        write_record(self._path, KIND, FORMAT, {"jobs": jobs})
