@@ -15,7 +15,7 @@ import typer
 
 from modalnomad import __version__
 from modalnomad.cli import app as app_group
-from modalnomad.cli import container, deploy, environment, image, plan, prune, run, secret, serve, token, up
+from modalnomad.cli import container, deploy, doctor, environment, image, plan, prune, run, secret, serve, token, up
 from modalnomad.cli.output import emit, err, error_record, show_error
 from modalnomad.model.errors import ModalNomadError
 
@@ -64,6 +64,7 @@ app.add_typer(token.app, name="token")
 app.add_typer(image.app, name="image")
 app.add_typer(environment.app, name="environment")
 app.command("prune")(prune.prune)
+app.command("doctor", epilog="Example: `modalnomad doctor --json`")(doctor.doctor)
 
 
 def main() -> None:

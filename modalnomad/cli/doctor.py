@@ -1,0 +1,50 @@
+"""`modalnomad doctor`: is this machine fit to run Apps, and what to do where it is not."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+import typer
+from rich.markup import escape
+
+from modalnomad.cli.common import EnvOption, JsonOption, load_settings
+from modalnomad.cli.output import emit, out
+from modalnomad.model.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from modalnomad.embedded.checks.finding import Finding
+
+MARKS: Final = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "problem": "[red]✗[/]"}
+WIDTH: Final = 11
+
+
+def doctor(env: EnvOption = None, as_json: JsonOption = False) -> None:
+    """Look at this machine: the home, programs, namespaces, limits, ports, a running `up`. Changes nothing.
+
+    ✓ is well; ! works with a limitation; ✗ is a problem, and the exit code is 1.
+    """
+    findings = _findings(env)
+    for finding in findings:
+        if as_json:
+            emit(asdict(finding))
+        else:
+            out.print(f"{MARKS[finding.level]} {escape(finding.check):<{WIDTH}} {escape(finding.message)}")
+            if finding.fix:
+                out.print(f"  {'':<{WIDTH}} [dim]→ {escape(finding.fix)}[/]")
+    if any(finding.level == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _findings(env: str | None) -> Sequence[Finding]:
+    from modalnomad.embedded.checks.finding import problem
+    from modalnomad.wiring.doctor import examine
+
+    try:
+        settings = load_settings(env)
+    except UserError as error:
+        return [problem("settings", error.message, error.hint or "")]
+    return asyncio.run(examine(settings))
