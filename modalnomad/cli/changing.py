@@ -16,6 +16,7 @@ from modalnomad.model.errors import ModalNomadError
 from modalnomad.model.manifest import Notice
 from modalnomad.settings import Settings
 from modalnomad.wiring.deploy import DeployParts, open_deploy
+from modalnomad.wiring.prune import prune
 from modalnomad.wiring.running import Listener, listener
 
 INTERRUPTED = 130
@@ -55,8 +56,9 @@ Show = Callable[[Changed, Listener, Told, float], None]
 """Tell what came of it; the last argument is the seconds it took."""
 
 
-async def carry_out(settings: Settings, begin: Begin, show: Show) -> int:
-    """Exit code. Raises ModalNomadError, which says whether the change holds."""
+async def carry_out(settings: Settings, begin: Begin, show: Show, *, prunes: bool = False) -> int:
+    """Exit code. `prunes`: what nothing needs any more afterwards goes. Raises ModalNomadError, which says whether the
+    change holds."""
     begun = time.monotonic()
     told = Told()
     with Interrupts() as interrupts:
@@ -68,7 +70,18 @@ async def carry_out(settings: Settings, begin: Begin, show: Show) -> int:
             assert change.changed is not None
             seconds = time.monotonic() - begun
             show(change.changed, await listener(settings, running=change.changed.served), told, seconds)
+        if prunes and not change.changed.skipped:
+            await interrupts.race(_prune(settings))
     return 0
+
+
+async def _prune(settings: Settings) -> None:
+    """By the rules of `modalnomad prune`. Nothing that fails here is a matter of the change itself."""
+    pruned = await prune(settings)
+    if pruned.freed:
+        err.print(f"Pruned {pruned.freed / 1e6:.1f} MB that no kept version needs.", style="dim", markup=False)
+    for problem in pruned.problems:
+        err.print(f"Not pruned: {problem}", style="dim", markup=False)
 
 
 def interrupted(change: AppChange) -> str:

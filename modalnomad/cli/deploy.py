@@ -67,7 +67,7 @@ def deploy(
         check=check,
     )
     show = partial(show_deployed, as_json=as_json)
-    if code := run(carry_out(settings, partial(_begin, wanted=wanted), show)):
+    if code := run(carry_out(settings, partial(_begin, wanted=wanted), show, prunes=True)):
         raise typer.Exit(code)
 
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 import ast
 import asyncio
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from modalnomad.deploy.archive import walk, write_archive
 from modalnomad.deploy.ignore import IgnoreRules
 from modalnomad.deploy.image_plan import ROOT, late_mounts, next_workdir, step_mounts
+from modalnomad.deploy.scratch import scratch_folder
 from modalnomad.model.errors import ManifestInvalid, Problem, UserError
 from modalnomad.model.ids import Digest
 from modalnomad.model.manifest import Description, Function, Image, Mount, Source
@@ -34,8 +34,8 @@ async def pack(description: Description, functions: tuple[Function, ...], artifa
     """Make the bundle of these functions and store it. Raises ManifestInvalid, UserError, BackendRefused."""
     if problems := missing_sources(description, functions):
         raise ManifestInvalid(problems)
-    with tempfile.TemporaryDirectory(prefix="modalnomad-bundle-") as folder:
-        target = Path(folder) / "bundle.tar.gz"
+    with scratch_folder("modalnomad-bundle-") as folder:
+        target = folder / "bundle.tar.gz"
         await asyncio.to_thread(make_bundle, description.app.source, functions, target)
         return await artifacts.put(target)
 

@@ -12,7 +12,8 @@ from modalnomad.deploy.apply import Applying, Change
 from modalnomad.deploy.report import Report
 from modalnomad.deploy.stage import Stage
 from modalnomad.model.apps import AppRecord
-from modalnomad.model.errors import BackendConflict, BackendUnreachable, NotFound
+from modalnomad.model.errors import BackendConflict, BackendUnreachable, NotFound, UserError
+from modalnomad.model.ids import NAME
 from modalnomad.ports.discovery import Discovery
 
 LOCK_LIFETIME: Final = 30.0
@@ -118,7 +119,9 @@ async def hold_app(discovery: Discovery, app: str, environment: str) -> AsyncIte
 
 
 def lock_name(app: str, environment: str) -> str:
-    """Of at most 64 characters."""
+    """Of at most 64 characters. Raises UserError for what is no App's name."""
+    if not NAME.fullmatch(app):
+        raise UserError(f"{app!r} is not the name of an App", "a name is 1 to 64 letters, digits, '-', '_' and '.'")
     name = f"deploy-{environment}-{app}"
     if len(name) <= LOCK_NAME_LIMIT:
         return name

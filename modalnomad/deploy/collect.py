@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from modalnomad.deploy.interpreter import Interpreter
+from modalnomad.deploy.scratch import scratch_folder
 from modalnomad.model.errors import BackendError, ModalNomadError, UserCodeFailed, UserError
 from modalnomad.model.manifest import Description
 
@@ -122,8 +122,8 @@ class Collector:
                 await interpreter.close()
             interpreter = await Interpreter.start(describe_environment(os.environ))
         async with interpreter:
-            with tempfile.TemporaryDirectory(prefix="modalnomad-describe-") as folder:
-                out = Path(folder) / "description.json"
+            with scratch_folder("modalnomad-describe-") as folder:
+                out = folder / "description.json"
                 try:
                     async with asyncio.timeout(self._timeout):
                         code = await interpreter.run([*reference.arguments, "--out", str(out)], take)

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import os
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from modalnomad.deploy.collect import Reference, collect
 from modalnomad.deploy.compare import CodeChange, Difference, compare
 from modalnomad.deploy.plan import Plan
 from modalnomad.deploy.report import Report
+from modalnomad.deploy.scratch import scratch_folder
 from modalnomad.deploy.versions import taken_hosts
 from modalnomad.model.apps import AppRecord
 from modalnomad.model.errors import ManifestInvalid, NotFound, SecretMissing
@@ -83,8 +83,8 @@ async def _code_change(plan: Plan, before: AppRecord | None, artifacts: Artifact
 
 
 def _compare_bundles(plan: Plan, old: Path) -> CodeChange:
-    with tempfile.TemporaryDirectory(prefix="modalnomad-plan-") as folder:
-        new = make_bundle(plan.manifest.source, plan.functions, Path(folder) / "bundle.tar.gz")
+    with scratch_folder("modalnomad-plan-") as folder:
+        new = make_bundle(plan.manifest.source, plan.functions, folder / "bundle.tar.gz")
         return CodeChange.between(dict(_files(old)), dict(_files(new)))
 
 
