@@ -281,6 +281,8 @@ class Load:
                             await socket.send_str(f"{number}.{turn}")
                             said = await socket.receive_str()
                         except (TypeError, aiohttp.ClientConnectionResetError) as error:
+                            if socket.close_code is None:
+                                await socket.receive()  # what came before the end
                             if socket.close_code in {1001, 1012}:
                                 raise _Ended(str(socket.close_code)) from error
                             raise _Wrong(f"closed with {socket.close_code}: {error}") from error
