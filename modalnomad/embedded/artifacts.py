@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import math
 import os
 import re
 import secrets
-import time
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from modalnomad.embedded.store import TEMPORARY_PREFIX, FileLock, make_folder, sync_folder, translated
 from modalnomad.model.errors import NotFound
@@ -21,8 +21,6 @@ from modalnomad.ports.artifacts import Artifacts
 
 DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 CHUNK: Final = 1 << 20
-ABANDONED_AFTER: Final = 3600.0
-"""Seconds after which a half-written file is taken to be a dead process's."""
 
 
 class EmbeddedArtifacts(Artifacts):
@@ -40,19 +38,31 @@ class EmbeddedArtifacts(Artifacts):
             make_folder(self._folder)
             temporary = self._folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
             try:
-                digest = _copy(file, temporary)
-                target = self._folder / digest
-                there = _holds(target, digest)
-                with FileLock(self._folder):
-                    if there and target.exists():
-                        # Noted as just used, so that it is not pruned before the deploy that needs it is through.
-                        os.utime(target)
-                    else:
-                        temporary.replace(target)
-                        sync_folder(self._folder)
+                with self._half_written(temporary) as writer:
+                    digest = _copy(file, writer)
+                    self._put_in_place(temporary, digest)
             finally:
                 temporary.unlink(missing_ok=True)
         return digest
+
+    def _half_written(self, path: Path) -> BinaryIO:
+        """A new file that is locked as long as it is open: the locks of dead processes' ones are free."""
+        with FileLock(self._folder):
+            self._clear_leftovers()
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.fdopen(descriptor, "wb")
+
+    def _put_in_place(self, temporary: Path, digest: Digest) -> None:
+        target = self._folder / digest
+        there = _holds(target, digest)
+        with FileLock(self._folder):
+            if there and target.exists():
+                # Noted as just used, so that it is not pruned before the deploy that needs it is through.
+                os.utime(target)
+            else:
+                temporary.replace(target)
+                sync_folder(self._folder)
 
     async def locate(self, digest: Digest) -> str:
         """The path of the file. Raises NotFound, also for one whose content is no longer what its name says."""
@@ -99,18 +109,29 @@ class EmbeddedArtifacts(Artifacts):
         return status.st_size
 
     def tidy(self) -> None:
-        """Remove copies that a process which was killed left half-way. Raises BackendRefused."""
+        """Remove copies that killed processes left half-way. Raises BackendRefused."""
         with translated(f"tidy {self._folder}"):
-            for path in self._folder.glob(f"{TEMPORARY_PREFIX}*"):
-                with suppress(FileNotFoundError):
-                    if time.time() - path.stat().st_mtime >= ABANDONED_AFTER:
-                        path.unlink()
+            if self._folder.is_dir():
+                with FileLock(self._folder):
+                    self._clear_leftovers()
+
+    def _clear_leftovers(self) -> None:
+        """The folder's lock is held: no new one appears meanwhile."""
+        for path in self._folder.glob(f"{TEMPORARY_PREFIX}*"):
+            with suppress(FileNotFoundError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+                except BlockingIOError:
+                    continue  # somebody is writing it
+                finally:
+                    os.close(descriptor)
 
 
-def _copy(source: Path, target: Path) -> Digest:
+def _copy(source: Path, writer: BinaryIO) -> Digest:
     hasher = hashlib.sha256()
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
-    with os.fdopen(descriptor, "wb") as writer, source.open("rb") as reader:
+    with source.open("rb") as reader:
         while chunk := reader.read(CHUNK):
             hasher.update(chunk)
             writer.write(chunk)
