@@ -75,12 +75,14 @@ class Actions:
         if place.address is not None:
             self._forget(place.address)
 
-    def greet(self, place: Place, now: float, every: float) -> None:
-        """Tell an idle replica that is kept that somebody still cares, once per `every` seconds."""
+    def greet(self, place: Place, now: float, every: float) -> float:
+        """Tell an idle replica that is kept that somebody still cares, once per `every` seconds. Returns when the next
+        greeting is due."""
         last = max(self._greeted.get(place.key, 0.0), place.idle_since)
         if place.address is not None and now - last >= every:
-            self._greeted[place.key] = now
+            self._greeted[place.key] = last = now
             self._spawn(self._greet(place.key, place.address), f"greet {place.key}")
+        return last + every
 
     async def close(self) -> None:
         """End all of it. Replicas stay as they are, whatever the leases still out ask for when they end."""

@@ -351,9 +351,10 @@ class Activator:
         """Forget a pool that is cold."""
         self._pools.drop(pool.key)
 
-    def greet(self, place: Place, every: float) -> None:
-        """Tell an idle replica that is kept that somebody still cares."""
-        self._actions.greet(place, self._clock(), every)
+    def greet(self, place: Place, every: float) -> float:
+        """Tell an idle replica that is kept that somebody still cares, once per `every` seconds. Returns when the next
+        greeting is due."""
+        return self._actions.greet(place, self._clock(), every)
 
     def load(self, revision: RevisionId) -> Load:
         """Counts for tests, `serve` and admin."""

@@ -20,6 +20,8 @@ class Roster:
         self.policy = policy
         self._places: dict[ReplicaKey, Place] = {}
         self._epochs: dict[int, int] = {}
+        self.changes = 0
+        """How often a replica came, went or changed its state."""
         self.offered: list[Place] = []
         """READY ones, lowest number first."""
 
@@ -46,6 +48,7 @@ class Roster:
         place = self.hear_of(key, address)
         if place is None:
             place = self._places[key] = Place(key, asked_at=now, changed_at=now, address=address)
+            self.changes += 1
         return place
 
     def add_next(self, now: float) -> Place:
@@ -111,6 +114,7 @@ class Roster:
         return Observed(tuple(map(_seen, self._places.values())), waiting)
 
     def _refresh(self) -> None:
+        self.changes += 1
         ready = (place for place in self._places.values() if place.state is PlaceState.READY)
         self.offered = sorted(ready, key=lambda place: (place.key.number, place.key.epoch))
 

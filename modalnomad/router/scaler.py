@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+from dataclasses import dataclass
 
 from modalnomad.kit.clock import Clock, monotonic
 from modalnomad.model.replica import PoolKey
@@ -12,7 +14,7 @@ from modalnomad.router.phase import State
 from modalnomad.router.places import Effect
 from modalnomad.router.pool import Pool
 from modalnomad.router.telemetry import Counters
-from modalnomad.scaling.decide import Decision, Reason, decide, fresh
+from modalnomad.scaling.decide import Decision, Policy, Reason, decide, fresh
 from modalnomad.scaling.window import Peak
 from modalnomad.settings import ScalingSettings
 
@@ -22,8 +24,18 @@ FORGET_AFTER = 120.0
 """Seconds a cold pool is remembered: longer than an engine lists ended replicas, and than any breaker stays open."""
 
 
+@dataclass(slots=True)
+class _Note:
+    """What is known of one pool from the last look."""
+
+    peak: Peak
+    rests_until: float = 0.0
+    """Nothing is due before, as long as `seen` does not change."""
+    seen: tuple[int, float, Policy] | None = None
+
+
 class Scaler:
-    """Looks at every pool each `settings.interval` seconds."""
+    """Looks at every pool each `settings.interval` seconds; at one that rests, only when something is due."""
 
     def __init__(
         self,
@@ -36,8 +48,9 @@ class Scaler:
         self._activator = activator
         self._settings = settings
         self._clock = clock
-        self._peaks: dict[PoolKey, Peak] = {}
+        self._notes: dict[PoolKey, _Note] = {}
         self._counters = counters or Counters()
+        self._forget_after = max(FORGET_AFTER, settings.breaker_backoff_max)
 
     async def run(self) -> None:
         """Until cancelled. A defect in one look is logged, and the next look comes all the same."""
@@ -53,27 +66,42 @@ class Scaler:
         """One pass over all pools."""
         now = self._clock()
         for pool in self._activator.pools():
+            note = self._notes.get(pool.key)
+            if note is None:
+                note = self._notes[pool.key] = _Note(fresh(pool.policy))
+            elif now < note.rests_until and note.seen == _seen(pool):
+                continue
             self._activator.apply(pool, pool.expire(now))
             if pool.state is State.COLD and pool.idle and self._forgettable(pool, now):
-                self._peaks.pop(pool.key, None)
+                del self._notes[pool.key]
                 self._activator.drop(pool)
             elif not pool.retired:
-                self._scale(pool, now)
+                self._scale(pool, note, now)
 
-    def _scale(self, pool: Pool, now: float) -> None:
-        peak = self._peaks.get(pool.key) or fresh(pool.policy)
-        decision = decide(now, pool.places.observed(len(pool.tickets)), pool.policy, peak)
-        self._peaks[pool.key] = decision.state
+    def _scale(self, pool: Pool, note: _Note, now: float) -> None:
+        decision = decide(now, pool.places.observed(len(pool.tickets)), pool.policy, note.peak)
+        note.peak = decision.state
         if decision.reason is not None:
             self._activator.apply(pool, _changes(pool, decision, decision.reason, now))
-        for place in pool.places.offered:
-            if not place.running:
-                self._activator.greet(place, pool.policy.greet)
+        greetings = [self._activator.greet(p, pool.policy.greet) for p in pool.places.offered if not p.running]
+        note.seen = _seen(pool)
+        note.rests_until = min([self._due(pool, now), *greetings])
+
+    def _due(self, pool: Pool, now: float) -> float:
+        """When time alone can make something of a pool that nobody uses; now: it is in use, or in change."""
+        ready, policy = pool.places.offered, pool.policy
+        if not pool.idle or policy.buffer or len(ready) < max(policy.min, len(pool.places)):
+            return now
+        if not ready:
+            return pool.used_at + self._forget_after
+        return math.inf if len(ready) == policy.min else min(place.idle_since for place in ready) + policy.window
 
     def _forgettable(self, pool: Pool, now: float) -> bool:
-        if pool.retired:
-            return True
-        return not pool.policy.min and now - pool.used_at >= max(FORGET_AFTER, self._settings.breaker_backoff_max)
+        return pool.retired or (not pool.policy.min and now - pool.used_at >= self._forget_after)
+
+
+def _seen(pool: Pool) -> tuple[int, float, Policy]:
+    return pool.places.changes, pool.used_at, pool.policy
 
 
 def _changes(pool: Pool, decision: Decision, reason: Reason, now: float) -> list[Effect]:

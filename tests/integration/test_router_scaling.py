@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from modalnomad.model.manifest import Parameter
+from modalnomad.router.places import Effect
+from modalnomad.router.pool import Pool
 from modalnomad.settings import RouterSettings
 from tests.support import raw
 from tests.support.router import until
@@ -202,3 +204,35 @@ async def test_sixty_four_at_once_at_zero_are_one_wake_of_the_right_size(tmp_pat
         load = platform.load(match)
         assert load.wakes == 1
         assert load.starts <= 8
+
+
+async def test_a_pool_nobody_uses_is_let_alone_until_something_is_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[float] = []
+    expire = Pool.expire
+
+    def counted(pool: Pool, now: float) -> list[Effect]:
+        looked_at.append(now)
+        return expire(pool, now)
+
+    monkeypatch.setattr(Pool, "expire", counted)
+    match = make_match(scaledown_window=60)
+    async with scaled(tmp_path) as platform:
+        await platform.serve(match)
+        assert (await platform.ask(match)).status == 200
+        await until(lambda: platform.load(match).running == 0)
+        await platform.looked()
+        before = len(looked_at)
+        await platform.advance(50)
+        assert len(looked_at) == before
+        assert (await platform.ask(match)).status == 200
+        await until(lambda: len(looked_at) > before)
+        await platform.advance(61)
+        await until(lambda: platform.numbers(match) == [])
+        await platform.looked()
+        before = len(looked_at)
+        await platform.advance(50)
+        assert len(looked_at) == before
+        await platform.advance(200)
+        assert platform.load(match).pools == 0, "forgotten"
