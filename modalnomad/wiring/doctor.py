@@ -55,7 +55,7 @@ async def examine(settings: Settings) -> list[Finding]:
         ("ports", lambda: _ports(settings, running, bool(trouble))),
         ("exposure", lambda: of_service.check_exposure(settings, _loopback(settings))),
         ("certificate", lambda: _certificate(settings)),
-        ("python", lambda: of_machine.check_pythons(*facts.pythons())),
+        ("python", lambda: of_machine.check_pythons(*facts.pythons(settings.home))),
         ("uv", lambda: of_machine.check_uv(*facts.uv())),
         ("network", lambda: _network(settings)),
         ("processes", lambda: of_machine.check_processes(facts.pid_namespaces())),

@@ -9,14 +9,15 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from modalnomad_sdk.store.errors import PythonMissing, StoreError
-from modalnomad_sdk.store.pythons import find_python
+from modalnomad_sdk.store.errors import StoreError
+from modalnomad_sdk.store.pythons import look_for_python
 from modalnomad_sdk.store.uv import find_uv, uv_environment
 
 from modalnomad.embedded.checks.home import HomeFacts
@@ -107,14 +108,19 @@ def _files(folder: str) -> Iterator[int]:
                     yield entry.stat(follow_symlinks=False).st_blocks * 512
 
 
-def pythons() -> tuple[list[str], list[str]]:
+def pythons(home: Path) -> tuple[list[str], list[str]]:
     """Versions that images can have, and those of the usual ones that they cannot."""
     found, missing = [], []
-    for wanted in PYTHONS:
-        try:
-            found.append(find_python(wanted).version)
-        except PythonMissing:
-            missing.append(wanted)
+    with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
+        # What the home knows of interpreters spares asking them; what is learnt here is forgotten again.
+        known = Path(folder) / "pythons.json"
+        with suppress(OSError):
+            known.write_bytes((home / "images" / known.name).read_bytes())
+        for wanted in PYTHONS:
+            if (there := look_for_python(wanted, known)) is not None:
+                found.append(there.version)
+            else:
+                missing.append(wanted)
     return found, missing
 
 
