@@ -60,9 +60,10 @@ class Upping:
         await self._death
 
     async def stop(self) -> None:
-        """The orderly end: requests finished, replicas drained."""
+        """The orderly end: deploys told, requests finished, replicas drained."""
         ending = self._parts.ending()
         self._view.stopping(ending.under_way(), ending.limit)
+        await self._parts.control.stop()
         await ending.run(self._view.progress)
 
     async def _follow_parts(self) -> None:

@@ -1,0 +1,121 @@
+"""The end of `up`: what it waits for, what a second signal does, and what systemd is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from modalnomad.wiring.notify import VARIABLE, Notifier
+from tests.support.leftovers import family, wait_gone
+from tests.support.up import own_home, store, up
+
+PROGRAM = """
+import asyncio, modal, os
+
+app = modal.App("shop")
+
+@app.function()
+@modal.asgi_app()
+def web():
+    async def answer(scope, receive, send):
+        assert scope["type"] == "http"
+        seconds = float(scope["path"].strip("/") or 0)
+        print("begun", seconds)
+        await asyncio.sleep(seconds)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": (os.environ.get("NOTIFY_SOCKET") or "none").encode()})
+    return answer
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    home = own_home(tmp_path)
+    file = tmp_path / "shop.py"
+    file.write_text(PROGRAM)
+    store(home, file)
+    return home
+
+
+def later(url: str) -> tuple[threading.Thread, list[str]]:
+    outcome: list[str] = []
+
+    def ask() -> None:
+        try:
+            outcome.append(str(httpx.get(url, timeout=60).status_code))
+        except httpx.HTTPError as error:
+            outcome.append(type(error).__name__)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread, outcome
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_lets_requests_finish(home: Path, number: signal.Signals) -> None:
+    u = up(home).start()
+    try:
+        thread, outcome = later(u.url("web") + "/1.5")
+        u.wait_log("begun 1.5")
+        processes = family(u.pid)
+        os.kill(u.pid, number)
+        stopping = u.wait_event("stopping")
+        assert stopping["requests"] == {"shop/web": 1}
+        assert u.wait() == 0
+        thread.join()
+    finally:
+        u.stop()
+    assert outcome == ["200"]
+    wait_gone(processes)
+    assert not list((home / "run").iterdir())
+    assert not list((home / "control").iterdir())
+
+
+def test_the_second_signal_ends_all_at_once(home: Path) -> None:
+    u = up(home).start()
+    try:
+        thread, outcome = later(u.url("web") + "/60")
+        u.wait_log("begun 60")
+        processes = family(u.pid)
+        os.kill(u.pid, signal.SIGTERM)
+        u.wait_event("stopping")
+        os.kill(u.pid, signal.SIGTERM)
+        assert u.wait(15) == 130
+        thread.join()
+    finally:
+        u.stop()
+    assert outcome != ["200"]
+    wait_gone(processes)
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_systemd_is_told(home: Path, tmp_path: Path, abstract: bool) -> None:
+    address = f"@modalnomad-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind("\0" + address[1:] if abstract else address)
+        systemd.settimeout(30)
+        with up(home, env={VARIABLE: address}) as u:
+            assert systemd.recv(1000).decode().splitlines() == ["READY=1", f"STATUS=Serving {home}"]
+            answer = httpx.get(u.url("web"), timeout=30)
+            assert answer.text == "none", "no replica can speak for up"
+        assert systemd.recv(1000).startswith(b"STOPPING=1")
+
+
+def test_nobody_to_tell_stops_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "nobody"))
+    notifier = Notifier()
+    assert VARIABLE not in os.environ
+    notifier.tell("READY=1")
+
+
+def test_quiet_leaves_out_what_replicas_write(home: Path) -> None:
+    with up(home, "--quiet") as u:
+        assert httpx.get(u.url("web"), timeout=30).status_code == 200
+        u.wait_event("replica", state="ready")
+    assert not u.logs()
