@@ -106,6 +106,7 @@ def nothing_is_locked(home: Path) -> None:
 
 async def test_two_hundred_kills_leave_the_old_or_the_new(tmp_path: Path) -> None:
     seed = str(time.time_ns())
+    print(f"seed {seed}")
     rng = random.Random(seed)
     home = tmp_path / "home"
     state: State = {}
