@@ -131,9 +131,12 @@ class AccessLog:
     def _flush(self, lines: Lines) -> None:
         waiting = self._waiting
         together = TOGETHER if self._path is not None else TOGETHER_PIPE
-        moved = bool(waiting) and self._moved()
-        while waiting:
-            records = [waiting.popleft() for _ in range(min(together, len(waiting)))]
+        # What comes from now on is for the next round: it may belong into another file than the one looked at here.
+        left = len(waiting)
+        moved = bool(left) and self._moved()
+        while left:
+            records = [waiting.popleft() for _ in range(min(together, left))]
+            left -= len(records)
             text = "".join([lines.line(record) for record in records]).encode()
             try:
                 if moved or self._descriptor < 0:
