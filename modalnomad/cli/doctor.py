@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
@@ -47,4 +48,6 @@ def _findings(env: str | None) -> Sequence[Finding]:
         settings = load_settings(env)
     except UserError as error:
         return [problem("settings", error.message, error.hint or "")]
+    # What is wrong stands in the findings; it is not told twice.
+    logging.getLogger("modalnomad").setLevel(logging.CRITICAL)
     return asyncio.run(examine(settings))
