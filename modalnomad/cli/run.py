@@ -49,7 +49,7 @@ def run(
     FILE is made from the annotations of what is run: `x: int` is `--x 3`, `fast: bool` is `--fast` or `--no-fast`.
     The result of a Function is printed. A local entrypoint calls Functions with `.remote()`, `.map()`, `.spawn()`.
 
-    Example: `modalnomad run examples/batch.py --words 3`
+    Example: `modalnomad run examples/batch.py --longest 3`
     """
     from modalnomad.cli.running import Wanted
     from modalnomad.deploy.collect import Reference, check_reference

@@ -24,6 +24,7 @@ from modalnomad.router.calls import Call, Outcome
 from modalnomad.router.server import RouterServer
 from modalnomad.settings import Settings
 from modalnomad.wiring.ending import Ending
+from modalnomad.wiring.home import working
 from modalnomad.wiring.parts import RouterPools, build, running
 
 MOST = max(4, 2 * (os.cpu_count() or 1))
@@ -75,8 +76,9 @@ async def open_run(settings: Settings) -> AsyncIterator[RunParts]:
         naming=Naming(settings.router.domain, settings.router.workspace, settings.environment),
         ephemeral=True,
     )
-    async with running(parts, listen=False):
-        yield RunParts(settings, parts.engine, builder, parts.router, parts.pools)
+    with working(settings, "run"):
+        async with running(parts, listen=False):
+            yield RunParts(settings, parts.engine, builder, parts.router, parts.pools)
 
 
 class Exchange:

@@ -258,3 +258,25 @@ def test_shelf() -> None:  # examples/shelf/
                     "Twenty Thousand Leagues Under the Seas",
                 ]
                 assert "<li>Walden (1854)</li>" in titles.get("/titles").text
+
+
+def test_batch() -> None:  # examples/batch.py
+    counted = run_command("run", str(EXAMPLES / "batch.py"), "--longest", "3")
+    assert counted.returncode == 0, counted.stderr
+    assert "the: 5\n" in counted.stdout
+    assert "tree is Baum and arbor\n" in counted.stdout
+
+    one = run_command("run", "-q", str(EXAMPLES / "batch.py::count"), "--text", "to be or not to be")
+    assert (one.stdout, one.returncode) == ("{'to': 2, 'be': 2, 'or': 1, 'not': 1}\n", 0), one.stderr
+
+    word = run_command(
+        *("run", "--json", str(EXAMPLES / "batch.py::Dictionary.lookup"), "--language", "latin", "--word", "tree")
+    )
+    assert json.loads(word.stdout.splitlines()[-1]) == {"event": "returned", "exit_code": 0, "result": "arbor"}
+
+
+def test_clockwork() -> None:  # examples/clockwork.py; that schedules run is tested under `up`
+    once = run_command("run", str(EXAMPLES / "clockwork.py::tidy"))
+    assert once.returncode == 0, once.stderr
+    assert "| tidying outbox\n" in once.stdout
+    assert once.stdout.endswith("tidied in 3 places\n")
