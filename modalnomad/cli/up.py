@@ -62,6 +62,7 @@ async def _up(settings: Settings, *, quiet: bool, as_json: bool) -> int:
     from modalnomad.cli.outlet import Outlet
     from modalnomad.cli.up_view import UpJson, UpText
     from modalnomad.cli.upping import Upping
+    from modalnomad.kit.tasks import Tasks
     from modalnomad.wiring.notify import Notifier
     from modalnomad.wiring.up import open_up
 
@@ -69,10 +70,15 @@ async def _up(settings: Settings, *, quiet: bool, as_json: bool) -> int:
     # Whoever read our output and went away wanted it to end, as with Ctrl-C.
     with Interrupts() as interrupts, Outlet(sys.stdout.fileno(), interrupts.take) as outlet:
         view = UpJson(outlet) if as_json else UpText(outlet)
-        async with open_up(settings) as parts, Upping(parts, view, quiet=quiet) as upping:
+        async with (
+            open_up(settings) as parts,
+            Upping(parts, view, quiet=quiet) as upping,
+            Tasks("notify") as tasks,
+        ):
+            tasks.spawn(notifier.keep_alive(), "alive")
             if not await interrupts.race(upping.start()):
                 return 130
-            notifier.tell("READY=1", f"STATUS=Serving {settings.home}")
+            notifier.ready(f"Serving {settings.home}")
             await interrupts.race(upping.watch())
-            notifier.tell("STOPPING=1", "STATUS=Requests are finished, then replicas end")
+            notifier.stopping("Requests are finished, then replicas end", parts.ending().limit)
             return 0 if await interrupts.race(upping.stop()) else 130

@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
 
 logger = logging.getLogger("modalnomad.up")
 
-VARIABLE = "NOTIFY_SOCKET"
+SOCKET = "NOTIFY_SOCKET"
+WATCHDOG = "WATCHDOG_USEC"
+WATCHED = "WATCHDOG_PID"
+PATIENCE = 15.0
+"""Seconds past the orderly end's own limit after which it hangs."""
 
 
 class Notifier:
-    """Takes the address out of the environment: no process that is started from here speaks for this one."""
+    """Takes its variables out of the environment: no process that is started from here speaks for this one."""
 
     def __init__(self) -> None:
-        self._address = os.environ.pop(VARIABLE, "")
+        self._address = os.environ.pop(SOCKET, "")
+        watched = os.environ.pop(WATCHED, "") in {"", str(os.getpid())}
+        interval = os.environ.pop(WATCHDOG, "")
+        self.alive_every = int(interval) / 2e6 if watched and interval.isdecimal() else 0.0
+        """Seconds between two signs of life that somebody waits for; 0: nobody does."""
+
+    def ready(self, status: str) -> None:
+        """It serves."""
+        self.tell("READY=1", f"STATUS={status}")
+
+    def stopping(self, status: str, seconds: float) -> None:
+        """It ends, and that may take so long."""
+        limit = int((seconds + PATIENCE) * 1e6)
+        self.tell("STOPPING=1", f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={limit}")
+
+    async def keep_alive(self) -> None:
+        """Signs of life, until cancelled: a loop that hangs gives none."""
+        while self.alive_every:
+            self.tell("WATCHDOG=1")
+            await asyncio.sleep(self.alive_every)
 
     def tell(self, *words: str) -> None:
-        """`READY=1`, `STOPPING=1`, `STATUS=…`. Nobody wants to know: nothing happens."""
+        """Nobody wants to know: nothing happens."""
         if not self._address:
             return
         # An abstract address is written with a leading @.
@@ -29,4 +53,4 @@ class Notifier:
                 sender.connect(address)
                 sender.send("\n".join(words).encode())
         except OSError as error:
-            logger.warning("cannot tell %s that it goes on: %s", self._address, error)
+            logger.warning("cannot tell %s how it goes: %s", self._address, error)

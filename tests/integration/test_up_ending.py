@@ -11,8 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from modalnomad.wiring.notify import VARIABLE, Notifier
+from modalnomad.wiring.notify import SOCKET, WATCHDOG, WATCHED, Notifier
 from tests.support.leftovers import family, wait_gone
+from tests.support.runner import wait_until
 from tests.support.up import own_home, store, up
 
 PROGRAM = """
@@ -100,18 +101,58 @@ def test_systemd_is_told(home: Path, tmp_path: Path, abstract: bool) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind("\0" + address[1:] if abstract else address)
         systemd.settimeout(30)
-        with up(home, env={VARIABLE: address}) as u:
+        with up(home, env={SOCKET: address}) as u:
             assert systemd.recv(1000).decode().splitlines() == ["READY=1", f"STATUS=Serving {home}"]
             answer = httpx.get(u.url("web"), timeout=30)
             assert answer.text == "none", "no replica can speak for up"
-        assert systemd.recv(1000).startswith(b"STOPPING=1")
+        stopping, _, longer = systemd.recv(1000).decode().splitlines()
+    assert stopping == "STOPPING=1"
+    assert longer == "EXTEND_TIMEOUT_USEC=45000000", "30 s to finish, by default, and some to end"
+
+
+def silent(listener: socket.socket) -> bool:
+    try:
+        listener.recv(1000)
+    except TimeoutError:
+        return True
+    return False
+
+
+def test_systemd_gets_signs_of_life(home: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(30)
+        with up(home, env={SOCKET: str(tmp_path / "notify"), WATCHDOG: "200000"}) as u:
+            signs = 0
+            while signs < 5:
+                signs += systemd.recv(1000) == b"WATCHDOG=1"
+            os.kill(u.pid, signal.SIGSTOP)
+            try:
+                systemd.settimeout(1)
+                wait_until(lambda: silent(systemd))
+            finally:
+                os.kill(u.pid, signal.SIGCONT)
 
 
 def test_nobody_to_tell_stops_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "nobody"))
+    monkeypatch.setenv(SOCKET, str(tmp_path / "nobody"))
     notifier = Notifier()
-    assert VARIABLE not in os.environ
-    notifier.tell("READY=1")
+    assert SOCKET not in os.environ
+    notifier.ready("nobody listens")
+    assert not notifier.alive_every
+
+
+@pytest.mark.parametrize(
+    ("variables", "seconds"),
+    [({WATCHDOG: "3000000"}, 1.5), ({WATCHDOG: "3000000", WATCHED: "1"}, 0), ({WATCHDOG: "soon"}, 0), ({}, 0)],
+)
+def test_signs_of_life_are_wanted_by_these_variables(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], seconds: float
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert Notifier().alive_every == seconds
+    assert not variables.keys() & os.environ.keys()
 
 
 def test_quiet_leaves_out_what_replicas_write(home: Path) -> None:
