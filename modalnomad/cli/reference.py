@@ -14,15 +14,21 @@ import typer
 from pydantic import BaseModel
 
 from modalnomad.cli.main import app
+from modalnomad.cli.reference_watching import access_log_page, metrics_page
 from modalnomad.settings import Settings
 
 MADE = "<!-- Made by scripts/docs from the code; change it there. -->\n"
-PAGES = ("cli.md", "configuration.md")
+PAGES = ("cli.md", "configuration.md", "operate/metrics.md", "operate/access-log.md")
 
 
 def pages() -> dict[str, str]:
     """File name → content."""
-    return {"cli.md": cli_page(), "configuration.md": configuration_page()}
+    return {
+        "cli.md": cli_page(),
+        "configuration.md": configuration_page(),
+        "operate/metrics.md": MADE + metrics_page(),
+        "operate/access-log.md": MADE + access_log_page(),
+    }
 
 
 def cli_page() -> str:
@@ -150,7 +156,9 @@ def shown(default: Any) -> str:
 def main(folder: str) -> None:
     """Write the pages."""
     for name, content in pages().items():
-        Path(folder, name).write_text(content, "utf-8")
+        page = Path(folder, name)
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(content, "utf-8")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class Admin:
         self._router = router
         self._host = host
         self._wanted = port
-        self._exposition = Exposition(router, lost_lines=lost_lines)
+        self.exposition = Exposition(router, lost_lines=lost_lines)
         self._runner: web.AppRunner | None = None
         self.port = 0
         """Where it listens; 0: it does not."""
@@ -104,7 +104,7 @@ class Admin:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         accept = ",".join(request.headers.getall("Accept", []))
-        body, content_type = await asyncio.to_thread(self._exposition.render, self._exposition.read(), accept)
+        body, content_type = await asyncio.to_thread(self.exposition.render, self.exposition.read(), accept)
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _debug(self, request: web.Request) -> web.Response:

@@ -68,7 +68,7 @@ class Exposition:
         self, router: RouterServer, *, lost_lines: Callable[[], int] | None = None, clock: Clock = monotonic
     ) -> None:
         self._router = router
-        self._lost_lines = lost_lines
+        self.lost_lines = lost_lines
         self._clock = clock
         self._started = time.time()
         self._process = ProcessCollector(registry=None)
@@ -165,8 +165,8 @@ class Exposition:
         if (log := router.access_log) is not None:
             yield _one(metrics.LOG_LINES, log.written)
             yield _one(metrics.LOG_DROPPED, log.dropped)
-        if self._lost_lines is not None:
-            yield _one(metrics.OUTPUT_LOST, self._lost_lines())
+        if self.lost_lines is not None:
+            yield _one(metrics.OUTPUT_LOST, self.lost_lines())
         build = _Family(metrics.BUILD)
         build.add((__version__,), 1)
         yield build

@@ -208,6 +208,7 @@ def describe(up: UpParts) -> dict[str, Any]:
         "host": router.host,
         "port": up.router.port,
         "tls": router.tls_cert is not None,
+        "admin_url": up.parts.admin.url if up.parts.admin is not None else None,
         "ready": served is not None,
         "endpoints": [
             {

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from modalnomad.cli.reference import PAGES, commands, pages
+from modalnomad.cli.reference_watching import ALERTS, QUERIES
+from modalnomad.router.metrics import ALL
 from tests.support.repository import ROOT
 
 
@@ -31,3 +35,21 @@ def test_every_command_has_json_env_and_an_example() -> None:
         options = {option for parameter in command.params for option in parameter.opts}
         assert {"--json", "--env"} <= options, path
         assert "Example: `modalnomad " in f"{command.help} {command.epilog}", path
+
+
+def test_queries_and_alerts_name_metrics_and_labels_that_exist() -> None:
+    metrics = {metric.name: metric for _, group in ALL for metric in group}
+    expressions = [query for _, query in QUERIES] + [expression for _, _, expression in ALERTS]
+
+    assert len(expressions) > 10
+    for expression in expressions:
+        named = re.findall(r"\b(modalnomad_\w+)", expression)
+        for name in named:
+            base = re.sub(r"_(bucket|count|sum)$", "", name)
+            metric = metrics.get(name) or metrics[base]
+            assert (metric.kind == "histogram") == (name != base), expression
+        used = set(re.findall(r"(\w+)=~?\"", expression)) | {
+            label.strip() for labels in re.findall(r"by \(([^)]*)\)", expression) for label in labels.split(",")
+        }
+        known = {label for name, metric in metrics.items() if name in expression for label in metric.labels}
+        assert used - known <= {"le", "job"}, expression
