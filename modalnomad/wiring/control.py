@@ -27,6 +27,7 @@ from modalnomad.wiring.control_protocol import (
     error_from_record,
     find_socket,
 )
+from modalnomad.wiring.home import home_of
 
 ANSWER = 15.0
 """Seconds a running `up` has to say that it is there."""
@@ -175,7 +176,7 @@ def _holder(home: Path) -> str:
 
 async def control_call(settings: Settings, name: str, progress: Progress = lambda value: None, **arguments: Any) -> Any:
     """One call on a connection of its own. Raises as the call does, NotRunning, BackendUnreachable."""
-    async with open_control(settings.home) as control:
+    async with open_control(home_of(settings)) as control:
         return await control.call(name, arguments, progress)
 
 
@@ -183,7 +184,7 @@ async def control_call(settings: Settings, name: str, progress: Progress = lambd
 async def open_stage(settings: Settings) -> AsyncIterator[Stage | None]:
     """The running platform of this home; None: there is none. Raises BackendUnreachable: one runs, but does not
     answer."""
-    connection = open_control(settings.home)
+    connection = open_control(home_of(settings))
     try:
         control = await connection.__aenter__()
     except NotRunning:
