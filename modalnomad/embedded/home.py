@@ -16,7 +16,10 @@ KIND: Final = "home"
 MARKER: Final = "format"
 OURS: Final = frozenset({"artifacts", "discovery", "platform.key", "secrets"})
 """At least one of these is in every home that was used before there was a marker."""
-KNOWN: Final = OURS | {"bundles", "bundles.lock", "gpus", "images", "locks", "logs", "ports.json", "run", "run.lock"}
+KNOWN: Final = OURS | {
+    *("bundles", "bundles.lock", "control", "gpus", "images", "locks", "logs", "ports.json", "run", "run.lock"),
+    *("schedules.json", "scratch", "scratch.lock"),
+}
 SYSTEMS: Final = frozenset({"lost+found", "System Volume Information"})
 """What file systems put into their top folder."""
 SHOWN: Final = 3
