@@ -20,10 +20,15 @@ class Interrupts:
         self._pending = 0
         """Signals that have given up nothing yet."""
         self._arrived = asyncio.Event()
+        self._taken: list[signal.Signals] = []
 
     def __enter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        for number in SIGNALS:
+        # Under nohup the end of the terminal is not to be noticed.
+        self._taken = [
+            number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+        ]
+        for number in self._taken:
             loop.add_signal_handler(number, self.take)
         return self
 
@@ -31,7 +36,7 @@ class Interrupts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         loop = asyncio.get_running_loop()
-        for number in SIGNALS:
+        for number in self._taken:
             loop.remove_signal_handler(number)
 
     def take(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Self
 
 MANY = 2000
 """Texts that may wait before whoever writes log lines is asked to pause."""
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Errors of a file that may have room again later."""
 LAST_WORDS = 2.0
 """Seconds the reader is given at the end."""
 
@@ -25,6 +28,8 @@ class Outlet:
         self._changed = threading.Condition()
         self._closing = False
         self._gone = False
+        self._torn = False
+        """The last byte that was written is in the middle of a line."""
         self._room = asyncio.Event()
         self._room.set()
         self._thread = threading.Thread(target=self._run, name="outlet", daemon=True)
@@ -52,17 +57,26 @@ class Outlet:
                     return
                 texts, self._waiting = self._waiting, []
             self._tell(self._room.set)
-            rest = memoryview("".join(texts).encode("utf-8", "backslashreplace"))
             try:
-                while rest:
-                    rest = rest[os.write(self._descriptor, rest) :]
-            except OSError:
+                self._write_all("".join(texts).encode("utf-8", "backslashreplace"))
+            except OSError as error:
+                if error.errno in NO_ROOM:
+                    # A file on a disk that is full: what was to be told is lost, and nothing else.
+                    continue
                 with self._changed:
                     self._gone = True
                     self._waiting.clear()
                 self._tell(self._room.set)
                 self._tell(self._on_gone)
                 return
+
+    def _write_all(self, data: bytes) -> None:
+        """Raises OSError; a line of which only a part could be written is ended by the next one."""
+        rest = memoryview(b"\n" + data if self._torn else data)
+        while rest:
+            written = os.write(self._descriptor, rest)
+            self._torn = rest[written - 1] != ord("\n")
+            rest = rest[written:]
 
     def _tell(self, what: Callable[[], None]) -> None:
         try:
