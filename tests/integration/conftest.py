@@ -11,6 +11,7 @@ import pytest
 import uvloop
 
 from tests.support.activator import Opener, Platform, platform_at
+from tests.support.describe import Describe
 
 
 def pytest_asyncio_loop_factories(
@@ -32,3 +33,11 @@ async def open_platform(tmp_path: Path) -> AsyncIterator[Opener]:
             return await stack.enter_async_context(platform_at(tmp_path, **arguments))  # type: ignore[arg-type]
 
         yield opener
+
+
+@pytest.fixture
+def describe(tmp_path: Path) -> Describe:
+    """Of programs in a folder of the test's own."""
+    folder = tmp_path / "program"
+    folder.mkdir()
+    return Describe(folder)

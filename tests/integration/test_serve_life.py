@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -328,68 +327,6 @@ def test_with_json_an_error_is_an_event_too(tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert '"event": "error"' in refused.stdout
     assert "absent.py" in refused.stdout
-
-
-FLOOD = """
-import modal
-
-app = modal.App("flood")
-
-@app.function()
-@modal.fastapi_endpoint()
-def f(lines: int = 0):
-    for number in range(lines):
-        print("line", number, "x" * 200)
-    return "done"
-"""
-
-
-def test_a_reader_that_stands_still_stops_neither_requests_nor_the_end(tmp_path: Path) -> None:
-    file = tmp_path / "flood.py"
-    file.write_text(FLOOD)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "modalnomad", "serve", "--json", str(file)],
-        env=command_environment(shared_home()),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        url = json.loads(process.stdout.readline())["direct_url"]
-        assert json.loads(process.stdout.readline())["event"] == "ready"
-        # Nobody reads from here on; far more than any pipe holds is written.
-        for _ in range(3):
-            assert httpx.get(f"{url}/?lines=5000", timeout=30).json() == "done"
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def test_it_ends_when_nobody_reads_any_more(tmp_path: Path) -> None:
-    file = tmp_path / "flood.py"
-    file.write_text(FLOOD)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "modalnomad", "serve", "--json", str(file)],
-        env=command_environment(shared_home()),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        url = json.loads(process.stdout.readline())["direct_url"]
-        assert json.loads(process.stdout.readline())["event"] == "ready"
-        process.stdout.close()
-        assert httpx.get(f"{url}/?lines=1", timeout=30).json() == "done"
-        assert process.wait(30) == 0
-        assert "Traceback" not in process.stderr.read()
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
