@@ -49,6 +49,7 @@ class Ending:
         self._router = router
         self._pools = pools
         self._revisions = revisions
+        self._drain_delay = settings.router.drain_delay
         self._drain_timeout = settings.router.drain_timeout
         router_settings = settings.router
         self.limit = router_settings.drain_delay + max(router_settings.drain_timeout, settings.embedded.grace_period)
@@ -79,6 +80,7 @@ class Ending:
     async def _retire_idle(self) -> None:
         """Replicas that nobody needs any more end while others still answer. A request that comes to need one after all
         brings its revision back."""
+        await asyncio.sleep(self._drain_delay)  # until then requests come as ever
         while True:
             await asyncio.sleep(LOOK)
             for revision in list(self._revisions):
