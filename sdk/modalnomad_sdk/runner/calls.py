@@ -262,7 +262,10 @@ def _raised(error: BaseException) -> Answer:
             pickled = base64.b64encode(pickle.dumps(error, CALL_PICKLE)).decode()
         except Exception:
             pickled = None  # its type, message and traceback are told all the same
-    text = "".join(traceback.format_exception(type(error), error, user_part(error.__traceback__)))
+    trace = user_part(error.__traceback__)
+    if trace is error.__traceback__:
+        trace = None  # arguments that do not fit: none of the user's code ran
+    text = "".join(traceback.format_exception(type(error), error, trace))
     try:
         message = str(error)
     except Exception:
