@@ -27,7 +27,7 @@ from modalnomad.embedded.runs import SOCKET_PATH_LIMIT
 from modalnomad.model.errors import BackendUnreachable, ModalNomadError
 from modalnomad.settings import UP_ADMIN_PORT, UP_PORT, Settings, config_file
 from modalnomad.wiring import doctor_facts as facts
-from modalnomad.wiring.control import NotRunning, control_call
+from modalnomad.wiring.control import NotRunning, open_control
 from modalnomad.wiring.tls import tls_context
 
 ANSWER: Final = 2.0
@@ -83,9 +83,12 @@ async def _guarded(name: str, check: Callable[[], Found | Awaitable[Found]]) -> 
 
 async def _ask_up(settings: Settings) -> tuple[Mapping[str, Any] | None, str]:
     """What a running `up` says; why it says nothing."""
+    if not os.path.isdir(settings.home):
+        return None, ""
     try:
-        async with asyncio.timeout(ANSWER):
-            return await control_call(settings, "status"), ""
+        # Not `control_call`: that makes a home of the folder.
+        async with asyncio.timeout(ANSWER), open_control(settings.home) as control:
+            return await control.call("status", {}), ""
     except NotRunning:
         return None, ""
     except BackendUnreachable as error:
