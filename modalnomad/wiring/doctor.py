@@ -83,7 +83,7 @@ async def _guarded(name: str, check: Callable[[], Found | Awaitable[Found]]) -> 
 
 async def _ask_up(settings: Settings) -> tuple[Mapping[str, Any] | None, str]:
     """What a running `up` says; why it says nothing."""
-    if not os.path.isdir(settings.home):
+    if not await asyncio.to_thread(os.path.isdir, settings.home):
         return None, ""
     try:
         # Not `control_call`: that makes a home of the folder.
