@@ -52,7 +52,8 @@ def rollback(
         change = Rollback(parts.stores, parts.discovery, parts.stage, told, keep=keep)
         return change, change.run(app, settings.environment, version, strategy=strategy, check=check)
 
-    if code := run(carry_out(settings, begin, partial(show_deployed, as_json=as_json), prunes=True)):
+    show = partial(show_deployed, as_json=as_json, what="Rollback")
+    if code := run(carry_out(settings, begin, show, prunes=True)):
         raise typer.Exit(code)
 
 

@@ -34,14 +34,12 @@ def list_(
         for record in records:
             emit(_app_record(record, replicas))
     elif records:
+        columns: tuple[str, ...] = ("App", "State", "Version", "Endpoints", "Replicas", "Deployed at")
         rows = [_row(record, replicas) for record in records]
-        columns = ("App", "State", "Version", "Endpoints", "Replicas", "Deployed at")
-        show_table(
-            ("Environment", *columns) if all_environments else columns,
-            rows
-            if not all_environments
-            else [(record.environment, *row) for record, row in zip(records, rows, strict=True)],
-        )
+        if all_environments:
+            columns = ("Environment", *columns)
+            rows = [(record.environment, *row) for record, row in zip(records, rows, strict=True)]
+        show_table(columns, rows)
     else:
         where = "" if all_environments else f" in environment {settings.environment}"
         out.print(f"No Apps{where}.", markup=False)

@@ -20,7 +20,9 @@ from modalnomad.wiring.running import Listener
 NOT_SERVED = "No platform runs on this home: `modalnomad up` serves it."
 
 
-def show_deployed(changed: Changed, listener: Listener, told: Told, seconds: float, *, as_json: bool) -> None:
+def show_deployed(
+    changed: Changed, listener: Listener, told: Told, seconds: float, *, as_json: bool, what: str = "Deployment"
+) -> None:
     """Every endpoint with its addresses, the schedules, the version."""
     endpoints = shown_endpoints(changed, listener)
     if as_json:
@@ -32,7 +34,7 @@ def show_deployed(changed: Changed, listener: Listener, told: Told, seconds: flo
     for tag, schedule in schedules(version).items():
         out.print(f"[green]✓[/] [bold]{escape(record.app)}/{escape(tag)}[/] runs {escape(schedule_in_words(schedule))}")
     if changed.skipped:
-        out.print(f"Deployment skipped: nothing changed since v{version.number} of App {record.app}.", markup=False)
+        out.print(f"{what} skipped: nothing changed since v{version.number} of App {record.app}.", markup=False)
     else:
         note = f" ({version.note})" if version.note else ""
         out.print(f"App {record.app} deployed as v{version.number}{note} in {seconds:.1f} s.", markup=False)

@@ -12,7 +12,7 @@ from modalnomad.deploy.apply import Applying, Change
 from modalnomad.deploy.report import Report
 from modalnomad.deploy.stage import Stage
 from modalnomad.model.apps import AppRecord
-from modalnomad.model.errors import BackendConflict, BackendUnreachable, NotFound, UserError
+from modalnomad.model.errors import BackendConflict, BackendUnreachable, ModalNomadError, NotFound, UserError
 from modalnomad.model.ids import NAME
 from modalnomad.ports.discovery import Discovery
 
@@ -60,8 +60,13 @@ class AppChange:
         return self._applying.change.after if self._applying else None
 
     async def apply(self, change: Change) -> None:
-        """Do it. Raises as `Applying.run`."""
-        async with self._stage() as stage:
+        """Do it. Raises as `Applying.run`; BackendUnreachable when a platform runs and does not answer."""
+        async with AsyncExitStack() as stack:
+            try:
+                stage = await stack.enter_async_context(self._stage())
+            except ModalNomadError as error:
+                error.hint = f"{error.hint}; nothing was changed" if error.hint else "nothing was changed"
+                raise
             self._applying = Applying(change, self._discovery, stage, self._report)
             await self._applying.run()
             await self._finish(change.after, stage, skipped=False)

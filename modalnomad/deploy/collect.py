@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from modalnomad.deploy.interpreter import Interpreter
 from modalnomad.deploy.scratch import scratch_folder
-from modalnomad.model.errors import BackendError, ModalNomadError, UserCodeFailed, UserError
+from modalnomad.model.errors import BackendError, BackendRefused, ModalNomadError, UserCodeFailed, UserError
 from modalnomad.model.manifest import Description
 
 DESCRIBE_TIMEOUT = 300.0
@@ -137,6 +137,8 @@ class Collector:
                 try:
                     answer = json.loads(out.read_bytes())
                 except (OSError, ValueError):
+                    if out.exists():
+                        raise _unwritten(reference, folder) from None
                     raise _died(reference, code, output) from None
         return read_answer(reference, answer, output)
 
@@ -197,6 +199,13 @@ def _died(reference: Reference, code: int, output: str) -> ModalNomadError:
         f"{reference}: the program {how} while it was imported",
         output.rstrip("\n"),
         "a module that is served must import to its end: put what exits under `if __name__ == '__main__':`",
+    )
+
+
+def _unwritten(reference: Reference, folder: Path) -> ModalNomadError:
+    """The file was begun: the program itself was imported to its end."""
+    return BackendRefused(
+        f"what {reference} declares could not be written to {folder}", "free some space there, and try again"
     )
 
 

@@ -22,6 +22,7 @@ from modalnomad.settings import Settings
 from modalnomad.wiring.control import open_stage
 from modalnomad.wiring.home import home_of
 from modalnomad.wiring.records import image_store
+from modalnomad.wiring.scratch import scratch_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +67,13 @@ async def open_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
         prepares=False,
     )
     try:
-        yield DeployParts(
-            settings=settings,
-            builder=builder,
-            discovery=EmbeddedDiscovery(settings.home),
-            stores=Stores(artifacts=artifacts, secrets=secrets, image=store.path),
-        )
+        with scratch_in(home):
+            yield DeployParts(
+                settings=settings,
+                builder=builder,
+                discovery=EmbeddedDiscovery(settings.home),
+                stores=Stores(artifacts=artifacts, secrets=secrets, image=store.path),
+            )
     finally:
         images.close()
         await engine.close()

@@ -254,7 +254,11 @@ def main(arguments: list[str]) -> int:
     except DescribeError as error:
         data = {"error": error.data}
         code = 1
-    _write(out, data)
+    try:
+        _write(out, data)
+    except OSError as error:
+        sys.stderr.write(f"modalnomad: cannot write {out}: {error.strerror}\n")
+        return 1
     return code
 
 
