@@ -79,6 +79,7 @@ def stop(
     ],
     *,
     now: Annotated[bool, typer.Option("--now", help="Kill it, with what runs on it.")] = False,
+    env: Annotated[str | None, typer.Option("--env", "-e", help="The environment it is in. [default: any]")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """End one container: it takes no more requests, finishes those it has, and goes.
@@ -88,7 +89,7 @@ def stop(
     from modalnomad.wiring.control import control_call
     from modalnomad.wiring.loop import run
 
-    stopped = run(control_call(load_settings(), "stop_container", id=container, now=now))
+    stopped = run(control_call(load_settings(env), "stop_container", id=container, now=now, environment=env))
     if as_json:
         emit({"id": stopped, "killed": now})
     else:

@@ -31,6 +31,9 @@ def up(
         str | None, typer.Option(metavar="FILE", help="A line of JSON for each request; `-`: standard output.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Leave out what replicas write.")] = False,
+    env: Annotated[
+        str | None, typer.Option("--env", "-e", help="Serve the Apps of this environment only. [default: all]")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Serve everything that is deployed on this machine, all environments, until Ctrl-C; deploys are followed.
@@ -42,6 +45,7 @@ def up(
     from modalnomad.wiring.loop import run
 
     settings = load_settings(
+        env,
         router={
             "host": host,
             "port": port,
@@ -50,13 +54,13 @@ def up(
             "tls_key": tls_key,
             "admin_port": admin_port,
             "access_log": access_log,
-        }
+        },
     )
-    if code := run(_up(settings, quiet=quiet, as_json=as_json)):
+    if code := run(_up(settings, env, quiet=quiet, as_json=as_json)):
         raise typer.Exit(code)
 
 
-async def _up(settings: Settings, *, quiet: bool, as_json: bool) -> int:
+async def _up(settings: Settings, environment: str | None, *, quiet: bool, as_json: bool) -> int:
     """Exit code: 0 after an orderly end, 130 when interrupted before anything was served or a second time."""
     from modalnomad.cli.interrupts import Interrupts
     from modalnomad.cli.outlet import Outlet
@@ -71,7 +75,7 @@ async def _up(settings: Settings, *, quiet: bool, as_json: bool) -> int:
     with Interrupts() as interrupts, Outlet(sys.stdout.fileno(), interrupts.take) as outlet:
         view = UpJson(outlet) if as_json else UpText(outlet)
         async with (
-            open_up(settings) as parts,
+            open_up(settings, environment) as parts,
             Upping(parts, view, quiet=quiet) as upping,
             Tasks("notify") as tasks,
         ):

@@ -11,6 +11,7 @@ from modalnomad.deploy.warming import ALIVE
 from modalnomad.kit.clock import monotonic
 from modalnomad.model.errors import NotFound, UserError
 from modalnomad.model.replica import Replica
+from modalnomad.model.revision import Revision
 from modalnomad.router.dismissal import dismiss
 from modalnomad.wiring.parts import Parts
 from modalnomad.wiring.revisions import Revisions
@@ -73,10 +74,11 @@ class Containers:
         """The same."""
         return [asdict(container) for container in self.all()]
 
-    async def stop(self, id: str, *, now: bool) -> str:
+    async def stop(self, id: str, *, now: bool, environment: str | None = None) -> str:
         """End one: it takes no more requests and goes after those it has, or (`now`) is killed. Whether another one
-        comes is decided by demand. `id`: a beginning is enough. Returns the whole. Raises NotFound, UserError."""
-        alive = self._alive()
+        comes is decided by demand. `id`: a beginning is enough. `environment`: it is looked for there only. Returns
+        the whole id. Raises NotFound, UserError."""
+        alive = {name: found for name, found in self._alive().items() if environment in {None, found[1].environment}}
         wanted = id if id.startswith(PREFIX) else PREFIX + id
         found = [name for name in alive if name.startswith(wanted)]
         if not found or wanted == PREFIX:
@@ -90,7 +92,7 @@ class Containers:
             dismiss(self._parts.router.activator, replica.key, monotonic())
         return found[0]
 
-    def _alive(self) -> dict[str, tuple[Replica, Any]]:
+    def _alive(self) -> dict[str, tuple[Replica, Revision]]:
         return {
             name_of(replica): (replica, revision)
             for replica in self._parts.router.replicas.value

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from modalnomad.deploy.stage import Stage
 from modalnomad.deploy.warming import ALIVE, count_warm
-from modalnomad.model.errors import BackendError
+from modalnomad.model.errors import BackendError, BackendRefused
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.manifest import Model
 from modalnomad.model.replica import PoolKey
@@ -31,6 +31,15 @@ class LocalStage(Stage):
         self._revisions = revisions
         self._following = following
 
+    def _hold(self, revision: Revision) -> None:
+        only = self._discovery.environment
+        if only not in {None, revision.environment}:
+            raise BackendRefused(
+                f"the modalnomad up that runs serves the environment {only} only, not {revision.environment}",
+                "start it without --env: it serves all of them then",
+            )
+        self._revisions.hold(revision, self)
+
     async def warm_counts(self, revision: RevisionId) -> Mapping[str, int]:
         """As the protocol says."""
         return count_warm(self._parts.pools.replicas.value, revision)
@@ -44,12 +53,12 @@ class LocalStage(Stage):
 
     async def prepare(self, revision: Revision) -> None:
         """As the protocol says."""
-        self._revisions.hold(revision, self)
+        self._hold(revision)
         await self._parts.engine.prepare(revision)
 
     async def warm(self, revision: Revision, parameters: str, count: int) -> None:
         """As the protocol says."""
-        self._revisions.hold(revision, self)
+        self._hold(revision)
         await self._parts.pools.warm(revision, PoolKey(revision.id, parameters), count)
 
     async def follow(self, earlier: RevisionId, successor: RevisionId) -> None:

@@ -22,8 +22,12 @@ PAUSE = 1.0
 class SharedDiscovery(Discovery):
     """Port `Discovery` on another one, whose `watch` is called once, by `run`; watchers here get what it saw."""
 
-    def __init__(self, records: Discovery, before: Callable[[RouteSnapshot], None]) -> None:
-        """`before` is called with each snapshot before anybody else sees it."""
+    def __init__(
+        self, records: Discovery, before: Callable[[RouteSnapshot], None], environment: str | None = None
+    ) -> None:
+        """`before` is called with each snapshot before anybody else sees it. `environment`: Apps of others are left out
+        of snapshots; None: none are."""
+        self.environment = environment
         self._records = records
         self._before = before
         self._latest: Cell[RouteSnapshot | None] = Cell(None)
@@ -47,9 +51,17 @@ class SharedDiscovery(Discovery):
 
     def _take(self, snapshot: RouteSnapshot) -> None:
         # Numbered here: a watch that begins again begins to count again.
-        numbered = replace(snapshot, index=self.latest.index + 1)
+        numbered = replace(self._ours(snapshot), index=self.latest.index + 1)
         self._before(numbered)
         self._latest.set(numbered)
+
+    def _ours(self, snapshot: RouteSnapshot) -> RouteSnapshot:
+        if self.environment is None:
+            return snapshot
+        kept = {id: revision for id, revision in snapshot.revisions.items() if revision.environment == self.environment}
+        return replace(
+            snapshot, routes=tuple(route for route in snapshot.routes if route.revision in kept), revisions=kept
+        )
 
     async def watch(self) -> AsyncIterator[RouteSnapshot]:
         """The current snapshot at once, or as soon as there is one, then one per change."""

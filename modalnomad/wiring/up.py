@@ -125,21 +125,22 @@ def handlers(up: UpParts) -> Mapping[str, Handler]:
 
     async def stop_container(call: Call) -> Any:
         asked = StopContainer.model_validate(call.arguments)
-        return await up.containers.stop(asked.id, now=asked.now)
+        return await up.containers.stop(asked.id, now=asked.now, environment=asked.environment)
 
     return {"status": status, "containers": containers, "stop_container": stop_container}
 
 
 @asynccontextmanager
-async def open_up(settings: Settings) -> AsyncIterator[UpParts]:
-    """The parts of `up`, running. Leaving it ends every replica at once; run `ending` before for an orderly end.
+async def open_up(settings: Settings, environment: str | None = None) -> AsyncIterator[UpParts]:
+    """The parts of `up`, running. `environment`: the one that is served; None: all of them. Leaving it ends every
+    replica at once; run `ending` before for an orderly end.
 
     Raises BackendConflict: another `up` serves this home; BackendError: port taken, home not writable.
     """
     settings = with_port(settings)
     async with AsyncExitStack() as stack:
         stack.enter_context(only_one(home_of(settings)))
-        up = build_up(settings)
+        up = build_up(settings, environment)
         stack.callback(up.death.cancel)
         tasks = Tasks("up", lambda name, error: _die(up.death, name, error))
         records = await stack.enter_async_context(Tasks("records", lambda name, error: _die(up.death, name, error)))
@@ -159,10 +160,10 @@ async def open_up(settings: Settings) -> AsyncIterator[UpParts]:
         yield up
 
 
-def build_up(settings: Settings) -> UpParts:
+def build_up(settings: Settings, environment: str | None) -> UpParts:
     """Nothing runs yet. Raises UserError, BackendError."""
     revisions = Revisions(settings.router)
-    discovery = SharedDiscovery(EmbeddedDiscovery(settings.home), revisions.take)
+    discovery = SharedDiscovery(EmbeddedDiscovery(settings.home), revisions.take, environment)
 
     def web_urls(revision: Revision) -> Mapping[str, str]:
         return {name: parts.url(host) for name, host in revisions.hosts(revision).items()}
@@ -193,6 +194,7 @@ class StopContainer(Model):
 
     id: str
     now: bool = False
+    environment: str | None = None
 
 
 def describe(up: UpParts) -> dict[str, Any]:
@@ -204,6 +206,7 @@ def describe(up: UpParts) -> dict[str, Any]:
         "pid": os.getpid(),
         "version": __version__,
         "home": str(up.settings.home),
+        "environment": up.discovery.environment,
         "started_at": up.started_at,
         "host": router.host,
         "port": up.router.port,

@@ -98,6 +98,24 @@ def test_every_environment_is_served_and_knows_its_urls(tmp_path: Path, home: Pa
             assert answer.text == f"one {event['url']}"
 
 
+def test_one_environment_alone(tmp_path: Path, home: Path) -> None:
+    file = program(tmp_path)
+    store(home, file)
+    store(home, file, environment="staging")
+    with up(home, "--env", "staging") as u:
+        assert [event["environment"] for event in u.events if event["event"] == "endpoint"] == ["staging"]
+        assert words(u)[0] == "one"
+        main = {"Host": f"shop-web.localhost:{u.port}"}
+        assert httpx.get(f"http://127.0.0.1:{u.port}/", headers=main).status_code == 404
+        refused = run_command("deploy", "--env", "main", str(program(tmp_path, "two")), home=home)
+        assert refused.returncode == 1
+        assert "serves the environment staging only" in refused.stderr
+        listed = run_command("container", "list", "--env", "staging", "--json", home=home)
+        id = json.loads(listed.stdout)["id"]
+        assert run_command("container", "stop", id, "--env", "main", home=home).returncode == 1
+        assert run_command("container", "stop", id, "--env", "staging", home=home).returncode == 0
+
+
 def test_a_second_one_is_refused_with_the_first_ones_pid(tmp_path: Path, home: Path) -> None:
     with up(home) as u:
         second = run_command("up", "--port", "0", home=home)
