@@ -145,7 +145,7 @@ def test_a_disk_that_takes_no_more_leaves_the_old_version(shop: Deploys, blocks:
     shop.deploy()
     endpoints = "".join(f"@app.function()\n@modal.fastapi_endpoint()\ndef g{n}(): pass\n" for n in range(6))
     shop.write(answer="two", more=endpoints)
-    command = f"ulimit -f {blocks}; exec {sys.executable} -m modalnomad deploy shop.py"
+    command = f"ulimit -f {blocks}; PYTHONDONTWRITEBYTECODE=1 exec {sys.executable} -m modalnomad deploy shop.py"
     done = subprocess.run(
         ["bash", "-c", command],
         env=command_environment(shop.home),
