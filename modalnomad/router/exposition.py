@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from prometheus_client import ProcessCollector
@@ -27,6 +28,17 @@ _BOUNDS: Final = (*(f"{bound:g}" if bound < 1 else f"{bound:.1f}" for bound in S
 _STATUSES: Final = ("none", "1xx", "2xx", "3xx", "4xx", "5xx", "6xx", "7xx", "8xx", "9xx")
 
 Labels = tuple[str, ...]
+Counts = dict[Described, Counter[Labels]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The numbers of one scrape: nobody changes them any more."""
+
+    meters: tuple[Meter, ...]
+    lives: tuple[Life, ...]
+    pools: Counts
+    rest: list[Metric]
 
 
 class _Family:
@@ -73,27 +85,26 @@ class Exposition:
         self._started = time.time()
         self._process = ProcessCollector(registry=None)
 
-    def read(self) -> list[Metric]:
-        """All metrics, at this moment."""
-        return [family.metric for family in (*self._requests(), *self._replicas(), *self._platform())]
+    def read(self) -> Reading:
+        """All numbers, at this moment. On the event loop, so no more than copying."""
+        counters, observer = self._router.counters, self._router.activator.observer
+        return Reading(
+            meters=tuple(meter.copy() for meter in (*counters.meters, counters.nowhere)),
+            lives=tuple(life.copy() for life in observer.lives()),
+            pools=self._pools(),
+            rest=[family.metric for family in (*self._requests(), *self._platform())],
+        )
 
-    def render(self, read: list[Metric], accept: str) -> tuple[bytes, str]:
+    def render(self, reading: Reading, accept: str) -> tuple[bytes, str]:
         """Text and its content type. May run in another thread; adds the numbers of this process."""
         encode, content_type = choose_encoder(accept)
-        return encode(_Read([*read, *self._process.collect()])), content_type
+        found = [*_of_meters(reading.meters), *_of_pools(reading.pools), *_of_lives(reading.lives)]
+        return encode(
+            _Read([*(family.metric for family in found), *reading.rest, *self._process.collect()])
+        ), content_type
 
     def _requests(self) -> Iterator[_Family]:
         counters = self._router.counters
-        by_meter = [
-            _Family(described)
-            for described in (
-                metrics.REQUESTS, metrics.ANSWERS, metrics.DURATION, metrics.FIRST_BYTE, metrics.WAIT,
-                metrics.BYTES_IN, metrics.BYTES_OUT,
-            )
-        ]  # fmt: skip
-        for meter in (*counters.meters, counters.nowhere):
-            _read_meter(meter, by_meter)
-        yield from by_meter
         yield _one(metrics.IN_FLIGHT, counters.running)
         retries = _Family(metrics.RETRIES)
         retries.add_all((), counters.retries)
@@ -107,22 +118,9 @@ class Exposition:
         yield channels
         yield _one(metrics.CONNECTS, counters.connects)
 
-    def _replicas(self) -> Iterator[_Family]:
-        yield from self._pools()
-        families = [
-            _Family(described)
-            for described in (
-                metrics.STARTS, metrics.START_FAILURES, metrics.START_TIME, metrics.WAKES, metrics.DRAINS,
-                metrics.KILLS, metrics.DEATHS,
-            )
-        ]  # fmt: skip
-        for life in self._router.activator.observer.lives():
-            _read_life(life, families)
-        yield from families
-
-    def _pools(self) -> Iterator[_Family]:
+    def _pools(self) -> Counts:
         observer, now = self._router.activator.observer, self._clock()
-        counts: dict[Described, Counter[Labels]] = {
+        counts: Counts = {
             described: Counter()
             for described in (metrics.WAITING, metrics.RUNNING, metrics.REPLICAS, metrics.POOLS, metrics.BREAKERS)
         }
@@ -130,8 +128,10 @@ class Exposition:
             name = (life.environment, life.app, life.function)
             for described in (metrics.WAITING, metrics.RUNNING, metrics.BREAKERS):
                 counts[described][name] = 0
-            counts[metrics.REPLICAS].update({(*name, state.value): 0 for state in PlaceState})
-            counts[metrics.POOLS].update({(*name, state.value): 0 for state in State})
+            for place_state in PlaceState:
+                counts[metrics.REPLICAS][*name, place_state.value] = 0
+            for state in State:
+                counts[metrics.POOLS][*name, state.value] = 0
         for pool in self._router.activator.pools():
             found = observer.life(pool.key.revision)
             if found is None:
@@ -143,11 +143,7 @@ class Exposition:
             counts[metrics.POOLS][*name, pool.state.value] += 1
             for place in pool.places:
                 counts[metrics.REPLICAS][*name, place.state.value] += 1
-        for described, values in counts.items():
-            family = _Family(described)
-            for labels, value in values.items():
-                family.add(labels, value)
-            yield family
+        return counts
 
     def _platform(self) -> Iterator[_Family]:
         router, counters = self._router, self._router.counters
@@ -188,6 +184,40 @@ def _one(described: Described, value: float) -> _Family:
     family = _Family(described)
     family.add((), value)
     return family
+
+
+def _of_pools(counts: Counts) -> Iterator[_Family]:
+    for described, values in counts.items():
+        family = _Family(described)
+        for labels, value in values.items():
+            family.add(labels, value)
+        yield family
+
+
+def _of_meters(meters: Iterable[Meter]) -> list[_Family]:
+    families = [
+        _Family(described)
+        for described in (
+            metrics.REQUESTS, metrics.ANSWERS, metrics.DURATION, metrics.FIRST_BYTE, metrics.WAIT,
+            metrics.BYTES_IN, metrics.BYTES_OUT,
+        )
+    ]  # fmt: skip
+    for meter in meters:
+        _read_meter(meter, families)
+    return families
+
+
+def _of_lives(lives: Iterable[Life]) -> list[_Family]:
+    families = [
+        _Family(described)
+        for described in (
+            metrics.STARTS, metrics.START_FAILURES, metrics.START_TIME, metrics.WAKES, metrics.DRAINS,
+            metrics.KILLS, metrics.DEATHS,
+        )
+    ]  # fmt: skip
+    for life in lives:
+        _read_life(life, families)
+    return families
 
 
 def _read_meter(meter: Meter, families: list[_Family]) -> None:

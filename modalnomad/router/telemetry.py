@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Final, Self
 
-SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+SECONDS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0)
 """Upper ends of the buckets of every histogram."""
 FORGET_AFTER: Final = 3600.0
 """Seconds after which what was counted for an endpoint or Function that is no longer served is forgotten."""
@@ -30,6 +30,12 @@ class Histogram:
         """One more value."""
         self.counts[bisect_left(SECONDS, seconds)] += 1
         self.sum += seconds
+
+    def copy(self) -> Self:
+        """As it is now."""
+        copy = type(self)()
+        copy.counts, copy.sum = self.counts.copy(), self.sum
+        return copy
 
     @property
     def count(self) -> int:
@@ -62,6 +68,17 @@ class Meter:
     gone_at: float | None = None
     """When it ceased to be served; None: it is."""
 
+    def copy(self) -> Self:
+        """As it is now."""
+        return replace(
+            self,
+            statuses=self.statuses.copy(),
+            replies=self.replies.copy(),
+            duration=self.duration.copy(),
+            first_byte=self.first_byte.copy(),
+            waited=self.waited.copy(),
+        )
+
 
 @dataclass(slots=True, eq=False)
 class Life:
@@ -86,6 +103,18 @@ class Life:
     """Kind of reason → replicas ended at once, some of which had been asked to go."""
     gone_at: float = 0.0
     """When the last revision of it was forgotten."""
+
+    def copy(self) -> Self:
+        """As it is now."""
+        return replace(
+            self,
+            starts=self.starts.copy(),
+            start_failures=self.start_failures.copy(),
+            start_time=self.start_time.copy(),
+            wakes={outcome: histogram.copy() for outcome, histogram in self.wakes.items()},
+            drains=self.drains.copy(),
+            kills=self.kills.copy(),
+        )
 
 
 class Meters:
