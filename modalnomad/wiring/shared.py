@@ -31,6 +31,8 @@ class SharedDiscovery(Discovery):
         self._records = records
         self._before = before
         self._latest: Cell[RouteSnapshot | None] = Cell(None)
+        self.on_failure: Callable[[], None] = lambda: None
+        """Called each time the records could not be watched any longer."""
 
     @property
     def latest(self) -> RouteSnapshot:
@@ -47,6 +49,7 @@ class SharedDiscovery(Discovery):
                 logger.warning("the watch on the records ended; again in %g s", PAUSE)
             except (BackendError, OSError) as error:
                 logger.warning("the records cannot be watched, again in %g s: %s", PAUSE, error)
+            self.on_failure()
             await asyncio.sleep(PAUSE)
 
     def _take(self, snapshot: RouteSnapshot) -> None:

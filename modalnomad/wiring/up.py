@@ -146,7 +146,10 @@ async def open_up(settings: Settings, environment: str | None = None) -> AsyncIt
         records = await stack.enter_async_context(Tasks("records", lambda name, error: _die(up.death, name, error)))
         records.guard(up.discovery.run(), "watch")
         # Outlives the engine: what replicas write last is kept too.
-        records.guard(LogKeeper(up.parts.engine, settings.home, settings.embedded).run(), "logs")
+        keeper = LogKeeper(up.parts.engine, settings.home, settings.embedded)
+        records.guard(keeper.run(), "logs")
+        if up.parts.admin is not None:
+            up.parts.admin.exposition.lost_lines = lambda: keeper.lost
         await stack.enter_async_context(_serving(up.parts, settings))
         stack.push_async_callback(up.revisions.close)
         await up.doors.load()
@@ -170,6 +173,7 @@ def build_up(settings: Settings, environment: str | None) -> UpParts:
 
     parts = build(settings, discovery, web_urls=web_urls, known=revisions.find)
     revisions.attach(parts)
+    discovery.on_failure = lambda: parts.router.counters.failed("routes")
     doors = Doors(parts.router, settings.home)
     following = Following(parts, discovery, revisions, doors)
     control = ControlServer(settings.home)

@@ -56,6 +56,8 @@ def test_health_metrics_and_readiness_to_the_end(home: Path, tmp_path: Path) -> 
         assert httpx.get(u.url("web") + "/a?b=c").text == "hello"
         wait_until(lambda: metric(admin, "modalnomad_requests_total") == 1)
         assert metric(admin, "modalnomad_wake_seconds_count") == 1
+        assert metric(admin, "modalnomad_replica_log_lines_lost_total") == 0
+        assert metric(admin, "modalnomad_loop_failures_total") == 0
         (route,) = httpx.get(f"{admin}/debug").json()["routes"]
         assert (route["app"], route["environment"]) == ("shop", "main")
 
