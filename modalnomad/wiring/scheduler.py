@@ -136,8 +136,8 @@ class Scheduler:
             self._under_way[job.key] -= 1
             if not self._under_way[job.key]:
                 del self._under_way[job.key]
-        if outcome is None:
-            return
+        if outcome is None or (outcome.kind == "failed" and outcome.error["type"] == "draining"):
+            return  # no longer served, or `up` is stopping
         self.outcomes[outcome.kind] += 1
         if outcome.kind != "result":
             error = outcome.error

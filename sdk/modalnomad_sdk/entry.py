@@ -46,7 +46,7 @@ class _Refused(Exception):
 def main(argv: list[str]) -> int:
     """Exit code; see the module's docstring."""
     signal.signal(signal.SIGINT, _interrupted_once)
-    line = SocketLine(int(argv[0]))
+    line = SocketLine(int(argv[0]), lambda: os._exit(1))
     rest = argv[1:]
     write_to = None
     if rest[:1] == ["--write-result"]:

@@ -20,6 +20,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -27,9 +28,10 @@ from .calling import Answer, Target
 
 
 class SocketLine:
-    """Our end. One thread reads."""
+    """Our end. One thread reads, and calls `on_gone` when the command is gone."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, on_gone: Callable[[], None]) -> None:
+        self._on_gone = on_gone
         os.set_inheritable(descriptor, False)
         self._socket = socket.socket(fileno=descriptor)
         self._file = self._socket.makefile("rb")
@@ -81,4 +83,4 @@ class SocketLine:
                 self._started.set()
             elif "interrupt" in record:
                 os.kill(os.getpid(), signal.SIGINT)
-        os._exit(1)
+        self._on_gone()

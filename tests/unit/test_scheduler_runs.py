@@ -75,7 +75,7 @@ class World:
         scheduler = self.scheduler
         scheduler._changed.set()
         async with asyncio.timeout(30):
-            while scheduler._changed.is_set() or scheduler._saved != scheduler._timetable.remembered():
+            while scheduler._changed.is_set() or scheduler._saved != scheduler._timetable.remembered():  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         for _ in range(20):
             await asyncio.sleep(0)
