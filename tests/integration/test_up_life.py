@@ -243,7 +243,7 @@ def test_a_hundred_apps_are_served_at_once(tmp_path: Path, home: Path) -> None:
         endpoints = {event["app"]: event for event in u.events if event["event"] == "endpoint"}
         assert len(endpoints) == 101
         assert httpx.get(endpoints["app99"]["direct_url"], timeout=30).status_code == 200
-        assert took < 20, "it starts as quickly as with one App"
+        assert took < 45, "it starts as quickly as with one App"
         process = psutil.Process(u.pid)
         wait_until(lambda: process.cpu_percent(1.0) < 5, within=30)
     assert u.exit_code == 0
