@@ -114,7 +114,7 @@ def test_a_host_of_another_app_is_refused_before_anything_is_built(shop: Deploys
     assert "shop/f would take shop-f.localhost, which other/f" in back.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_deploy_leaves_the_old_version(shop: Deploys, number: signal.Signals) -> None:
     shop.deploy()
     marker = shop.folder / "marker"

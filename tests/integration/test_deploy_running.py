@@ -81,7 +81,7 @@ def test_a_version_that_cannot_start_does_not_replace_a_warm_one(shop: Deploys, 
     wait_until(lambda: len(started(running)) == 2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupt_while_the_new_one_starts_leaves_the_old_one_alone(
     shop: Deploys, running: Up, number: signal.Signals
 ) -> None:
@@ -89,8 +89,8 @@ def test_an_interrupt_while_the_new_one_starts_leaves_the_old_one_alone(
     marker = shop.folder / "marker"
     shop.write(more=SLOW.format(marker=marker))
     code, said = shop.interrupted(marker.exists, number, "deploy", "shop.py")
-    assert code == (130 if number is signal.SIGINT else -9), said
-    assert ("Interrupted: nothing was published" in said) is (number is signal.SIGINT)
+    assert code == (130 if number is signal.SIGTERM else -9), said
+    assert ("Interrupted: nothing was published" in said) is (number is signal.SIGTERM)
     wait_until(lambda: [c["state"] for c in shop.json("container", "list")] == ["ready"])
     assert shop.versions() == [1]
     assert answer(running) == "one"
