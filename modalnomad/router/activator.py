@@ -144,14 +144,14 @@ class Activator:
         if effects:
             self.apply(lease.pool, effects)
 
-    def missed(self, lease: PlaceLease, *, busy: bool, timed_out: bool) -> None:
+    def missed(self, lease: PlaceLease, *, busy: bool = False, timed_out: bool = False, hung: bool = False) -> None:
         """The replica did not take the request."""
         lease.taken = False
         now = self._clock()
         if busy:
             self.apply(lease.pool, lease.pool.refused(lease.place, now))
         else:
-            self.apply(lease.pool, lease.pool.strike(lease.place, now, timed_out=timed_out))
+            self.apply(lease.pool, lease.pool.strike(lease.place, now, timed_out=timed_out, hung=hung))
 
     def _leased(self, pool: Pool, place: Place, match: Match) -> PlaceLease:
         address = place.address

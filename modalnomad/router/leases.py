@@ -23,9 +23,9 @@ class Lease(Protocol):
     def refused(self) -> None:
         """The runner said Busy: not offered for a moment."""
 
-    def gone(self, *, timed_out: bool = False) -> None:
-        """Connection refused, reset before any byte of an answer, or no whole answer within the function's timeout: a
-        strike. `timed_out`: the connect timed out."""
+    def gone(self, *, timed_out: bool = False, hung: bool = False) -> None:
+        """Connection refused, reset before any byte of an answer: a strike. `timed_out`: the connect did; `hung`: no
+        whole answer within the function's timeout."""
 
 
 class Keeper(Protocol):
@@ -40,7 +40,7 @@ class Keeper(Protocol):
     def release(self, lease: PlaceLease) -> None:
         """The place is free again."""
 
-    def missed(self, lease: PlaceLease, *, busy: bool, timed_out: bool) -> None:
+    def missed(self, lease: PlaceLease, *, busy: bool = False, timed_out: bool = False, hung: bool = False) -> None:
         """The replica did not take the request."""
 
 
@@ -60,11 +60,11 @@ class PlaceLease:
 
     def refused(self) -> None:
         """See Lease."""
-        self.keeper.missed(self, busy=True, timed_out=False)
+        self.keeper.missed(self, busy=True)
 
-    def gone(self, *, timed_out: bool = False) -> None:
+    def gone(self, *, timed_out: bool = False, hung: bool = False) -> None:
         """See Lease."""
-        self.keeper.missed(self, busy=False, timed_out=timed_out)
+        self.keeper.missed(self, timed_out=timed_out, hung=hung)
 
 
 class Leasing:

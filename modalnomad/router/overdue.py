@@ -12,6 +12,8 @@ START_MARGIN = 1.0
 """Seconds past the start limit: the runner keeps it too, and its own words are better than ours."""
 STRIKE_LIMIT = 10.0
 """Seconds an idle replica may be out of reach before it is ended."""
+HUNG_LIMIT = 3.0
+"""The same for one that had its function's whole timeout before."""
 
 Overdue = Literal["start", "answer", "end", "drain"]
 """It should be ready; have answered; have ended; be asked to drain once more."""
@@ -22,7 +24,7 @@ def overdue(place: Place, now: float, policy: Policy, overstay: float) -> Overdu
     since = now - place.changed_at
     if place.state is PlaceState.STARTING and since >= policy.start_limit + START_MARGIN:
         return "start"
-    if place.state is PlaceState.STRUCK and since >= STRIKE_LIMIT and not place.running:
+    if place.state is PlaceState.STRUCK and since >= (HUNG_LIMIT if place.hung else STRIKE_LIMIT) and not place.running:
         return "answer"
     if place.state is PlaceState.DRAINING and since >= overstay and not place.killed:
         return "end"

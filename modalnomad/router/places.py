@@ -67,6 +67,8 @@ class Place:
     """The engine has shown it."""
     refusals: int = 0
     """How often in a row its runner said Busy."""
+    hung: bool = False
+    """STRUCK because a request on it ran over its time."""
     removed: bool = False
 
     def move(self, state: PlaceState, now: float) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 from modalnomad.model.replica import Address, Failure, PoolKey, ReplicaKey
 from modalnomad.router.breaker import Starts
-from modalnomad.router.overdue import START_MARGIN, STRIKE_LIMIT, overdue
+from modalnomad.router.overdue import START_MARGIN, overdue
 from modalnomad.router.phase import Phase, State
 from modalnomad.router.places import (
     Deny,
@@ -119,7 +119,7 @@ class Pool:
         place.busy_until = now + BUSY_PAUSE * 2 ** min(place.refusals - 1, 5)
         return [Recheck(place.busy_until)]
 
-    def strike(self, place: Place, now: float, *, timed_out: bool) -> list[Effect]:
+    def strike(self, place: Place, now: float, *, timed_out: bool, hung: bool = False) -> list[Effect]:
         """It does not answer. Refused: not offered until a probe is answered, and soon no longer counted on. Timed out:
         not offered for a moment, and that only while there is another one."""
         if place.removed or place.state is not PlaceState.READY:
@@ -127,6 +127,7 @@ class Pool:
         if timed_out:
             return self.refused(place, now) if len(self.places.offered) > 1 else []
         self.places.move(place, PlaceState.STRUCK, now)
+        place.hung = hung
         return [Probe(place), Recheck(now + STRIKE_PATIENCE), *self.settle(now)]
 
     # --- Replicas ---------------------------------------------------------------------------------------------
@@ -359,7 +360,7 @@ class Pool:
                 killed = self._kill(place, now, Reason("faulty", limit))
                 return killed + self._start_failed(place, failure, now, hope=False)
             case "answer":
-                return self._kill(place, now, Reason("faulty", f"no answer from it for {STRIKE_LIMIT:g} s"))
+                return self._kill(place, now, Reason("faulty", f"no answer from it for {now - place.changed_at:.0f} s"))
             case "end":
                 place.killed = True
                 return [Kill(place.key, Reason("faulty", f"still there {self._overstay:g} s after it was drained"))]

@@ -187,6 +187,8 @@ class Upstream:
             if switched is not None:
                 timer.cancel()
                 await self._tunnel(exchange, channel, gate, switched, until)
+                if gate.clock() >= until:
+                    lease.gone(hung=True)
         except (Reply, _Cut, _Busy, ConnectionError, BadAnswer, FramingError) as error:
             if channel.uses > 1 and not channel.answered:
                 self._channels.forget(lease.address)  # what was kept as long as this one is as likely to be closed
@@ -263,13 +265,15 @@ class Upstream:
 def raise_for(error: Exception, exchange: Exchange, lease: Lease, channel: Channel) -> None:
     """What a failed forwarding means to the client: another replica, the router's own answer, or, when the replica's
     was already begun, a cut connection (then it returns)."""
+    if isinstance(error, _Cut):
+        # It may hang altogether: asked whether it is still there before the next request gets stuck in it.
+        lease.gone(hung=True)
     if exchange.started:
         exchange.cut()
         return
     if isinstance(error, Reply):
         raise error
     if isinstance(error, _Cut):
-        lease.gone()  # it may hang altogether: asked whether it is still there before the next request gets stuck in it
         seconds = lease.match.revision.function.timeout
         raise Reply(504, "execution_timeout", f"No answer within the function's timeout of {seconds:g} s.") from None
     if isinstance(error, _Busy):

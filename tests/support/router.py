@@ -62,7 +62,7 @@ class StubLease:
         """Noted."""
         self.events.append("refused")
 
-    def gone(self, *, timed_out: bool = False) -> None:
+    def gone(self, *, timed_out: bool = False, hung: bool = False) -> None:
         """Noted."""
         self.events.append("gone")
 

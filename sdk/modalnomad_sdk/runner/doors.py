@@ -16,6 +16,8 @@ class Doors:
     def __init__(self, max_inputs: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.max_inputs = max_inputs
         self.running = 0
+        self.stuck = 0
+        """Of those that run, how many were told to end and did not."""
         self.draining = False
         self.on_change: Callable[[], None] = lambda: None
         """Called when draining begins and when a request ends."""
@@ -39,6 +41,16 @@ class Doors:
         self.running -= 1
         self._last_end = self._last_contact = self._clock()
         self.on_change()
+
+    def strand(self) -> None:
+        """A request goes on although it was told to end: it keeps its place for ever, so no more are let in."""
+        self.stuck += 1
+        self.shut()
+        self.on_change()
+
+    def unstrand(self) -> None:
+        """It ended after all."""
+        self.stuck -= 1
 
     def contact(self) -> None:
         """Somebody with the right ticket asked for anything."""

@@ -25,6 +25,7 @@ from . import logs
 from .door_answers import BUSY, FORBIDDEN, NO_ENDPOINT, Answer, Porter
 from .doors import Doors
 from .lifespan import App, Lifespan, Message, Receive, Scope, Send
+from .processes import say
 
 if TYPE_CHECKING:
     from .calls import Calls
@@ -36,6 +37,8 @@ _LONG_BODY = (b"content-length", b"transfer-encoding")
 
 TIMEOUT_MARGIN = 1.0
 """Seconds the runner waits past `timeout`: the router's clock started earlier and its answer should win."""
+YIELD_TIME = 5.0
+"""Seconds a request that ran too long may take to end once it is cancelled; then the replica ends."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +131,22 @@ class Gate:
             started = True
             await send(message)
 
-        expired = False
+        loop = asyncio.get_running_loop()
+        expired = stuck = False
+
+        def strand() -> None:
+            nonlocal stuck
+            stuck = True
+            say(f"a request was cancelled and goes on after {YIELD_TIME:g} s: this replica takes no more")
+            self.doors.strand()
 
         def expire() -> None:
             nonlocal expired
             expired = True
             task.cancel()
+            timers.append(loop.call_later(YIELD_TIME, strand))
 
-        timer = asyncio.get_running_loop().call_later(self.timeout, expire)
+        timers = [loop.call_later(self.timeout, expire)]
         try:
             await mounted.app(scope, receive, watched_send)
         except asyncio.CancelledError:
@@ -144,7 +155,10 @@ class Gate:
             sys.stderr.write(f"modalnomad: a request ran longer than timeout={self.timeout - TIMEOUT_MARGIN:g} s\n")
             await _give_up(scope, send, started)
         finally:
-            timer.cancel()
+            for timer in timers:
+                timer.cancel()
+            if stuck:
+                self.doors.unstrand()
             if head.request_id is not None:
                 logs.finish_request(head.request_id)
 

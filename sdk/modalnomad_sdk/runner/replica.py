@@ -121,9 +121,9 @@ class FrontDoor:
             orphan.cancel()
         reserve = min(2.0, config.grace_period / 5)
         deadline = loop.time() + config.grace_period - reserve
-        while self.doors.running and await self._change(deadline - loop.time()):
+        while self.doors.running > self.doors.stuck and await self._change(deadline - loop.time()):
             continue
-        cut = self.doors.running
+        cut, stuck = self.doors.running, self.doors.stuck
         await asyncio.sleep(0)  # what already waits in the backlog is refused by us, not cut off
         refuse_newcomers(self.listener)
         front.stop_listening()
@@ -131,6 +131,8 @@ class FrontDoor:
             await self.server.close(within=reserve / 2)
         if relay is not None:
             await relay.close()
+        if cut and cut == stuck:
+            return Exit.GRACE_EXPIRED
         if cut:
             say(f"{cut} requests were still running when the grace period of {config.grace_period:g} s ended")
             return Exit.GRACE_EXPIRED
