@@ -86,10 +86,10 @@ class Containers:
         if len(found) > 1:
             raise UserError(f"{id!r} could be {' or '.join(sorted(found))}", "give more of it")
         replica, _ = alive[found[0]]
+        # Also before it is killed: who waits for it gets another one, and is not told that a start failed.
+        dismiss(self._parts.router.activator, replica.key, monotonic())
         if now:
             await self._parts.engine.kill(replica.key)
-        else:
-            dismiss(self._parts.router.activator, replica.key, monotonic())
         return found[0]
 
     def _alive(self) -> dict[str, tuple[Replica, Revision]]:

@@ -37,6 +37,30 @@ def web():
 """
 
 
+HANGS_ONCE = """
+import modal, pathlib, time
+
+app = modal.App("shop")
+
+@app.cls()
+class Web:
+    @modal.enter()
+    def begin(self):
+        mark = pathlib.Path(BEGUN)
+        if not mark.exists():
+            mark.touch()
+            time.sleep(600)
+
+    @modal.asgi_app()
+    def web(self):
+        async def answer(scope, receive, send):
+            assert scope["type"] == "http"
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"up"})
+        return answer
+"""
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     home = own_home(tmp_path)
@@ -104,6 +128,25 @@ def test_killed_now(home: Path) -> None:
         assert json.loads(killed.stdout) == {"id": container["id"], "killed": True}
         assert httpx.get(u.url("web"), timeout=30).status_code == 200
         assert container["id"] not in {c["id"] for c in containers(home)}
+
+
+@pytest.mark.parametrize("now", [False, True])
+def test_a_request_that_waits_for_one_that_is_stopped_gets_another(tmp_path: Path, now: bool) -> None:
+    home = own_home(tmp_path)
+    file = tmp_path / "slow.py"
+    begun = tmp_path / "begun"
+    file.write_text(HANGS_ONCE.replace("BEGUN", repr(str(begun))))
+    store(home, file)
+    with up(home) as u:
+        answered: list[httpx.Response] = []
+        asking = threading.Thread(target=lambda: answered.append(httpx.get(u.url("Web.web"), timeout=60)))
+        asking.start()
+        wait_until(begun.exists)
+        (starting,) = containers(home)
+        asyncio.run(control_call(Settings(home=home), "stop_container", id=starting["id"], now=now))
+        asking.join()
+    assert answered[0].status_code == 200, answered[0].text
+    assert starting["state"] == "starting"
 
 
 def test_unknown_ones_are_told(home: Path) -> None:
