@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from modalnomad.kit.tasks import Tasks
+from modalnomad.model.errors import BackendRefused
+from modalnomad.model.routes import RouteSnapshot
+from modalnomad.ports.discovery import Discovery
+from modalnomad.wiring.shared import SharedDiscovery
 from tests.support.runner import wait_until
 from tests.support.serve import run_command
 from tests.support.up import own_home, store, up
@@ -101,3 +109,18 @@ def test_none_is_opened_without_an_address(home: Path) -> None:
     with up(home, env={"MODALNOMAD_ROUTER__ADMIN_HOST": ""}) as u:
         assert u.wait_event("ready")["admin_url"] is None
         assert httpx.get(u.url("web")).text == "hello"
+
+
+async def test_records_that_cannot_be_watched_are_counted() -> None:
+    class Unreadable:
+        async def watch(self) -> AsyncIterator[RouteSnapshot]:
+            raise BackendRefused("the records cannot be read")
+            yield RouteSnapshot()
+
+    discovery = SharedDiscovery(cast(Discovery, Unreadable()), lambda snapshot: None)
+    failed = asyncio.Event()
+    discovery.on_failure = failed.set
+
+    async with asyncio.timeout(10), Tasks("test") as tasks:
+        tasks.spawn(discovery.run(), "records")
+        await failed.wait()
