@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modalnomad.cli.common import EnvOption, JsonOption, load_settings
+from modalnomad.model.errors import UserError
+from modalnomad.model.ids import NAME
 
 if TYPE_CHECKING:
     from modalnomad.embedded.log_reader import LogReader, Wanted
@@ -83,6 +85,8 @@ def logs(
         sources=frozenset(kind.value for kind in source or ()),
     )
     settings = load_settings(env)
+    if not NAME.fullmatch(app):
+        raise UserError(f"{app!r} is not the name of an App", "a name is 1 to 64 of A-Z, a-z, 0-9, _, . and -")
     show: Callable[[LogLine], str] = as_record if as_json else Text(timestamps, sys.stdout.isatty())
     reader = LogReader(settings.home, settings.environment, app, wanted)
     try:

@@ -7,6 +7,7 @@ import ipaddress
 import os
 import platform
 import ssl
+import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from importlib import metadata
@@ -30,10 +31,10 @@ from modalnomad.wiring import doctor_facts as facts
 from modalnomad.wiring.control import NotRunning, open_control
 from modalnomad.wiring.tls import tls_context
 
-ANSWER: Final = 2.0
+ANSWER: Final = 10.0
 """Seconds a running `up` has to say how it is."""
-LIMIT: Final = 10.0
-"""Seconds one check may take."""
+LIMIT: Final = 30.0
+"""Seconds one check may take; all together mostly take one."""
 
 Found = Finding | Iterable[Finding]
 
@@ -76,7 +77,7 @@ async def _guarded(name: str, check: Callable[[], Found | Awaitable[Found]]) -> 
             result = found if isinstance(found, Finding) or not isinstance(found, Awaitable) else await found
     except TimeoutError:
         return [problem(name, f"it cannot be told within {LIMIT:g} s", "look whether the machine or a disk hangs")]
-    except (OSError, ModalNomadError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError, ModalNomadError) as error:
         return [problem(name, f"it cannot be told: {error}", "look at the message; run it as the user of `up`")]
     return [result] if isinstance(result, Finding) else list(result)
 

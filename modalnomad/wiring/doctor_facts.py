@@ -32,7 +32,7 @@ from modalnomad.model.errors import ModalNomadError
 PYTHONS: Final = ("3.10", "3.11", "3.12", "3.13", "3.14")
 COUNT_LIMIT: Final = 1.0
 """Seconds the files of a home are counted for."""
-PROGRAM_LIMIT: Final = 5.0
+PROGRAM_LIMIT: Final = 20.0
 SIZED: Final = ("images", "artifacts", "bundles", "logs", "run")
 CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWPID: Final = 0x20000000
