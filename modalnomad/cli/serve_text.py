@@ -34,6 +34,10 @@ class TextView(ServeView):
             out.print(text, **how)
         self._outlet.write(shown.get())
 
+    def _name(self, app: str, function: str) -> str:
+        """Of a function, as it stands before its lines."""
+        return function
+
     async def room(self) -> None:
         """Of standard output."""
         await self._outlet.room()
@@ -79,7 +83,7 @@ class TextView(ServeView):
 
     def replica(self, revision: Revision, replica: Replica) -> None:
         """One dimmed line; a failure in red, with its reason."""
-        name = f"{revision.function.tag}[{replica.key.number}]"
+        name = f"{self._name(revision.app, revision.function.tag)}[{replica.key.number}]"
         if replica.state is ReplicaState.FAILED and replica.failure is not None:
             self._print(f"[red]✗ {escape(name)} failed: {escape(replica.failure.reason)}[/]")
         else:
@@ -91,7 +95,7 @@ class TextView(ServeView):
         if line.stream == "system" and line.text.startswith(("started", "ended", "failed")):
             return
         request = f" {line.request_id[:REQUEST_SHOWN]}" if line.request_id else ""
-        prefix = f"{line.function}[{number.split('.')[0]}]{request} | "
+        prefix = f"{self._name(line.app, line.function)}[{number.split('.')[0]}]{request} | "
         self._outlet.write(f"\x1b[2m{prefix}\x1b[0m{line.text}\n" if out.is_terminal else f"{prefix}{line.text}\n")
 
     def stopping(self, requests: Mapping[str, int], seconds: float) -> None:

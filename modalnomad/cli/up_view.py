@@ -87,6 +87,9 @@ class UpJson(JsonView):
 class UpText(TextView):
     """One line each."""
 
+    def _name(self, app: str, function: str) -> str:
+        return f"{app}/{function}"
+
     def up(self, url: str, home: str, endpoints: int, admin_url: str | None) -> None:
         """Where, and how to stop it."""
         if not endpoints:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from modalnomad.cli.outlet import NO_ROOM, Outlet
@@ -21,7 +22,23 @@ from modalnomad.settings import Settings
 from modalnomad.wiring.control import control_call
 from tests.support.runner import wait_until
 from tests.support.serve import command_environment
-from tests.support.up import own_home
+from tests.support.up import own_home, store
+
+PROGRAM = """
+import modal
+
+app = modal.App("shop")
+
+@app.function()
+@modal.asgi_app()
+def web():
+    async def answer(scope, receive, send):
+        assert scope["type"] == "http"
+        print("said")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"up"})
+    return answer
+"""
 
 
 @contextmanager
@@ -46,6 +63,34 @@ def ready(home: Path) -> bool:
         return bool(asyncio.run(control_call(Settings(home=home), "status"))["ready"])
     except BackendUnreachable:
         return False
+
+
+def test_people_see_which_app_writes(tmp_path: Path) -> None:
+    home = own_home(tmp_path)
+    file = tmp_path / "shop.py"
+    file.write_text(PROGRAM)
+    store(home, file)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "modalnomad", "up", "--port", "0", "--admin-port", "0"],
+        env=command_environment(home),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: ready(home))
+        (endpoint,) = asyncio.run(control_call(Settings(home=home), "status"))["endpoints"]
+        assert httpx.get(endpoint["direct_url"], timeout=30).status_code == 200
+        process.send_signal(signal.SIGINT)
+        shown, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    lines = shown.splitlines()
+    assert lines[0] == f"✓ shop/web → {endpoint['url']}"
+    assert "· shop/web[0] ready" in lines
+    assert [line for line in lines if line.startswith("shop/web[0] ") and line.endswith("| said")]
+    assert [line for line in lines if line.startswith(f"Serving {home} on http://localhost:")]
+    assert process.returncode == 0
 
 
 def test_a_full_disk_under_its_output_does_not_stop_it(tmp_path: Path) -> None:
