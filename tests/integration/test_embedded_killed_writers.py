@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from modalnomad.embedded.store import TEMPORARY_PREFIX, FileLock, held_since
 from tests.support.killed_writer import Home, Operation, State, after, key_of
 from tests.support.repository import ROOT
@@ -104,6 +106,7 @@ def nothing_is_locked(home: Path) -> None:
         lock.release()
 
 
+@pytest.mark.timeout(240)  # some twelve seconds where nothing else runs
 async def test_two_hundred_kills_leave_the_old_or_the_new(tmp_path: Path) -> None:
     seed = str(time.time_ns())
     print(f"seed {seed}")
