@@ -1,25 +1,24 @@
 """Calls from a local entrypoint (`modalnomad run`): what `.remote()`, `.map()` and `.spawn()` do there.
 
 Everywhere else no line is connected, and the handles say so. Arguments and results are pickled; what the remote side
-raised is raised here, with its traceback as the cause.
+raised is raised here, with its traceback as the cause. Every replica imports this module and hardly any makes a call:
+what only calls need is imported when one is made.
 """
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import json
-import pickle
-import queue
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import exception
 from .contract import CALL_LIMIT, CALL_PICKLE
 from .exception import DeserializationError, ExecutionError, RemoteError, SerializationError
+
+if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import Future
 
 WINDOW = 1000
 """Calls that one `map` has under way at most."""
@@ -88,6 +87,8 @@ class PlatformError(ExecutionError):
 
 def start(target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Future[Answer]:
     """Begin a call. Raises SerializationError."""
+    import pickle
+
     assert _line is not None
     try:
         payload = pickle.dumps((args, dict(kwargs)), CALL_PICKLE)
@@ -105,6 +106,8 @@ def start(target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> F
 
 
 def _check_pickle(shown: str, value: Any, target: Target) -> None:
+    import pickle
+
     try:
         pickle.dumps(value, CALL_PICKLE)
     except Exception as error:
@@ -117,6 +120,9 @@ def _check_pickle(shown: str, value: Any, target: Target) -> None:
 
 def value_of(answer: Answer, name: str) -> Any:
     """What the call returned; what it raised is raised."""
+    import json
+    import pickle
+
     if answer.outcome != "result":
         raise _error_of(json.loads(answer.body), answer.outcome)
     try:
@@ -129,6 +135,9 @@ def value_of(answer: Answer, name: str) -> Any:
 
 
 def _error_of(record: Mapping[str, Any], outcome: str) -> Exception:
+    import base64
+    import pickle
+
     trace = str(record["traceback"])
     if outcome == "failed":
         return PlatformError(str(record["message"]), trace)
@@ -183,6 +192,8 @@ class _Feed:
     def __init__(
         self, target: Target, inputs: Iterable[tuple[Any, ...]], kwargs: Mapping[str, Any], in_order: bool
     ) -> None:
+        import queue
+
         self._target, self._inputs, self._kwargs, self._in_order = target, inputs, kwargs, in_order
         self._room = threading.Semaphore(WINDOW)
         self._ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -251,6 +262,8 @@ def zipped(iterators: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
 
 def readable(source: Iterable[Any] | AsyncIterable[Any], loop: asyncio.AbstractEventLoop) -> Iterable[Any]:
     """Something a thread can read, also of an async iterable, which goes on running on its loop."""
+    import asyncio
+
     if not isinstance(source, AsyncIterable):
         return iter(source)
 
@@ -271,6 +284,8 @@ def readable(source: Iterable[Any] | AsyncIterable[Any], loop: asyncio.AbstractE
 
 async def read_async(results: Iterator[Any]) -> AsyncIterator[Any]:
     """The same results, without holding up the loop."""
+    import asyncio
+
     try:
         while (result := await asyncio.to_thread(next, results, _END)) is not _END:
             yield result

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import uuid
-from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from . import calling, where
@@ -14,6 +11,8 @@ from .twin import Twin
 from .unavailable import Unavailable, runtime
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from .process import Client
 
 
@@ -30,6 +29,8 @@ class FunctionCall(Unavailable):
 
     @classmethod
     def _started(cls, future: Future[calling.Answer], name: str) -> FunctionCall:
+        import uuid
+
         made = cls(f"fc-{uuid.uuid4().hex}")
         made._future, made._function_name = future, name
         return made
@@ -49,6 +50,9 @@ class FunctionCall(Unavailable):
             TimeoutError: the built-in one, not within `timeout` seconds.
             InputCancellation: it was cancelled.
         """
+        from concurrent.futures import CancelledError
+        from concurrent.futures import TimeoutError as FutureTimeout
+
         try:
             answer = self._need("get").result(timeout)
         except FutureTimeout:
