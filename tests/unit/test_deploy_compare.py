@@ -90,11 +90,6 @@ def test_functions_and_endpoints_come_and_go() -> None:
         ({}, {"secrets": (SecretRef(name="db"),)}, "secret +db"),
         ({"secrets": (SecretRef(name="a"),)}, {"secrets": (SecretRef(name="b"),)}, "secrets +b -a"),
         ({}, {"secrets": (SecretRef(anonymous="12345678" * 8),)}, "secret +from the program (12345678)"),
-        (
-            {},
-            {"schedule": Schedule(kind="period", period={"hours": 1, "minutes": 30, "days": 0})},
-            "runs every 1 hour 30 minutes (before: never)",
-        ),
         ({}, {"single_use": True}, "single_use no → yes"),
     ],
 )
@@ -142,11 +137,17 @@ def pip(*packages: str) -> ImageStep:
             Image(mounts=(Mount(kind="dir", local="/x", remote="/root/x"),)),
             "local files it takes along changed",
         ),
-        (Image(), Image(steps=(pip("git+https://me:pass@host/x"),)), "package +git+https://***@host/x"),
+        (Image(), Image(steps=(pip("git+https://me:pass@example.com/x"),)), "package +git+https://***@example.com/x"),
     ],
 )
 def test_an_image_changes(old: Image | None, new: Image | None, words: str) -> None:
     assert said(function(image=old), function(image=new)) == [f"~ function f: image: {words}"]
+
+
+def test_another_schedule() -> None:
+    often = Function(tag="f", schedule=Schedule(kind="period", period={"hours": 1, "minutes": 30, "days": 0}))
+    daily = Function(tag="f", schedule=Schedule(kind="cron", cron="0 9 * * *"))
+    assert said(often, daily) == ['~ function f: runs at "0 9 * * *" (UTC) (before: every 1 hour 30 minutes)']
 
 
 def test_the_code_changed() -> None:
