@@ -1,6 +1,7 @@
 """WebSockets: the handshake is checked, what follows is passed through byte for byte (RFC 6455).
 
-Two small objects and their transports are all an open WebSocket costs; frames are never looked into.
+A few small objects and two transports are all an open WebSocket costs. Frames are never looked into, only counted off,
+so that a router that stops can say goodbye between two of them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import binascii
 import hashlib
 from typing import Final, cast
 
+from modalnomad.router.frames import GOING_AWAY, SERVICE_RESTART, Frames, close_frame
 from modalnomad.router.gate import Gate
 from modalnomad.router.http1 import BadAnswer, Headers, RequestHead, ResponseHead, malformed, tokens
 from modalnomad.router.replies import Reply
@@ -18,6 +20,9 @@ from modalnomad.router.replies import Reply
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 HALF_CLOSED_TIME: Final = 30.0
 """Seconds the second side has to close after the first one did."""
+
+GOODBYE_TIME: Final = 1.0
+"""Seconds both sides have to answer the Close of a router that stops."""
 
 
 def wanted(head: RequestHead) -> bool:
@@ -69,7 +74,7 @@ def _is_key(value: bytes) -> bool:
 class _End(asyncio.Protocol):
     """One side of a tunnel: what it reads goes to the other side's transport."""
 
-    __slots__ = ("eof", "other", "passed", "transport", "tunnel")
+    __slots__ = ("eof", "frames", "other", "passed", "transport", "tunnel")
 
     def __init__(self, tunnel: Tunnel, transport: asyncio.Transport) -> None:
         self.tunnel = tunnel
@@ -77,9 +82,15 @@ class _End(asyncio.Protocol):
         self.other = cast("_End", None)
         self.eof = False
         self.passed = 0
+        self.frames = Frames()
 
     def data_received(self, data: bytes) -> None:
-        """Pass on."""
+        """Pass on; once we said goodbye, only look for the answer."""
+        self.frames.follow(data)
+        if self.tunnel.leaving:
+            if self.frames.closed:
+                self.transport.close()
+            return
         self.passed += len(data)
         if not self.other.transport.is_closing():  # uvloop raises
             self.other.transport.write(data)
@@ -87,6 +98,8 @@ class _End(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Pass on; the other direction stays open."""
         self.eof = True
+        if self.tunnel.leaving:
+            return False
         self.tunnel.half_closed()
         if self.other.eof or not self.other.transport.can_write_eof():
             self.other.transport.close()
@@ -94,6 +107,16 @@ class _End(asyncio.Protocol):
         if not self.other.transport.is_closing():
             self.other.transport.write_eof()
         return True
+
+    def say_goodbye(self, goodbye: bytes, heard: Frames) -> None:
+        """The last words on this side, if they fit in there; `heard`: what it got so far."""
+        if self.transport.is_closing():
+            return
+        if heard.between:
+            self.transport.write(goodbye)
+            self.transport.resume_reading()
+        if not heard.between or self.frames.closed or self.eof:
+            self.transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Ends both."""
@@ -114,7 +137,7 @@ class Tunnel:
     """Client and replica, tied together until both are closed, or until the gate's clock says `until`; a guest of the
     gate."""
 
-    __slots__ = ("_client", "_gate", "_loop", "_open", "_replica", "_timer", "_until", "done")
+    __slots__ = ("_client", "_gate", "_loop", "_open", "_replica", "_timer", "_until", "done", "leaving")
 
     def __init__(self, gate: Gate, client: asyncio.Transport, replica: asyncio.Transport, until: float) -> None:
         self._gate = gate
@@ -124,6 +147,8 @@ class Tunnel:
         self._replica = _End(self, replica)
         self._client.other, self._replica.other = self._replica, self._client
         self._open = 2
+        self.leaving = False
+        """The router said goodbye to both."""
         self._timer: asyncio.TimerHandle | None = None
         self.done: asyncio.Future[None] = self._loop.create_future()
         gate.enter(self)
@@ -133,6 +158,7 @@ class Tunnel:
         """Take both transports over, neither of them lost yet, with what was read from them already."""
         for end, early in ((self._client, from_client), (self._replica, from_replica)):
             end.passed += len(early)
+            end.frames.follow(early)
             if early and not end.other.transport.is_closing():
                 end.other.transport.write(early)
             end.transport.set_protocol(end)
@@ -155,7 +181,9 @@ class Tunnel:
     def lost(self, end: _End, error: Exception | None) -> None:
         """One side is closed: so will be the other, after what is already written to it."""
         self._open -= 1
-        if error is None:
+        if self.leaving:
+            pass  # the other was told by us, and may still answer
+        elif error is None:
             end.other.transport.close()
         else:
             end.other.transport.abort()
@@ -176,7 +204,7 @@ class Tunnel:
     @property
     def busy(self) -> bool:
         """A WebSocket has no end of its own that a stopping router could wait for; only the goodbye counts."""
-        return False
+        return self.leaving
 
     def tick(self, now: float) -> None:
         """Over, up to a second late: a timer of its own would cost as much memory as all the rest here."""
@@ -184,9 +212,16 @@ class Tunnel:
             self.abort()
 
     def drain(self) -> None:
-        """Close both sides, after what is written."""
-        self._client.transport.close()
-        self._replica.transport.close()
+        """Say goodbye to both sides, after what is written, and give them a moment to answer."""
+        if self.leaving:
+            return
+        self.leaving = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(GOODBYE_TIME, self.abort)
+        client, replica = self._client, self._replica
+        client.say_goodbye(close_frame(SERVICE_RESTART, masked=False), replica.frames)
+        replica.say_goodbye(close_frame(GOING_AWAY, masked=True), client.frames)
 
     def abort(self) -> None:
         """Close both sides now, also one that is closing already: that waits for a peer that may never read."""

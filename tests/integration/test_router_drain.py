@@ -148,18 +148,6 @@ async def test_whole_answer_arrives_although_the_router_stops() -> None:
         assert await emptied
 
 
-async def test_drain_closes_websockets_at_once() -> None:
-    from tests.support.handshake import handshake, switches
-
-    async with raw.replica(switches) as backend, served(backend.address) as router, raw.client(router.port) as client:
-        assert (await client.request(handshake())).status == 101
-        router.router.gate.drain()
-        assert await client.at_end() == b""
-        await router.quiet()
-        async with asyncio.timeout(raw.WAIT):
-            await backend.left.wait()
-
-
 async def test_what_outlasts_the_drain_is_cut() -> None:
     async with (
         raw.replica(raw.never_answers) as backend,
