@@ -20,7 +20,8 @@ from pathlib import Path
 
 import psutil
 
-SETTLE = 5.0
+QUIET = 0.02
+"""Share of a core, over two seconds, below which the start is over."""
 MEASURED = 20.0
 LIMIT = 600.0
 
@@ -38,11 +39,11 @@ def program(endpoints: int) -> str:
 
 
 def used(process: psutil.Process) -> float:
-    """Seconds of processor time, of the process and all its descendants."""
+    """Seconds of processor time, of the process and all its descendants, those that ended included."""
     spent = 0.0
     for one in (process, *process.children(recursive=True)):
         times = one.cpu_times()
-        spent += times.user + times.system
+        spent += times.user + times.system + times.children_user + times.children_system
     return spent
 
 
@@ -71,8 +72,10 @@ def measure(endpoints: int, folder: Path) -> None:
         started = time.perf_counter() - begun
         if not line:
             raise SystemExit("up ended before it was ready")
-        time.sleep(SETTLE)
         process = psutil.Process(up.pid)
+        busy = used(process)
+        while time.sleep(2.0) or used(process) - busy > 2.0 * QUIET:
+            busy = used(process)
         before, begun = used(process), time.perf_counter()
         time.sleep(MEASURED)
         share = (used(process) - before) / (time.perf_counter() - begun)
