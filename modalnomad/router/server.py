@@ -193,7 +193,7 @@ class RouterServer:
 
         1. readiness ends; after `drain_delay` seconds no new connections; idle ones are closed, busy ones get
            `Connection: close`, newcomers on them 503 `draining`
-        2. wait for what runs or waits, `drain_timeout` seconds at most; WebSockets have no end and are closed at once
+        2. wait for what runs or waits, `drain_timeout` seconds at most; WebSockets have no end and are told at once
         3. whoever still waits for a replica is told 503 `draining`
         4. abort the rest
         5. the loops that fed all this
