@@ -65,11 +65,14 @@ def home(tmp_path: Path) -> Path:
 def files_no_larger_than(size: int) -> Iterator[None]:
     """As a disk that fills up while a file is written, for this process alone."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A module imported meanwhile would leave a part of its bytecode, and no process could import it any more.
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = before
 
 
 def half_written(home: Path) -> list[Path]:
