@@ -32,6 +32,8 @@ FUNCTIONS = """
             end = time.monotonic() + 60
             while time.monotonic() < end:
                 pass
+        if what == "block":
+            time.sleep(120)
         if what == "own loop":
             return asyncio.run(asyncio.sleep(0, "ran"))
         return what, rest, named
@@ -216,3 +218,13 @@ def test_a_drained_replica_finishes_its_call_and_takes_no_other(tmp_path: Path) 
         runner.terminate()
         assert result(asking.result()) == 1.5
         assert runner.wait() == c.Exit.OK
+
+
+def test_a_call_that_cannot_be_ended_takes_its_replica_with_it(tmp_path: Path) -> None:
+    """Not only when the grace period is over: whoever waits for the place would wait so long."""
+    extra = {c.ENV_TIMEOUT: "0.5", c.ENV_GRACE_PERIOD: "300"}
+    with running(tmp_path, FUNCTIONS, "f", extra=extra) as runner:
+        runner.ready()
+        assert problem(call(runner, "block"), "timeout")["type"] == "FunctionTimeoutError"
+        assert runner.wait() == c.Exit.GRACE_EXPIRED
+        assert "takes no more" in runner.err

@@ -90,8 +90,11 @@ class Calls:
         if await work.ended(YIELD_TIME):
             return
         say(f"a call was cancelled and goes on after {YIELD_TIME:g} s: this replica takes no more")
-        self.doors.shut()
-        await work.ended(None)
+        self.doors.strand()
+        try:
+            await work.ended(None)
+        finally:
+            self.doors.unstrand()
 
 
 class _Work:
