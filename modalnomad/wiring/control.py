@@ -82,15 +82,19 @@ class Control:
             raise self._gone or BackendUnreachable("") from None
 
     async def _read(self) -> None:
-        stopping = False
-        async for message in self._ws:
-            if message.type is not aiohttp.WSMsgType.TEXT:
-                break
-            content = json.loads(message.data)
-            if stopping := bool(content.get("stopping")):
-                break
-            self._take(content)
-        self._end("it is being stopped" if stopping else "it closed the connection")
+        why = "it said what cannot be read"
+        try:
+            async for message in self._ws:
+                if message.type is not aiohttp.WSMsgType.TEXT:
+                    break
+                content = json.loads(message.data)
+                if content.get("stopping"):
+                    why = "it is being stopped"
+                    return
+                self._take(content)
+            why = "it closed the connection"
+        finally:
+            self._end(why)  # however it ends: nobody else answers those who wait
 
     def _take(self, content: Mapping[str, Any]) -> None:
         number = content.get("id")

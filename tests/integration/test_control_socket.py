@@ -284,6 +284,19 @@ async def test_clients_are_told_when_it_stops(tmp_path: Path) -> None:
             await control_call(Settings(home=tmp_path), "wait")
 
 
+@pytest.mark.parametrize(
+    "answer", ["nonsense", "[]", '{"id": 1, "error": {"type": "ManifestInvalid", "problems": [1]}}']
+)
+async def test_a_server_that_makes_no_sense_leaves_nobody_waiting(tmp_path: Path, answer: str) -> None:
+    async def confuse(call: Call) -> None:
+        await call.client._ws.send_str(answer)
+        await asyncio.Event().wait()
+
+    async with serving(tmp_path, confuse=confuse), open_control(tmp_path) as client:
+        with pytest.raises(BackendUnreachable, match="what cannot be read"):
+            await within(client.call("confuse", {}))
+
+
 async def client_is_there(server: ControlServer) -> None:
     await eventually(lambda: any(client.calls for client in server._clients))
 
