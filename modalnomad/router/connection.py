@@ -83,7 +83,7 @@ class Connection(asyncio.Protocol):
         self._deadline = self._gate.clock() + self._gate.settings.idle_timeout
         self._gate.counters.accepted += 1
         self._gate.enter(self)
-        if self._gate.draining:
+        if self._gate.closing:
             self._transport.close()
         elif sock is not None and self._gate.crowd.turns_away(sock.fileno()):
             self._answer(FULL)
@@ -255,7 +255,7 @@ class Connection(asyncio.Protocol):
         """The connection is free for another request, which may be here already."""
         self._exchange = None
         self._state = HEAD
-        if self._gate.draining and not self._buffer:
+        if self._gate.closing and not self._buffer:
             self._close()
         else:
             self._rest()

@@ -17,6 +17,9 @@ from modalnomad.router.request import Exchange
 from modalnomad.router.telemetry import Counters
 from modalnomad.settings import RouterSettings
 
+FAREWELL = 0.25
+"""Seconds in which clients that ask all the time are told that there is nobody any more, instead of finding out."""
+
 
 class Guest(Protocol):
     """A client connection, or what became of it."""
@@ -55,6 +58,9 @@ class Gate:
         self.tasks = Tasks("requests")
         self.access_log: AccessLog | None = None
         self.draining = False
+        """Every answer ends its connection; new requests are refused."""
+        self.closing = False
+        """Idle connections are closed, new ones too."""
         self._guests: set[Guest] = set()
         self._left = asyncio.Event()
         self._interval = min(1.0, settings.head_timeout / 4, settings.idle_timeout / 4)
@@ -100,9 +106,16 @@ class Gate:
             for guest in tuple(self._guests):
                 guest.tick(now)
 
-    def drain(self) -> None:
-        """No connection outlives the request it is busy with, and new requests are answered 503 `draining`."""
+    async def farewell(self) -> None:
+        """New requests are answered 503 `draining` from now on, and each answer ends its connection. Who is idle may
+        just have sent one, and has a moment for it."""
         self.draining = True
+        if self._guests:
+            await asyncio.sleep(FAREWELL)
+
+    def drain(self) -> None:
+        """The same without that moment: no connection outlives the request it is busy with."""
+        self.draining = self.closing = True
         for guest in tuple(self._guests):
             guest.drain()
 

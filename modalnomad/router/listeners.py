@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from modalnomad.model.errors import BackendRefused
@@ -15,12 +19,26 @@ from modalnomad.router.gate import Gate
 BACKLOG = 2048
 
 
+@dataclass(frozen=True, slots=True)
+class _Door:
+    """One of them."""
+
+    server: asyncio.Server
+    connection: Callable[[], Connection]
+    tls: ssl.SSLContext | None
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.server.sockets[0].getsockname()[1])
+
+
 class Listeners:
     """Opens and closes them; the connections they accept belong to the gate."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._servers: dict[str | None, asyncio.Server] = {}
+        self._doors: dict[str | None, _Door] = {}
 
     async def open(
         self, address: str, port: int, bound_host: str | None = None, tls: ssl.SSLContext | None = None
@@ -28,30 +46,57 @@ class Listeners:
         """Listen and return the port (`port` 0: a free one). With `bound_host` every request there is for that host.
         Raises BackendRefused when the port is taken or the address is not this machine's."""
         loop = asyncio.get_running_loop()
+
+        def connection() -> Connection:
+            return Connection(self._gate, bound_host)
+
         try:
-            server = await loop.create_server(
-                lambda: Connection(self._gate, bound_host), address, port, backlog=BACKLOG, ssl=tls
-            )
+            server = await loop.create_server(connection, address, port, backlog=BACKLOG, ssl=tls)
         except OSError as error:
             raise _refused(address, port, error) from error
-        self._servers[bound_host] = server
-        return int(server.sockets[0].getsockname()[1])
+        door = self._doors[bound_host] = _Door(server, connection, tls)
+        return door.port
 
     def port(self, bound_host: str | None = None) -> int | None:
         """Where it listens; None: it does not."""
-        server = self._servers.get(bound_host)
-        return int(server.sockets[0].getsockname()[1]) if server is not None else None
+        door = self._doors.get(bound_host)
+        return door.port if door is not None else None
 
     def close(self, bound_host: str | None) -> None:
-        """Stop accepting there; connections already accepted go on."""
-        server = self._servers.pop(bound_host, None)
-        if server is not None:
-            server.close()
+        """Stop accepting there. Connections already accepted go on, and those that the system has accepted for us are
+        taken in: closing the socket would reset them with a request on its way."""
+        door = self._doors.pop(bound_host, None)
+        if door is None:
+            return
+        held = [socket.socket(fileno=os.dup(sock.fileno())) for sock in door.server.sockets]
+        door.server.close()
+        loop = asyncio.get_running_loop()
+        for client in (client for sock in held for client in _accepted(sock)):
+            late = loop.connect_accepted_socket(door.connection, client, ssl=door.tls)
+            self._gate.tasks.spawn(_taken_in(late), "late client")
 
     def close_all(self) -> None:
         """Stop accepting."""
-        for bound_host in tuple(self._servers):
+        for bound_host in tuple(self._doors):
             self.close(bound_host)
+
+
+def _accepted(listener: socket.socket) -> list[socket.socket]:
+    """Clients in the system's queue; the listener is closed at once behind the last of them."""
+    clients = []
+    with listener:
+        listener.setblocking(False)
+        with suppress(OSError):  # empty, or the client is gone again
+            while True:
+                clients.append(listener.accept()[0])
+    for client in clients:
+        client.setblocking(False)
+    return clients
+
+
+async def _taken_in(late: Awaitable[object]) -> None:
+    with suppress(OSError):  # its TLS handshake failed, or it left
+        await late
 
 
 def _refused(address: str, port: int, error: OSError) -> BackendRefused:

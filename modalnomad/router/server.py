@@ -184,6 +184,7 @@ class RouterServer:
             if self.port:
                 await asyncio.sleep(self._settings.drain_delay)
         self._listeners.close_all()
+        await self.router.gate.farewell()
         self.router.gate.drain()
         limit = self._settings.drain_timeout
         return all(await asyncio.gather(self.router.gate.empty(limit), self.caller.drain(limit)))
@@ -191,8 +192,8 @@ class RouterServer:
     async def stop(self, *, wait: bool = True) -> None:
         """Idempotent. In this order (`wait` False: without 2):
 
-        1. readiness ends; after `drain_delay` seconds no new connections; idle ones are closed, busy ones get
-           `Connection: close`, newcomers on them 503 `draining`
+        1. readiness ends; after `drain_delay` seconds no new connections; busy ones get `Connection: close`, new
+           requests 503 `draining`; a moment later idle ones are closed
         2. wait for what runs or waits, `drain_timeout` seconds at most; WebSockets have no end and are told at once
         3. whoever still waits for a replica is told 503 `draining`
         4. abort the rest

@@ -105,6 +105,34 @@ async def test_waiting_request_is_told_when_the_router_stops(tmp_path: Path) -> 
         await stopping
 
 
+async def test_clients_the_system_let_in_are_told_when_the_router_stops(tmp_path: Path) -> None:
+    """A socket that is closed resets whoever waits in its queue, with a request on its way."""
+    async with server(tmp_path) as (router, engine), contextlib.AsyncExitStack() as stack:
+        waiting = [socket.create_connection(("127.0.0.1", router.port)) for _ in range(20)]  # the loop stands still
+        for sock in waiting:
+            stack.enter_context(sock)
+            sock.sendall(raw.get("/", "a.localhost"))
+        await router.stop()
+        for sock in waiting:
+            sock.settimeout(raw.WAIT)
+            head = await asyncio.to_thread(sock.recv, 65536)
+            assert head.startswith(b"HTTP/1.1 503 "), head
+            assert b"modalnomad-error: draining" in head.lower()
+        assert not engine.started
+
+
+async def test_idle_clients_have_a_moment_to_hear_that_the_router_stops(tmp_path: Path) -> None:
+    async with server(tmp_path) as (router, _), raw.client(router.port) as asking, raw.client(router.port) as quiet:
+        for client in (asking, quiet):
+            assert (await client.request(raw.get("/", "a.localhost"))).status == 200
+        stopping = asyncio.ensure_future(router.stop())
+        await until(lambda: router.router.gate.draining)
+        answer = await asking.request(raw.get("/", "a.localhost"))
+        assert (answer.status, answer["modalnomad-error"], answer["connection"]) == (503, "draining", "close")
+        assert await quiet.at_end() == b""
+        await stopping
+
+
 async def test_drain_lets_running_requests_finish_and_refuses_new_ones() -> None:
     async with (
         raw.replica(raw.waits) as backend,
