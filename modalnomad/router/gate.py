@@ -110,7 +110,7 @@ class Gate:
         """New requests are answered 503 `draining` from now on, and each answer ends its connection. Who is idle may
         just have sent one, and has a moment for it."""
         self.draining = True
-        if self._guests:
+        if self._guests or self.tasks.running:  # a client that is taken in late is a task first
             await asyncio.sleep(FAREWELL)
 
     def drain(self) -> None:
