@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Coroutine, Mapping
+from typing import Any
 
 from modalnomad.deploy.hosts import Naming, name_function
 from modalnomad.deploy.succession import OrderedEngine
@@ -43,6 +44,7 @@ class Revisions:
         """In a record that is newer than the last snapshot."""
         self._forgetting: set[RevisionId] = set()
         self._tasks = Tasks("revisions")
+        self._closed = False
         self._few = asyncio.Semaphore(AT_ONCE)
         self._engine: OrderedEngine | None = None
         self._pools: RouterPools | None = None
@@ -74,7 +76,7 @@ class Revisions:
         for revision in snapshot.revisions.values():
             if revision.id not in self.known:
                 self.known[revision.id] = revision
-                self._tasks.spawn(self._prepare(revision), f"prepare {revision.id}")
+                self._spawn(self._prepare(revision), f"prepare {revision.id}")
         tags = {(r.environment, r.app, r.function.tag): r.id for r in snapshot.revisions.values()}
         for name, id in tags.items():
             earlier = self._tags.get(name, id)
@@ -124,10 +126,16 @@ class Revisions:
         return revision in self._served or revision in self._holders or revision in self._awaited
 
     def _forget_unwanted(self) -> None:
+        assert self._pools is not None
         for revision in self.known:
-            if not self._wanted(revision) and revision not in self._forgetting:
+            if self._wanted(revision):
+                continue
+            if revision in self._forgetting:
+                # It may have been wanted, and warmed, since it was told to drain.
+                self._spawn(self._pools.retire(revision), f"drain {revision}")
+            else:
                 self._forgetting.add(revision)
-                self._tasks.spawn(self._forget(revision), f"forget {revision}")
+                self._spawn(self._forget(revision), f"forget {revision}")
 
     async def _forget(self, revision: RevisionId) -> None:
         """Unless it is wanted again before its last replica is gone."""
@@ -148,5 +156,12 @@ class Revisions:
             self._forget_unwanted()
 
     async def close(self) -> None:
-        """Prepare and forget no more."""
+        """Prepare and forget no more. Twice does nothing more."""
+        self._closed = True
         await self._tasks.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        if self._closed:  # records are followed a little longer: the next platform sees to what comes now
+            work.close()
+        else:
+            self._tasks.spawn(work, name)

@@ -150,6 +150,7 @@ async def open_up(settings: Settings, environment: str | None = None) -> AsyncIt
         records.guard(keeper.run(), "logs")
         if up.parts.admin is not None:
             up.parts.admin.exposition.lost_lines = lambda: keeper.lost
+        stack.push_async_callback(up.revisions.close)  # where the next line fails
         await stack.enter_async_context(_serving(up.parts, settings))
         stack.push_async_callback(up.revisions.close)
         await up.doors.load()

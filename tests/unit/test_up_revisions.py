@@ -1,0 +1,118 @@
+"""Which revisions a running platform knows: wanted again while they go, and what comes after the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from modalnomad.kit.watch import Cell
+from modalnomad.model.ids import RevisionId
+from modalnomad.model.replica import PoolKey, Replica, ReplicaKey, ReplicaState
+from modalnomad.model.revision import Revision
+from modalnomad.model.routes import RouteSnapshot
+from modalnomad.settings import RouterSettings
+from modalnomad.wiring.revisions import Revisions
+from tests.support.stub_replicas import make_match
+
+
+class Platform:
+    """Engine and pools, as much as is asked of them. A replica that was retired ends when the test says so."""
+
+    def __init__(self) -> None:
+        self.replicas: Cell[tuple[Replica, ...]] = Cell(())
+        self.drained: list[RevisionId] = []
+        self.forgotten: list[str] = []
+        self.prepared: list[RevisionId] = []
+        self.engine = SimpleNamespace(apart=lambda revision: False, prepare=self.prepare, retire=self.forget)
+        self.pools = SimpleNamespace(replicas=self.replicas, retire=self.drain)
+
+    async def prepare(self, revision: Revision) -> None:
+        self.prepared.append(revision.id)
+
+    async def forget(self, revision: str) -> None:
+        self.forgotten.append(revision)
+
+    async def drain(self, revision: RevisionId) -> None:
+        self.drained.append(revision)
+
+    def run(self, *revisions: RevisionId) -> None:
+        """One replica of each."""
+        self.replicas.set(
+            tuple(Replica(ReplicaKey(PoolKey(revision), 0, 1), ReplicaState.READY) for revision in revisions)
+        )
+
+
+@pytest.fixture
+def platform() -> Platform:
+    return Platform()
+
+
+@pytest.fixture
+async def revisions(platform: Platform) -> AsyncIterator[Revisions]:
+    known = Revisions(RouterSettings())
+    parts: Any = platform
+    known.attach(parts)
+    yield known
+    await known.close()
+
+
+async def turns() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_what_is_staged_again_while_it_drains_is_drained_again(platform: Platform, revisions: Revisions) -> None:
+    """A deploy fails, is tried again at once with the same source, and fails again: its replicas must not stay."""
+    revision = make_match().revision
+    first, second = object(), object()
+    platform.run(revision.id)
+
+    revisions.hold(revision, first)
+    revisions.let_go(first)
+    await turns()
+    assert platform.drained == [revision.id]
+
+    revisions.hold(revision, second)
+    await turns()
+    revisions.let_go(second)
+    await turns()
+    assert platform.drained == [revision.id] * 2
+
+    platform.run()
+    await turns()
+    assert platform.forgotten == [revision.id]
+    assert not revisions.known
+
+
+async def test_what_is_wanted_again_while_it_drains_stays(platform: Platform, revisions: Revisions) -> None:
+    revision = make_match().revision
+    platform.run(revision.id)
+    revisions.hold(revision, self := object())
+    revisions.let_go(self)
+    await turns()
+
+    revisions.take(RouteSnapshot(revisions={revision.id: revision}, index=1))
+    revisions.routed()
+    platform.run()
+    await turns()
+
+    assert platform.forgotten == []
+    assert list(revisions.known) == [revision.id]
+
+
+async def test_a_deploy_that_comes_while_it_ends_is_left_to_the_next_platform(
+    platform: Platform, revisions: Revisions
+) -> None:
+    revision = make_match().revision
+    await revisions.close()
+
+    revisions.take(RouteSnapshot(revisions={revision.id: revision}, index=1))
+    revisions.routed()
+    revisions.take(RouteSnapshot(index=2))
+    revisions.routed()
+
+    assert platform.prepared == []
