@@ -93,7 +93,8 @@ class Observer:
                     life.start_time.add(self._clock() - began)
             case Failed():
                 code = effect.failure.code
-                self._failed[pool.key] = code
+                if pool.key in self._waking:
+                    self._failed[pool.key] = code
                 life.start_failures[code] = life.start_failures.get(code, 0) + 1
                 self._note("failed", life, effect.key, code, effect.failure.reason)
             case Ended():

@@ -72,6 +72,18 @@ def test_functions_are_forgotten_and_decisions_bounded() -> None:
     assert observer.lives() == ()
 
 
+def test_failures_beside_a_wake_are_not_kept() -> None:
+    """Pools of class parameters come and go without end."""
+    observer = Observer(lambda: 0.0)
+    revision = make_match().revision
+    observer.knows(revision)
+    for number in range(5):
+        pool: Pool = Dummy(revision.id)  # type: ignore[assignment]
+        pool.key = PoolKey(revision.id, f'{{"n": {number}}}')
+        observer.saw(pool, Failed(ReplicaKey(pool.key, 0, 1), Failure("start_failed", "no")))
+    assert not observer._failed
+
+
 def test_names_are_as_prometheus_has_them() -> None:
     metrics = [described for _, group in ALL for described in group]
     names = [described.name for described in metrics]
