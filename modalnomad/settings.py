@@ -32,7 +32,7 @@ class RouterSettings(Group):
     host: str = "127.0.0.1"
     """Address the router listens on. Anything but loopback is open to the network."""
     port: int | None = Field(default=None, ge=0, le=65535)
-    """TCP port; 0: a free one. None: 8700 for `up`, whose URLs stay the same after a restart; a free one for `serve`."""
+    """TCP port; 0: a free one. None: 8700 for `up`, whose URLs stay the same when it restarts, else a free one."""
     tls_cert: Path | None = None
     """PEM file with the certificate and its chain, for HTTPS on `port`; None: HTTP. Needs `tls_key`."""
     tls_key: Path | None = None
