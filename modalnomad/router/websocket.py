@@ -112,10 +112,11 @@ class _End(asyncio.Protocol):
         """The last words on this side, if they fit in there; `heard`: what it got so far."""
         if self.transport.is_closing():
             return
-        if heard.between:
+        fits = heard.between and not self.other.eof  # its end was passed on: nothing can be written after it
+        if fits:
             self.transport.write(goodbye)
             self.transport.resume_reading()
-        if not heard.between or self.frames.closed or self.eof:
+        if not fits or self.frames.closed or self.eof:
             self.transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -126,3 +126,34 @@ async def test_what_comes_after_the_goodbye_is_passed_to_nobody() -> None:
         await router.quiet()
     assert bytes(heard[:2]) == b"\x88\x82"
     assert len(heard) == 8
+
+
+@pytest.mark.parametrize("side", ["client", "replica"])
+async def test_a_line_that_was_shut_takes_no_goodbye_and_the_others_get_theirs(side: str) -> None:
+    """One side sends no more, so the way to the other side is shut too."""
+    shut, over = asyncio.Event(), asyncio.Event()
+
+    async def replica(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if side == "replica":
+            writer.write_eof()
+        else:
+            await reader.read()
+            shut.set()
+        await over.wait()
+
+    async with (
+        raw.replica(talks(replica)) as backend,
+        served(backend.address) as router,
+        raw.client(router.port) as client,
+    ):
+        assert (await client.request(handshake())).status == 101
+        async with asyncio.timeout(raw.WAIT):
+            if side == "client":
+                client.writer.write_eof()
+                await shut.wait()
+            else:
+                await client.reader.read()
+        router.router.gate.drain()
+        over.set()
+        assert await router.router.gate.empty(5)
+        await router.quiet()
