@@ -33,6 +33,8 @@ LOOK: Final = 10.0
 """Seconds between two looks at most: so late a jump of the clock is noticed."""
 SHORTEST: Final = 1.0
 """Seconds of the shortest Period."""
+LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC).timestamp()
+"""A Period that begins up to then has to end before the calendar does (year 9999)."""
 KEPT: Final = 60.0
 """Seconds: the last run of a shorter Period is not remembered past a restart."""
 
@@ -45,6 +47,7 @@ def fault(schedule: Schedule) -> str | None:
     if schedule.kind == "period":
         try:
             seconds = _after(schedule.period, 0.0)
+            _after(schedule.period, LATEST)
         except (OverflowError, ValueError):
             return "has a Period that is too long"
         return None if seconds >= SHORTEST else f"has a Period of {seconds:g} s: {SHORTEST:g} s is the shortest"

@@ -266,6 +266,8 @@ def test_months_go_by_the_calendar() -> None:
         (period(), "0 s"),
         (period(seconds=0.2), "0.2 s"),
         (period(years=9000), "too long"),
+        (period(years=8000), "too long"),
+        (period(days=2_900_000), "too long"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_told(schedule: Schedule, words: str) -> None:
@@ -275,3 +277,4 @@ def test_a_schedule_that_cannot_be_is_told(schedule: Schedule, words: str) -> No
 def test_a_good_schedule_has_no_fault() -> None:
     assert fault(cron("*/5 8-17 * * MON-FRI", "Europe/Berlin")) is None
     assert fault(period(days=1, hours=0.5)) is None
+    assert fault(period(years=100)) is None
