@@ -76,12 +76,16 @@ def error_from_record(record: Any) -> ModalNomadError:
 def find_socket(home: Path) -> Path | None:
     """Where a running `up` of this home listens; None: there never was one, or it ended in order. Raises BackendRefused
     for a place that others could have made."""
-    folder = _folder(home)
-    if folder is None:
-        return None
-    _check_owner(folder, home)
-    path = folder / NAME
-    return path if path.exists() else None
+    with translated(f"look for the control socket of {home}"):
+        folder = _folder(home)
+        if folder is None:
+            return None
+        try:
+            _check_owner(folder, home)
+        except FileNotFoundError:
+            return None  # it ended this very moment
+        path = folder / NAME
+        return path if path.exists() else None
 
 
 def make_place(home: Path) -> Path:

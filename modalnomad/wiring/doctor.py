@@ -25,7 +25,7 @@ from modalnomad.embedded.limits import available
 from modalnomad.embedded.network import namespaces_allowed
 from modalnomad.embedded.records import Records
 from modalnomad.embedded.runs import SOCKET_PATH_LIMIT
-from modalnomad.model.errors import BackendUnreachable, ModalNomadError
+from modalnomad.model.errors import BackendError, ModalNomadError
 from modalnomad.settings import UP_ADMIN_PORT, UP_PORT, Settings, config_file
 from modalnomad.wiring import doctor_facts as facts
 from modalnomad.wiring.control import NotRunning, open_control
@@ -92,8 +92,8 @@ async def _ask_up(settings: Settings) -> tuple[Mapping[str, Any] | None, str]:
             return await control.call("status", {}), ""
     except NotRunning:
         return None, ""
-    except BackendUnreachable as error:
-        return None, error.message
+    except BackendError as error:
+        return None, f"{error.message} ({error.hint})" if error.hint else error.message
     except TimeoutError:
         return None, f"one runs on {settings.home}, and gives no answer within {ANSWER:g} s"
 

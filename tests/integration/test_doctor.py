@@ -58,6 +58,19 @@ def test_a_running_up_is_named_and_nothing_is_changed(tmp_path: Path) -> None:
     assert "not running" in doctor(home, code=0)["up"]["message"]
 
 
+def test_an_up_that_cannot_be_asked_is_told_beside_all_else(tmp_path: Path) -> None:
+    """Somebody else's folder where the control socket should be."""
+    home = own_home(tmp_path)
+    (open_to_all := tmp_path / "open").mkdir()
+    open_to_all.chmod(0o777)
+    (home / "control").symlink_to(open_to_all)
+
+    found = doctor(home, code=1)
+
+    assert "is not only for the owner" in found["up"]["message"]
+    assert "records" in found
+
+
 def test_who_has_the_port_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
