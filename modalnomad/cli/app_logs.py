@@ -71,6 +71,7 @@ def logs(
 ) -> None:
     """What an App's replicas wrote under `up`, also when `up` does not run."""
     from modalnomad.embedded.log_reader import LogReader, Wanted
+    from modalnomad.wiring.home import home_of
 
     if follow and until is not None:
         raise typer.BadParameter("it cannot be combined with --until", param_hint="--follow")
@@ -88,7 +89,7 @@ def logs(
     if not NAME.fullmatch(app):
         raise UserError(f"{app!r} is not the name of an App", "a name is 1 to 64 of A-Z, a-z, 0-9, _, . and -")
     show: Callable[[LogLine], str] = as_record if as_json else Text(timestamps, sys.stdout.isatty())
-    reader = LogReader(settings.home, settings.environment, app, wanted)
+    reader = LogReader(home_of(settings), settings.environment, app, wanted)
     try:
         if not reader.found:
             _explain_nothing(settings, app, follow=follow)

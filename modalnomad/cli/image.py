@@ -17,9 +17,12 @@ app = typer.Typer(help="Images: the environments that were built on this machine
 @app.command("list", epilog="Example: `modalnomad image list`")
 def list_(env: EnvOption = None, as_json: JsonOption = False) -> None:
     """Every image with its size, last used first. Images belong to all environments."""
+    from modalnomad.embedded.store import translated
     from modalnomad.wiring.records import image_store
 
-    images = image_store(load_settings(env)).list()
+    store = image_store(load_settings(env))
+    with translated(f"look at the images in {store.root}"):
+        images = store.list()
     if as_json:
         for image in images:
             emit(

@@ -6,6 +6,7 @@ interrupted before there was anything to stop in order.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -16,8 +17,8 @@ import typer
 from modalnomad import __version__
 from modalnomad.cli import app as app_group
 from modalnomad.cli import container, deploy, doctor, environment, image, plan, prune, run, secret, serve, token, up
-from modalnomad.cli.output import emit, err, error_record, show_error
-from modalnomad.model.errors import ModalNomadError
+from modalnomad.cli.output import emit, err, error_record, show_error, write_what_can_be_written
+from modalnomad.model.errors import BackendError, ModalNomadError
 
 app = typer.Typer(
     name="modalnomad",
@@ -69,6 +70,7 @@ app.command("doctor", epilog="Example: `modalnomad doctor --json`")(doctor.docto
 
 def main() -> None:
     """Run the command line and exit."""
+    write_what_can_be_written()
     try:
         code = app(standalone_mode=True)
     except ModalNomadError as error:
@@ -83,4 +85,13 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("Aborted.")
         code = 130
+    except OSError as error:
+        # What no command foresaw, such as a full disk under standard output. --verbose shows where it happened.
+        logging.getLogger(__name__).debug("a system call failed", exc_info=True)
+        failure = BackendError(f"the system refused something: {error}", "look with --verbose where it happened")
+        if "--json" in sys.argv:
+            with contextlib.suppress(OSError):
+                emit({"event": "error", **error_record(failure)})
+        show_error(failure)
+        code = 1
     sys.exit(code)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from io import TextIOWrapper
 from typing import Any
 
 from rich.console import Console
@@ -27,8 +28,17 @@ def emit(record: Mapping[str, Any]) -> None:
 
 
 def json_line(record: Mapping[str, Any]) -> str:
-    """The object with its newline."""
-    return json.dumps(record, ensure_ascii=False, default=str) + "\n"
+    """The object with its newline; in ASCII where standard output is not UTF-8, which JSON has to be."""
+    utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower() in {"utf-8", "utf8"}
+    return json.dumps(record, ensure_ascii=not utf8, default=str) + "\n"
+
+
+def write_what_can_be_written() -> None:
+    """A character that standard output or standard error cannot show is written as its number (`\\u2713`), instead of
+    ending a command that has done its work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def error_record(error: ModalNomadError) -> dict[str, Any]:

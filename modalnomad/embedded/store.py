@@ -44,6 +44,7 @@ _REASONS: Final = {
     errno.ENFILE: ("too many open files on this machine", "close some programs and try again"),
     errno.EIO: ("the disk reports an error", "look for it in the system's log (dmesg); the disk may be failing"),
     errno.EAGAIN: ("another process holds it", "try again, or look for a modalnomad that hangs"),
+    errno.EEXIST: ("a file has the name of a folder", "choose another folder with MODALNOMAD_HOME"),
     errno.ENOTDIR: ("a part of the path is a file", "choose another folder with MODALNOMAD_HOME"),
 }
 
