@@ -137,7 +137,8 @@ async def _set_within(event: asyncio.Event, timeout: float) -> None:
 
 
 class LogFiles:
-    """All Apps' logs. A disk that takes nothing is told once, and what was lost meanwhile stands where it is missing.
+    """All Apps' logs. A disk that takes nothing is told once for each App, and what was lost meanwhile stands where it
+    is missing.
 
     Blocking: for one thread at a time.
     """
@@ -151,20 +152,24 @@ class LogFiles:
         self._missing: dict[AppKey, int] = {}
         """Lines lost since the last one that was written."""
         self.lost = 0
-        self._failing = False
+        self._failing: set[AppKey] = set()
 
     def write(self, batch: Mapping[AppKey, Sequence[bytes]]) -> None:
         """Whole lines of each App."""
-        failed: OSError | None = None
         for key, lines in batch.items():
-            if error := self._write(key, lines):
-                failed = error
-        if failed is not None and not self._failing:
-            reason = refused("write the logs of replicas", failed)
-            logger.error("%s; what they write is lost until it works again (%s)", reason.message, self._home / "logs")
-        elif failed is None and self._failing:
-            logger.warning("the logs of replicas are written again; %d lines were lost", self.lost)
-        self._failing = failed is not None
+            self._tell(key, self._write(key, lines))
+
+    def _tell(self, key: AppKey, error: OSError | None) -> None:
+        """By App: the disk may take one's and not another's, and both may write all the time."""
+        name = "/".join(key)
+        if error is not None and key not in self._failing:
+            self._failing.add(key)
+            reason = refused(f"write the logs of {name}", error)
+            where = app_folder(self._home, *key)
+            logger.error("%s; what its replicas write is lost until it works again (%s)", reason.message, where)
+        elif error is None and key in self._failing:
+            self._failing.discard(key)
+            logger.warning("the logs of %s are written again; how much was lost stands in them", name)
 
     def _write(self, key: AppKey, lines: Sequence[bytes]) -> OSError | None:
         missing = self._missing.get(key, 0)
@@ -187,6 +192,7 @@ class LogFiles:
 
     def tidy(self) -> None:
         """Remove what is too old."""
+        self._writers.clear()  # of Apps that may be long gone; the others get new ones
         if not self._days:
             return
         try:

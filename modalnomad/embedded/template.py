@@ -121,8 +121,9 @@ class Template:
         return group
 
     def give_back(self, group: Group) -> bool:
-        """No replica was started after all. False: the template has gone, and the group is still the caller's."""
-        if self._closed:
+        """No replica was started after all. False: the template has gone, or has another one by now, and the group is
+        still the caller's."""
+        if self._closed or self.group is not None:
             return False
         self.group = group
         return True

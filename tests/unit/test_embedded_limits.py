@@ -12,6 +12,7 @@ from modalnomad.embedded.cgroups import MIB, bases_of, out_of_memory, refusals, 
 from modalnomad.embedded.failures import outcome
 from modalnomad.embedded.janitor import GROUPS, end_group, groups_of
 from modalnomad.embedded.limits import Bounds, Group, LimitFacts, Limits
+from modalnomad.embedded.template import Template
 from modalnomad.model.manifest import Resources
 
 SEPARATE = """\
@@ -181,3 +182,14 @@ def test_off_is_off(tmp_path: Path) -> None:
 def test_ending_a_group_that_is_gone(tmp_path: Path) -> None:
     assert end_group(str(tmp_path / "none"))
     assert Group("none", {}).end()
+
+
+def test_a_group_that_comes_back_late_to_its_template_does_not_push_out_another() -> None:
+    """It would be nobody's then, and stay until the engine ends."""
+    template = object.__new__(Template)
+    template.group, template._closed = None, False
+    first, second = Group("none", {}), Group("none", {})
+
+    assert template.give_back(first)
+    assert not template.give_back(second)
+    assert template.take_group() is first

@@ -103,6 +103,14 @@ def files(home: Path, **settings: Any) -> LogFiles:
     return LogFiles(home, EmbeddedSettings(**settings), clock=lambda: 100 * DAY)
 
 
+def test_writers_are_not_kept_for_apps_that_are_long_gone(tmp_path: Path) -> None:
+    kept = files(tmp_path)
+    for number in range(3):
+        kept.write({("main", f"app{number}"): [line("one")]})
+        kept.tidy()
+    assert not kept._writers
+
+
 def test_a_disk_that_takes_nothing_is_told_once_and_what_was_lost_stands_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -113,7 +121,7 @@ def test_a_disk_that_takes_nothing_is_told_once_and_what_was_lost_stands_in_the_
     folder.write_text("in the way")
     for number in range(3):
         kept.write({("main", "app"): [line(f"{number} one"), line(f"{number} two")]})
-    kept.write({("main", "other"): [line("another App's")]})
+        kept.write({("main", "other"): [line(f"{number} another App's")]})
     assert kept.lost == 6
     folder.unlink()
     (tmp_path / "aside").rename(folder)
@@ -121,7 +129,7 @@ def test_a_disk_that_takes_nothing_is_told_once_and_what_was_lost_stands_in_the_
 
     missing = "6 lines are left out here: they could not be written to disk"
     assert texts(tmp_path) == ["before", missing, "after"]
-    assert texts(tmp_path, "other") == ["another App's"]
+    assert texts(tmp_path, "other") == [f"{number} another App's" for number in range(3)]
     levels = [record.levelno for record in caplog.records]
     assert levels.count(logging.ERROR) == 1
     assert "cannot write the logs" in caplog.records[0].message
