@@ -98,6 +98,7 @@ class EmbeddedEngine(Engine):
         self._preparing: set[asyncio.Task[ModalNomadError | None]] = set()
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Revision → held while it is prepared or retired."""
+        self._compiling = asyncio.Semaphore(1)
         self._opening = asyncio.Lock()
         self._tools: Tools | None = None
         self._network = Network(settings.network)
@@ -148,8 +149,13 @@ class EmbeddedEngine(Engine):
         except OSError as error:
             return refused(f"prepare {revision.app}/{revision.function.tag}", error)
         if new:
-            self._tasks.spawn(_compile_later(bundle, image), f"compile {revision.bundle[:12]}")
+            self._tasks.spawn(self._compile_later(bundle, image), f"compile {revision.bundle[:12]}")
         return None
+
+    async def _compile_later(self, bundle: Path, image: Path) -> None:
+        await asyncio.sleep(COMPILE_AFTER)
+        async with self._compiling:  # a platform that starts prepares all that is deployed
+            await compile_bundle(bundle, image / "bin" / "python")
 
     async def _open(self) -> Tools:
         async with self._opening:
@@ -330,11 +336,6 @@ class EmbeddedEngine(Engine):
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
-
-
-async def _compile_later(bundle: Path, image: Path) -> None:
-    await asyncio.sleep(COMPILE_AFTER)
-    await compile_bundle(bundle, image / "bin" / "python")
 
 
 def _image_missing(revision: Revision) -> BackendRefused:

@@ -273,3 +273,26 @@ async def test_a_new_bundle_is_compiled_once_it_is_quiet(home: Path, monkeypatch
         await eventually(lambda: compiled.is_dir() and list(compiled.glob("prog.*.pyc")))
 
         assert (await h.ask(await h.started(revision))).status == 200
+
+
+async def test_many_bundles_are_compiled_one_after_the_other(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An `up` with a hundred Apps prepares them all when it starts."""
+    running: list[Path] = []
+    done: list[Path] = []
+    gate = asyncio.Event()
+
+    async def compile_slowly(bundle: Path, python: Path) -> None:
+        running.append(bundle)
+        await gate.wait()
+        assert len(running) == 1
+        done.append(running.pop())
+
+    monkeypatch.setattr("modalnomad.embedded.engine.COMPILE_AFTER", 0.0)
+    monkeypatch.setattr("modalnomad.embedded.engine.compile_bundle", compile_slowly)
+    async with embedded(home) as h:
+        await asyncio.gather(*(h.revision(f"{HELLO}\nNUMBER = {number}\n") for number in range(4)))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(running) == 1
+        gate.set()
+        await eventually(lambda: len(done) == 4)
