@@ -244,6 +244,7 @@ class Session:
         while unused := self._prepared - self.current.ids - self._draining:
             revision = unused.pop()
             self._prepared.discard(revision)
+            await self._platform.pools.retire(revision)  # a start guessed in vain is no failure of the program
             await self._platform.engine.retire(revision)
 
 

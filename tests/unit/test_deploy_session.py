@@ -46,6 +46,7 @@ class World(Silent):
         self.record: AppRecord | None = None
         self.prepared: set[str] = set()
         self.done: list[str] = []
+        self.drained: set[str] = set()
         self.start_failure: ModalNomadError | None = None
         self.hold = asyncio.Event()
         self.hold.set()
@@ -94,6 +95,7 @@ class World(Silent):
 
     async def retire(self, revision: RevisionId) -> None:
         self.done.append("drain")
+        self.drained.add(revision)
         self.end(revision)
 
     async def routed(self, revisions: frozenset[RevisionId]) -> None:
@@ -245,11 +247,13 @@ async def test_a_wrong_guess_ends(world: World, session: Session) -> None:
     for _ in range(20):
         await asyncio.sleep(0)
     assert len(world.running()) == 2, "the guess runs beside what is served"
+    guessed = world.running() - session.current.ids
     world.hold.set()
     await reload
     await settle(world, session)
 
     assert world.running() == session.current.ids
+    assert world.drained >= guessed, "its pool was told, so nobody takes its end for a failed start"
     assert world.prepared == session.current.ids
     assert session.current.by_tag["f"].function.timeout == 7
 
@@ -267,7 +271,7 @@ async def test_what_fails_leaves_the_old_one_and_nothing_else(world: World, sess
     await session._reload([])
     await settle(world, session)
 
-    assert [entry for entry in world.done if entry != "warm"] == ["failed broken"]
+    assert [entry for entry in world.done if entry not in {"warm", "drain"}] == ["failed broken"]
     assert world.running() == old
     assert world.prepared == old
     assert session.current.ids == old
