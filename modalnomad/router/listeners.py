@@ -68,7 +68,10 @@ class Listeners:
         door = self._doors.pop(bound_host, None)
         if door is None:
             return
-        held = [socket.socket(fileno=os.dup(sock.fileno())) for sock in door.server.sockets]
+        held: list[socket.socket] = []
+        with suppress(OSError):  # no file may be opened any more: then the system resets them
+            for sock in door.server.sockets:
+                held.append(socket.socket(fileno=os.dup(sock.fileno())))  # noqa: PERF401 - kept where a later one fails
         door.server.close()
         loop = asyncio.get_running_loop()
         for client in (client for sock in held for client in _accepted(sock)):

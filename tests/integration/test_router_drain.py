@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -119,6 +120,20 @@ async def test_clients_the_system_let_in_are_told_when_the_router_stops(tmp_path
             assert head.startswith(b"HTTP/1.1 503 "), head
             assert b"modalnomad-error: draining" in head.lower()
         assert not engine.started
+
+
+async def test_a_router_without_a_free_file_stops_listening_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    async with server(tmp_path) as (router, _):
+        monkeypatch.setattr("modalnomad.router.listeners.os.dup", full)
+        port = router.port
+        await router.drain()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
 
 
 async def test_idle_clients_have_a_moment_to_hear_that_the_router_stops(tmp_path: Path) -> None:
