@@ -94,9 +94,12 @@ class Exchange:
         self._tasks = Tasks("calls")
         self._open: dict[int, asyncio.Task[None]] = {}
         self._room = asyncio.Semaphore(AT_ONCE)
+        self._closed = False
 
     def take(self, message: Message) -> None:
         """A `call` or a `cancel`; others are ignored."""
+        if self._closed:
+            return  # it has not heard yet that it is to end
         record = message.record
         if (number := record.get("call")) is not None:
             task = self._tasks.spawn(self._answer(int(number), message), "call")
@@ -121,5 +124,6 @@ class Exchange:
         return await self._caller.call(call, lambda outcome, delay: self._on_retry(call, outcome, delay))
 
     async def close(self) -> None:
-        """Cancel all."""
+        """Cancel all. Twice does nothing more."""
+        self._closed = True
         await self._tasks.close()
