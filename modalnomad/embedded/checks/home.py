@@ -82,7 +82,7 @@ def check_sizes(sizes: Mapping[str, int], whole: bool) -> Finding:
 def check_records(damaged: Sequence[str], count: int) -> Finding:
     """Files that cannot be read, of so many."""
     if not damaged:
-        return ok("records", f"{count} records are whole")
+        return ok("records", "1 record is whole" if count == 1 else f"{count} records are whole")
     shown = "; ".join(damaged[:SHOWN])
     more = f" and {len(damaged) - SHOWN} more" if len(damaged) > SHOWN else ""
     return problem("records", f"{shown}{more}", "restore the files from a copy, or remove them and deploy again")
