@@ -17,6 +17,7 @@ from modalnomad.deploy.report import Report
 from modalnomad.deploy.stage import Stage
 from modalnomad.deploy.strategy import Strategy
 from modalnomad.deploy.warming import all_or_first_error, as_warm, replacements
+from modalnomad.kit.clock import Clock, monotonic
 from modalnomad.kit.tasks import Tasks
 from modalnomad.model.apps import AppRecord
 from modalnomad.model.errors import BackendError, BackendUnreachable, ModalNomadError
@@ -27,6 +28,8 @@ from modalnomad.ports.discovery import Discovery, PublishApp
 
 SERVED_WITHIN: Final = 60.0
 """Seconds a running platform may take to follow a record; it looks several times a second."""
+STAYS_WARM: Final = 1.0
+"""Seconds that replicas which were just started stay in any case: less than any scaledown window."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +63,11 @@ class Change:
 class Applying:
     """One change on its way. `published` tells at any moment whether it holds."""
 
-    def __init__(self, change: Change, discovery: Discovery, stage: Stage | None, report: Report) -> None:
+    def __init__(
+        self, change: Change, discovery: Discovery, stage: Stage | None, report: Report, *, clock: Clock = monotonic
+    ) -> None:
         self.change = change
+        self._clock = clock
         self._discovery = discovery
         self._stage = stage
         self._report = report
@@ -114,9 +120,13 @@ class Applying:
         if wanted:
             names = sorted({by_id[id].function.tag for id, _ in wanted})
             self._report.progress(f"Starting {', '.join(names)} before anything is switched over")
-        await all_or_first_error(
-            [stage.warm(by_id[id], parameters, count) for (id, parameters), count in wanted.items()]
-        )
+        began = self._clock()
+        for _ in range(2):
+            await all_or_first_error(
+                [stage.warm(by_id[id], parameters, count) for (id, parameters), count in wanted.items()]
+            )
+            if len(wanted) < 2 or self._clock() - began < STAYS_WARM:
+                break  # else the first may have gone idle, and cold, while the last one started
         for before, revision in replacements(change.new, self._old):
             if revision.id in apart:
                 await stage.follow(before.id, revision.id)

@@ -39,6 +39,7 @@ class World:
         self.discovery = FakeDiscovery(before, self.done)
         self.stage = FakeStage(self.done, {OLD.id: {"": warm}} if warm else {})
         self.report = Notices()
+        self.now = 0.0
 
     def applying(
         self,
@@ -50,7 +51,8 @@ class World:
         versions = (*(self.before.versions if self.before else ()), version(2, *(revisions or (NEW,))))
         after = record(*versions, serial=(self.before.serial if self.before else 0) + 1)
         change = Change(before=self.before, after=after, strategy=strategy, check=check)
-        return Applying(change, self.discovery, self.stage if running else None, self.report)
+        stage = self.stage if running else None
+        return Applying(change, self.discovery, stage, self.report, clock=lambda: self.now)
 
 
 async def test_what_was_warm_is_warm_before_anybody_is_sent_there() -> None:
@@ -77,6 +79,20 @@ async def test_check_starts_one_of_each_new_revision_and_no_more_than_needed() -
     world = World(warm=2)
     await world.applying(NEW, revision("g", "2"), check=True).run()
     assert world.done == ["prepare f", "prepare g", "warm f 2", "warm g 1", "publish", "served 2"]
+
+
+async def test_what_was_warm_first_is_warm_again_when_the_last_one_took_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have gone idle and cold meanwhile, and nobody is to be sent to a cold one."""
+    world = World()
+    warm = world.stage.warm
+
+    async def slowly(revision: Revision, parameters: str, count: int) -> None:
+        await warm(revision, parameters, count)
+        world.now += 90 if revision.function.tag == "g" else 2
+
+    monkeypatch.setattr(world.stage, "warm", slowly)
+    await world.applying(NEW, revision("g", "2"), check=True).run()
+    assert world.done == ["prepare f", "prepare g", *["warm f 1", "warm g 1"] * 2, "publish", "served 2"]
 
 
 async def test_check_leaves_alone_what_did_not_change() -> None:
