@@ -14,11 +14,12 @@ import typer
 from pydantic import BaseModel
 
 from modalnomad.cli.main import app
+from modalnomad.cli.reference_errors import errors_page
 from modalnomad.cli.reference_watching import access_log_page, metrics_page
 from modalnomad.settings import Settings
 
 MADE = "<!-- Made by scripts/docs from the code; change it there. -->\n"
-PAGES = ("cli.md", "configuration.md", "operate/metrics.md", "operate/access-log.md")
+PAGES = ("cli.md", "configuration.md", "errors.md", "operate/metrics.md", "operate/access-log.md")
 
 
 def pages() -> dict[str, str]:
@@ -26,6 +27,7 @@ def pages() -> dict[str, str]:
     return {
         "cli.md": cli_page(),
         "configuration.md": configuration_page(),
+        "errors.md": MADE + errors_page(),
         "operate/metrics.md": MADE + metrics_page(),
         "operate/access-log.md": MADE + access_log_page(),
     }
