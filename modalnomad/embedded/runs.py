@@ -30,6 +30,7 @@ class Run:
         self.path = path
         self.sockets = sockets
         self._lock = lock
+        self._kept = FileLock(sockets)
         self._janitor: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -53,6 +54,8 @@ class Run:
                 raise
         run = cls(path, sockets, lock)
         try:
+            # What tidies /tmp removes what was not used for days, but nothing that is locked (tmpfiles.d(5)).
+            run._kept.acquire(shared=True, wait=False)
             run._start_janitor()
         except BaseException:
             run.close()
@@ -86,6 +89,7 @@ class Run:
     def close(self) -> None:
         """Remove everything; the processes have ended before. Twice does nothing more."""
         janitor.end_run(str(self.path))
+        self._kept.release()
         self._lock.release()
         process, self._janitor = self._janitor, None
         if process is None:

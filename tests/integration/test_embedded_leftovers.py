@@ -344,6 +344,15 @@ def test_a_run_of_a_living_engine_is_never_cleared(home: Path) -> None:
     assert runs(home) == []
 
 
+def test_whoever_tidies_folders_of_temporary_files_sees_that_sockets_are_in_use(home: Path) -> None:
+    run = Run.open(home)
+    tidying = FileLock(run.sockets)
+    with pytest.raises(BlockingIOError):
+        tidying.acquire(wait=False)
+    run.close()
+    assert not run.sockets.exists()
+
+
 def test_a_run_whose_lock_is_free_is_cleared(home: Path) -> None:
     dead = home / "run" / "dead"
     (dead / "replicas").mkdir(parents=True)
