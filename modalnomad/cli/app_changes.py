@@ -133,7 +133,7 @@ def scale(
         int | None, typer.Option("--buffer", min=0, help="Idle replicas kept beside busy ones while it is used.")
     ] = None,
     window: Annotated[
-        float | None, typer.Option("--window", min=0.1, help="Idle seconds after which a replica goes.")
+        float | None, typer.Option("--window", min=0.1, max=31_536_000, help="Idle seconds after which a replica goes.")
     ] = None,
     reset: Annotated[bool, typer.Option("--reset", help="Back to what the program says.")] = False,
     env: EnvOption = None,
@@ -195,7 +195,7 @@ def _show_scaled(
         return
     out.print(f"{revision.app}/{tag}", style="bold", markup=False)
     for name, value in values.items():
-        shown = "no limit" if value is None else f"{value:g}{' s' if name == 'scaledown_window' else ''}"
+        shown = "no limit" if value is None else f"{value:g} s" if isinstance(value, float) else str(value)
         out.print(f"  {name} = {shown}{'  (set by hand)' if name in by_hand else ''}", markup=False)
     if not changed.served:
         err.print("No platform runs on this home: it holds once `modalnomad up` runs.", markup=False)

@@ -7,11 +7,15 @@ the buffer, replicas that have been idle for the scaledown window.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from modalnomad.model.manifest import Function
 from modalnomad.model.routes import ScalingOverride
 from modalnomad.scaling.window import Peak
+
+STARTING: Final = 100
+"""Replicas that a minimum or a buffer has starting at once. What the machine has no room for fails at once, too: a
+minimum of a million must not keep the router busy with nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,7 @@ def decide(now: float, observed: Observed, policy: Policy, state: Peak) -> Decis
         kept, reason = busy + policy.buffer, Reason("buffer", f"buffer_containers={policy.buffer} beside {busy} in use")
     wanted = policy.within(max(kept, busy))
     room = wanted - len(live) if policy.max is None else min(wanted - len(live), policy.max - len(observed.replicas))
+    room = min(room, max(policy.needed(observed.waiting), STARTING - sum(seen.state == "starting" for seen in live)))
     if room > 0:
         return Decision(state, start=room, reason=reason if kept >= busy else Reason("requests", f"{demand} requests"))
     if len(live) <= wanted or observed.waiting or len(live) < len(observed.replicas):
