@@ -138,6 +138,9 @@ def clashes(entries: Iterable[tuple[str, str, tuple[str, ...]]]) -> tuple[Proble
             first = owner.setdefault(host, name)
             if first != name:
                 problems.append(
-                    Problem(where or name, f"{first} and {name} would share {host}: give one of them another label=")
+                    Problem(
+                        where or name,
+                        f"{first} and {name} would share {host}: give one of them another label= or custom domain",
+                    )
                 )
     return tuple(problems)
