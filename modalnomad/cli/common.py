@@ -46,8 +46,9 @@ def settings_error(error: ValidationError) -> UserError:
     """Every wrong setting with the rule it breaks."""
     lines = []
     for problem in error.errors():
-        path = "__".join(str(part) for part in problem["loc"])
-        lines.append(f"MODALNOMAD_{path.upper()} = {problem['input']!r}: {problem['msg']}")
+        path = [str(part) for part in problem["loc"]]
+        rule = "there is no such setting" if problem["type"] == "extra_forbidden" else problem["msg"]
+        lines.append(f"{'.'.join(path)} (MODALNOMAD_{'__'.join(path).upper()}) = {problem['input']!r}: {rule}")
     return UserError(
         "wrong settings:\n" + "\n".join(lines),
         f"they come from flags, environment variables or {config_file()}; docs/configuration.md has all of them",

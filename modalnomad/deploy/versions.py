@@ -82,7 +82,7 @@ def earlier_version(record: AppRecord, text: str | None) -> AppVersion:
         if record.stopped_at is None and len(record.versions) < 2:
             raise NotFound(
                 f"App {record.app} has no version before v{record.version}: {kept_in_words(record)}",
-                "name a version that is kept, or deploy the program again",
+                "deploy the program again",
             )
     elif match := re.fullmatch(r"v?([1-9][0-9]{0,8})", text):
         number = int(match[1])
@@ -130,7 +130,7 @@ def _taken(name: str, where: str, host: str, environment: str, owner: Route) -> 
     return Problem(
         where or name,
         f"{name} would take {host}, which {owner.name} in environment {owner.environment} has: give one of them "
-        f"another label=, or stop the other: modalnomad app stop {owner.app}{elsewhere}",
+        f"another label= or custom domain, or stop the other: modalnomad app stop {owner.app}{elsewhere}",
     )
 
 

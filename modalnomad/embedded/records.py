@@ -86,7 +86,7 @@ class Records:
     def problems(self) -> tuple[Problem, ...]:
         """Of records that cannot be read now."""
         return tuple(
-            Problem(known.path, known.error.message.removeprefix(f"{known.path} ") + _then(known.error.hint))
+            Problem(known.path, known.error.message.removeprefix(f"{known.path} ") + "." + _then(known.error.hint))
             for kind in KINDS
             for known in self._read_all(kind)
             if known.error is not None
@@ -263,7 +263,8 @@ def check_change(change: PublishApp, present: AppRecord | None, others: Iterable
                 raise BackendConflict(
                     f"{wanted[taken].name} wants the host {taken}, which {route.name} in environment "
                     f"{other.environment} has",
-                    f"give one of them another label=, or stop the other App: modalnomad app stop {other.app}"
+                    "give one of them another label= or custom domain, or stop the other App: "
+                    f"modalnomad app stop {other.app}"
                     + _flag(other.environment),
                 )
 

@@ -143,7 +143,7 @@ def read_record(path: Path, kind: str, version: int) -> dict[str, Any] | None:
         except FileNotFoundError:
             return None
     damaged = BackendRefused(
-        f"{path} is damaged: it is not a {kind} record",
+        f"{path} is damaged: it is no {kind} record",
         "restore the file from a copy, or remove it and create it again",
     )
     try:
