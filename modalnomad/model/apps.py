@@ -12,6 +12,9 @@ from modalnomad.model.manifest import Model
 from modalnomad.model.revision import Revision
 from modalnomad.model.routes import Route, ScalingOverride
 
+LATEST = 32_503_680_000.0
+"""Unix time of the year 3000: a record with a later one is damaged."""
+
 
 class AppVersion(Model):
     """One deploy of an App, immutable: everything that is needed to serve it again without building anything."""
@@ -21,7 +24,7 @@ class AppVersion(Model):
     routes: tuple[Route, ...] = ()
     revisions: tuple[Revision, ...] = ()
     """All that routes need, and those of functions with a schedule."""
-    deployed_at: float = 0.0
+    deployed_at: float = Field(default=0.0, ge=0, le=LATEST)
     """Unix time."""
     deployed_by: str = ""
     """`user@host`."""

@@ -49,6 +49,7 @@ __all__ = ["Activator", "Lease", "Load", "StartFailed"]
 logger = logging.getLogger("modalnomad.router.activator")
 
 _CLOSING = Failure("start_failed", "The router is shutting down.")
+_RETIRED = Failure("start_failed", "Its revision is not served any more.")
 
 
 class Activator:
@@ -204,6 +205,7 @@ class Activator:
         self._pools.retire(revision)
         for pool in self._pools.of(revision):
             self.apply(pool, pool.retire(self._clock()))
+            self._warmers.fail(pool, _RETIRED)
 
     def serve(self, revisions: Mapping[RevisionId, Revision], overrides: Mapping[RevisionId, ScalingOverride]) -> None:
         """From now on these revisions are served and no others, scaled as `overrides` say. Those without a route count:

@@ -149,6 +149,17 @@ async def test_warm_says_why_a_start_failed(open_platform: Opener) -> None:
         assert caught.value.failure.detail == "Traceback: boom"
 
 
+async def test_who_warms_a_revision_that_is_retired_meanwhile_is_told(open_platform: Opener) -> None:
+    platform, match = await open_platform(), make_match()
+    platform.engine.on_start = lambda stub: None
+    warming = asyncio.create_task(platform.activator.warm(match.revision, pool_of(match), 1))
+    await platform.until(lambda: platform.engine.stubs)
+    await platform.activator.retire(match.revision.id)
+    with pytest.raises(StartFailed, match="not served"):
+        async with asyncio.timeout(10):
+            await warming
+
+
 async def test_the_queue_has_an_end_and_a_limit(open_platform: Opener) -> None:
     settings = RouterSettings(queue_limit=1, queue_timeout=0.2)
     platform, match = await open_platform(settings=settings), make_match(max_containers=1)
