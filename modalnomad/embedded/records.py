@@ -217,14 +217,18 @@ class Records:
         """Raises NotFound."""
         path = self._token_path(id, environment)
         with self._locked():
-            self._remove(path, f"there is no token {id} in environment {environment}")
+            self._remove(
+                path,
+                f"there is no token {id} in environment {environment}",
+                "see what there is with: modalnomad token list",
+            )
 
-    def _remove(self, path: Path, missing: str) -> None:
+    def _remove(self, path: Path, missing: str, hint: str | None = None) -> None:
         with translated(f"remove {path}"):
             try:
                 remove_file(path)
             except FileNotFoundError:
-                raise NotFound(missing) from None
+                raise NotFound(missing, hint) from None
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -264,8 +268,7 @@ def check_change(change: PublishApp, present: AppRecord | None, others: Iterable
                     f"{wanted[taken].name} wants the host {taken}, which {route.name} in environment "
                     f"{other.environment} has",
                     "give one of them another label= or custom domain, or stop the other App: "
-                    f"modalnomad app stop {other.app}"
-                    + _flag(other.environment),
+                    f"modalnomad app stop {other.app}" + _flag(other.environment),
                 )
 
 
