@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from modalnomad.model.errors import ImageBuildFailed, ModalNomadError, UserCodeFailed
@@ -19,6 +20,9 @@ out = Console(highlight=False, soft_wrap=True)
 """Answers: standard output."""
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 """Progress, notices and errors: standard error."""
+
+WIDEST = 100_000
+"""Columns of a table at most."""
 
 
 def emit(record: Mapping[str, Any]) -> None:
@@ -65,4 +69,6 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(*columns, box=None, header_style="bold", pad_edge=False)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
+    # As wide as it has to be: a narrow terminal breaks the lines, where rich would shorten headings and cells.
+    table.width = Measurement.get(out, out.options.update(max_width=WIDEST), table).maximum
     out.print(table)
