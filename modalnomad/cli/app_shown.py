@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -45,6 +47,8 @@ def list_(
         out.print(f"No Apps{where}.", markup=False)
     for problem in problems:
         err.print(f"Not shown: {problem}", markup=False)
+    if problems:
+        err.print("An up that runs goes on with what it last read of them.", markup=False)
 
 
 async def _read(
@@ -54,8 +58,21 @@ async def _read(
     from modalnomad.wiring.running import replicas_by_app
 
     discovery = open_records(settings).discovery
-    records = await discovery.apps(environment)
-    return records, await discovery.problems(), await replicas_by_app(settings)
+    # Told below, as what the list lacks; in the words of the log it would stand there twice.
+    with _unlogged("modalnomad.discovery"):
+        records = await discovery.apps(environment)
+        problems = await discovery.problems()
+    return records, problems, await replicas_by_app(settings)
+
+
+@contextmanager
+def _unlogged(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _state(record: AppRecord) -> str:

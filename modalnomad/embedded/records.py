@@ -315,7 +315,7 @@ def _stamp(status: os.stat_result) -> tuple[int, int, int]:
 
 
 def _complain(error: BackendError, stays: bool) -> None:
-    what = "its last readable content stays in force" if stays else "it is not served"
+    what = "its last readable content stays in force" if stays else "it is left out"
     logger.error("%s; %s.%s", error.message, what, _then(error.hint))
 
 

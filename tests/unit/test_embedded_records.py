@@ -77,7 +77,7 @@ async def test_at_a_fresh_start_the_others_are_served_and_the_problem_is_told(
     fresh = EmbeddedDiscovery(tmp_path)
 
     assert {route.app for route in (await snapshot(fresh)).routes} == {"b"}
-    assert "it is not served" in caplog.text
+    assert "it is left out" in caplog.text
     assert [app.app for app in await fresh.apps()] == ["b"]
     (problem,) = await fresh.problems()
     assert problem.path == str(place(tmp_path, "a"))
