@@ -170,13 +170,12 @@ def scale(
 
 async def _show_present(settings: Settings, app: str, function: str, *, as_json: bool) -> None:
     from modalnomad.cli.changing import Told
-    from modalnomad.deploy.changing import AppChange, Changed
-    from modalnomad.wiring.deploy import open_deploy
+    from modalnomad.deploy.changing import Changed, present
+    from modalnomad.wiring.records import open_records
 
-    async with open_deploy(settings) as parts:
-        record = await AppChange(parts.discovery, parts.stage, Told()).present(app, settings.environment)
-        changed = Changed(record=record, skipped=True, served=True, direct_urls={})
-        _show_scaled(changed, None, Told(), 0.0, function=function, as_json=as_json)
+    record = await present(open_records(settings).discovery, app, settings.environment)
+    changed = Changed(record=record, skipped=True, served=True, direct_urls={})
+    _show_scaled(changed, None, Told(), 0.0, function=function, as_json=as_json)
 
 
 def _show_scaled(

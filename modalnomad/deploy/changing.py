@@ -85,11 +85,16 @@ class AppChange:
         )
 
     async def present(self, app: str, environment: str) -> AppRecord:
-        """The App's record as it is. Raises NotFound naming those there are."""
-        record = await self._discovery.app(app, environment)
-        if record is None or not record.versions:
-            raise await no_such_app(self._discovery, app, environment)
-        return record
+        """See the function of this name."""
+        return await present(self._discovery, app, environment)
+
+
+async def present(discovery: Discovery, app: str, environment: str) -> AppRecord:
+    """The App's record as it is. Raises NotFound naming those there are."""
+    record = await discovery.app(app, environment)
+    if record is None or not record.versions:
+        raise await no_such_app(discovery, app, environment)
+    return record
 
 
 async def no_such_app(discovery: Discovery, app: str, environment: str) -> NotFound:

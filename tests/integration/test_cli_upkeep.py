@@ -121,6 +121,24 @@ def test_environments_are_those_that_hold_something(home: Path) -> None:
     assert "staging" in run(home, "environment", "list").stdout
 
 
+def test_a_damaged_record_is_told_once_and_nothing_is_claimed_of_what_runs(home: Path) -> None:
+    publish(home, "good")
+    (home / "discovery" / "apps" / "main" / "bad.json").write_text("{")
+    listed = run(home, "app", "list")
+    assert "good" in listed.stdout
+    assert listed.stderr.count("bad.json") == 1
+    assert "not served" not in listed.stderr
+    assert "goes on with what it last read" in listed.stderr
+
+
+def test_scaling_is_shown_without_writing(home: Path) -> None:
+    publish(home, "shop")
+    function = next(iter(asyncio.run(EmbeddedDiscovery(home).apps()))).revisions[0].function.tag
+    before = sorted(path for path in home.rglob("*"))
+    assert "max_containers" in run(home, "app", "scale", f"shop/{function}").stdout
+    assert sorted(path for path in home.rglob("*")) == before
+
+
 def test_a_secret_that_a_served_app_uses_is_not_deleted_by_mistake(home: Path) -> None:
     run(home, "secret", "create", "db", "A=1")
     run(home, "secret", "create", "free", "A=1")
