@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from modalnomad import __version__
+from modalnomad.kit.http_log import http_logger
 from modalnomad.model.errors import BackendConflict, BackendError, BackendRefused
 from modalnomad.router import debug
 from modalnomad.router.exposition import Exposition
@@ -65,7 +66,7 @@ class Admin:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/debug", self._debug)
         app.router.add_get("/debug/tasks", _tasks)
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        runner = web.AppRunner(app, access_log=None, logger=http_logger, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()
         site = web.TCPSite(runner, self._host, self._wanted)
         try:

@@ -24,6 +24,7 @@ from modalnomad.wiring.control_protocol import (
     MESSAGE_LIMIT,
     PATH,
     PROTOCOL,
+    STOPPING,
     error_from_record,
     find_socket,
 )
@@ -134,6 +135,10 @@ async def open_control(home: Path) -> AsyncIterator[Control]:
         try:
             ws = await _connect(session, path, home)
         except (TimeoutError, aiohttp.ClientError) as error:
+            if isinstance(error, aiohttp.WSServerHandshakeError) and error.status == STOPPING:
+                raise BackendUnreachable(
+                    f"the modalnomad up of {home} is being stopped{_holder(home)}", "try again when it has ended"
+                ) from None
             raise BackendUnreachable(
                 f"the modalnomad up of {home} does not answer{_holder(home)}",
                 f"look whether it is stopped or overloaded ({type(error).__name__})",

@@ -38,6 +38,8 @@ NAME: Final = "up.sock"
 PREFIX: Final = "modalnomad-"
 MESSAGE_LIMIT: Final = 16 << 20
 """Bytes of one message."""
+STOPPING: Final = 410
+"""HTTP status for those who come while it stops."""
 HEARTBEAT: Final = 30.0
 """Seconds between two looks whether the other side is still there."""
 

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from modalnomad import __version__
 from modalnomad.embedded.store import translated
+from modalnomad.kit.http_log import http_logger
 from modalnomad.kit.tasks import Tasks
 from modalnomad.model.errors import BackendError, BackendRefused, ModalNomadError
 from modalnomad.wiring.control_protocol import (
@@ -122,7 +123,9 @@ class ControlServer:
             listener = _listen(path)
         application = web.Application()
         application.router.add_get(PATH, self._serve)
-        self._runner = web.AppRunner(application, handle_signals=False, access_log=None, shutdown_timeout=PATIENCE)
+        self._runner = web.AppRunner(
+            application, handle_signals=False, access_log=None, logger=http_logger, shutdown_timeout=PATIENCE
+        )
         try:
             await self._runner.setup()
             await web.SockSite(self._runner, listener).start()
@@ -153,7 +156,9 @@ class ControlServer:
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         if not _is_ours(request):
             raise web.HTTPForbidden
-        if self._stopping or len(self._clients) >= CLIENTS:
+        if self._stopping:
+            raise web.HTTPGone  # `STOPPING` of the protocol
+        if len(self._clients) >= CLIENTS:
             raise web.HTTPServiceUnavailable
         ws = web.WebSocketResponse(heartbeat=HEARTBEAT, max_msg_size=MESSAGE_LIMIT, compress=False)
         if not ws.can_prepare(request):

@@ -168,6 +168,26 @@ async def test_what_is_no_websocket_gets_nowhere(tmp_path: Path, sent: bytes) ->
         await answers(tmp_path)
 
 
+async def test_an_endless_head_is_answered_and_leaves_no_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(tmp_path):
+        reader, writer = await asyncio.open_unix_connection(str(find_socket(tmp_path)))
+        writer.write(b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await within(reader.readline())).split()[1] == b"400"
+        writer.close()
+        await writer.wait_closed()
+        await answers(tmp_path)
+    assert caplog.text == ""
+
+
+async def test_who_comes_while_it_stops_is_told(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        await server.stop()
+        with pytest.raises(BackendUnreachable, match="is being stopped"):
+            await control_call(Settings(home=tmp_path), "echo")
+
+
 async def test_clients_beyond_the_limit_are_refused_and_places_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

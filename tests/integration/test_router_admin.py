@@ -135,3 +135,14 @@ async def test_tasks_are_shown_by_name(tmp_path: Path) -> None:
         names = {task["name"] for task in (await watch.json("/debug/tasks"))["tasks"]}
 
     assert {"router:routes", "router:replicas", "router:scaler", "router:sweep"} <= names
+
+
+async def test_an_endless_head_is_answered_and_leaves_no_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with watched(tmp_path) as watch:
+        answer = await watch.page("/healthz", "X-Long: " + "x" * 9000)
+        assert answer.status == 400
+        assert (await watch.page("/healthz")).status == 200
+    assert "Traceback" not in caplog.text
+    assert "Error handling request" not in caplog.text
