@@ -32,13 +32,18 @@ class LocalStage(Stage):
         self._following = following
 
     def _hold(self, revision: Revision) -> None:
-        only = self._discovery.environment
-        if only not in {None, revision.environment}:
-            raise BackendRefused(
-                f"the modalnomad up that runs serves the environment {only} only, not {revision.environment}",
-                "start it without --env: it serves all of them then",
-            )
+        if self._is_foreign(revision.environment):
+            raise self._refusal(revision.environment)
         self._revisions.hold(revision, self)
+
+    def _is_foreign(self, environment: str) -> bool:
+        return self._discovery.environment not in {None, environment}
+
+    def _refusal(self, environment: str) -> BackendRefused:
+        return BackendRefused(
+            f"the modalnomad up that runs serves the environment {self._discovery.environment} only, not {environment}",
+            "start it without --env: it serves all of them then",
+        )
 
     async def warm_counts(self, revision: RevisionId) -> Mapping[str, int]:
         """As the protocol says."""
@@ -66,7 +71,12 @@ class LocalStage(Stage):
         self._parts.engine.after(successor, earlier)
 
     async def served(self, app: str, environment: str, serial: int) -> None:
-        """As the protocol says."""
+        """As the protocol says. Raises BackendRefused for an App in force that this one does not serve."""
+        if self._is_foreign(environment):
+            record = await self._discovery.app(app, environment)
+            if record is None or record.stopped_at is not None:
+                return
+            raise self._refusal(environment)
         await self._following.served.until(
             lambda served: served is not None and served.snapshot.serials.get((environment, app), 0) >= serial
         )

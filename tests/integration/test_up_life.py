@@ -110,6 +110,11 @@ def test_one_environment_alone(tmp_path: Path, home: Path) -> None:
         refused = run_command("deploy", "--env", "main", str(program(tmp_path, "two")), home=home)
         assert refused.returncode == 1
         assert "serves the environment staging only" in refused.stderr
+        unserved = run_command("deploy", "--env", "main", "--tag", "t", str(program(tmp_path, "one")), home=home)
+        assert unserved.returncode == 1
+        assert "serves the environment staging only" in unserved.stderr
+        assert "App shop is stored as v2" in unserved.stderr, "it needs nothing of the one that runs"
+        assert run_command("app", "stop", "shop", "--env", "main", "--yes", home=home).returncode == 0
         listed = run_command("container", "list", "--env", "staging", "--json", home=home)
         id = json.loads(listed.stdout)["id"]
         assert run_command("container", "stop", id, "--env", "main", home=home).returncode == 1
