@@ -134,7 +134,7 @@ def platform(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     file.write_text(PROGRAM.format(folder=str(folder)))
     home = own_home(folder)
     store(home, file)
-    templates = {"MODALNOMAD_EMBEDDED__TEMPLATES": "true"} if request.param else {}
+    templates = {"MODALNOMAD_EMBEDDED__TEMPLATES": str(request.param).lower()}
     with up(home, env=SETTINGS | templates) as u:
         assert httpx.get(u.url("f"), timeout=30).text == "ok"
         if request.param:

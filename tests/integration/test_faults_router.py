@@ -53,6 +53,8 @@ def loops():
     return web
 """
 MANY = 10_000
+PLAIN = {"MODALNOMAD_EMBEDDED__TEMPLATES": "false"}
+"""Nothing that comes by itself a moment after the first start, while it is counted what is there."""
 
 
 @pytest.fixture
@@ -84,7 +86,7 @@ def test_more_clients_than_files_it_may_open(program: Path, tmp_path: Path) -> N
     """They are turned away; the others are served, replicas started, and no core is burnt."""
     home = own_home(tmp_path)
     store(home, program)
-    with up(home) as u, contextlib.ExitStack() as stack:
+    with up(home, env=PLAIN) as u, contextlib.ExitStack() as stack:
         assert httpx.get(u.url("f"), timeout=30).text == "ok"
         with no_leaks(u):
             before = resource.prlimit(u.pid, resource.RLIMIT_NOFILE)
@@ -137,7 +139,7 @@ def test_ten_thousand_idle_connections(program: Path, tmp_path: Path) -> None:
     store(home, program)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        with up(home) as u, httpx.Client(base_url=u.url("f"), timeout=30) as client:
+        with up(home, env=PLAIN) as u, httpx.Client(base_url=u.url("f"), timeout=30) as client:
             assert client.get("/").text == "ok"
             client.close()
             with no_leaks(u), contextlib.ExitStack() as stack:
@@ -155,7 +157,7 @@ def test_ten_thousand_idle_connections(program: Path, tmp_path: Path) -> None:
 def test_a_crash_loop_is_tried_one_at_a_time_and_mended(program: Path, tmp_path: Path) -> None:
     home = own_home(tmp_path)
     store(home, program)
-    with up(home, env={"MODALNOMAD_SCALING__BREAKER_BACKOFF_MAX": "2"}) as u:
+    with up(home, env=PLAIN | {"MODALNOMAD_SCALING__BREAKER_BACKOFF_MAX": "2"}) as u:
         url = u.url("loops")
         with no_leaks(u):
             answers = [httpx.get(url, timeout=30) for _ in range(6)]
@@ -197,7 +199,7 @@ def test_a_full_disk(program: Path, tmp_path: Path, small_disk: Path) -> None:
     home = own_home(small_disk)
     store(home, program)
     assert run_command("secret", "create", "kept", "A=1", home=home).returncode == 0
-    with up(home) as u:
+    with up(home, env=PLAIN) as u:
         assert httpx.get(u.url("kept"), timeout=30).text == "ok"
         full = small_disk / "full"
         with contextlib.suppress(OSError), full.open("wb", buffering=0) as file:
