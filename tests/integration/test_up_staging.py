@@ -44,7 +44,8 @@ class Site:
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Up]:
-    u = up(own_home(tmp_path))
+    # Without templates: they come by themselves and stay, and here it is counted what a client leaves.
+    u = up(own_home(tmp_path), env={"MODALNOMAD_EMBEDDED__TEMPLATES": "false"})
     await asyncio.to_thread(u.start)
     yield u
     await asyncio.to_thread(u.stop)

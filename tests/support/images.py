@@ -33,7 +33,8 @@ def prewarm(home: Path, images: Sequence[tuple[str, ...] | None] = GUIDES) -> li
     """Build them in `home` unless they are there; processes that ask at once wait for the first one."""
     store = ImageStore(home / "images")
     store.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(home / "prewarm.lock", "w", encoding="utf-8") as lock:
+    (home / "locks").mkdir(mode=0o700, exist_ok=True)  # where a home has them: it is not to be taken for something else
+    with open(home / "locks" / "prewarm.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return [
             resolve_and_build_here(pip_image(*packages) if packages else None, store, lambda line: None)
