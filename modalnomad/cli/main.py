@@ -72,7 +72,7 @@ def main() -> None:
     """Run the command line and exit."""
     write_what_can_be_written()
     try:
-        code = app(standalone_mode=True)
+        code = run_app()
     except ModalNomadError as error:
         if "--json" in sys.argv:
             emit({"event": "error", **error_record(error)})
@@ -80,7 +80,7 @@ def main() -> None:
         code = 1
     except BrokenPipeError:
         # Whoever read our output is gone; nothing can be told any more, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_output()
         code = 1
     except KeyboardInterrupt:
         err.print("Aborted.")
@@ -93,5 +93,24 @@ def main() -> None:
             with contextlib.suppress(OSError):
                 emit({"event": "error", **error_record(failure)})
         show_error(failure)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            forget_output()  # at exit it would fail once more, with a code of the interpreter's
         code = 1
     sys.exit(code)
+
+
+def run_app() -> int:
+    """Exit code. What was printed is out by then: a disk that is full is found where it can still be told."""
+    try:
+        code: int = app(standalone_mode=True)
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+    return code
+
+
+def forget_output() -> None:
+    """What is still to be printed goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

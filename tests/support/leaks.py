@@ -43,7 +43,9 @@ def census(s: Serve, folders: Sequence[Path] = ()) -> Counter[str]:
     run = s.home / "run"
     found.update(f"Unix socket {_plain(name)}" for name in sockets_below(run))
     for folder in (run, *folders):
-        found.update(f"file {_plain(str(path))}" for path in folder.rglob("*"))
+        # Not rglob: a folder may go while it is looked at.
+        for parent, folders_in, files in os.walk(folder):
+            found.update(f"file {_plain(os.path.join(parent, name))}" for name in (*folders_in, *files))
     for each in run.glob("*"):
         found.update(f"control group {_plain(group)}" for group in groups_of(str(each)))
     return +found
