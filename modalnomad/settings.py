@@ -130,7 +130,7 @@ class EmbeddedSettings(Group):
     """Bytes of log files that `up` keeps of each App; the oldest lines go. 0: it writes none."""
     log_days: float = Field(default=14.0, ge=0)
     """Days after which log files go whatever their size. 0: never."""
-    templates: bool = True
+    templates: bool = False
     """Keep a warm process per image in use, which replicas are forked from: cold starts after the first one take about
     a twentieth of the time. Costs about 43 MiB of memory per image (measured with FastAPI) while it is used, see
     `template_idle`, and a second of one core to start. Linux only; elsewhere it has no effect."""
