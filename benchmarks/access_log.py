@@ -10,12 +10,8 @@ the log's thread included. Printed: microseconds for each request, and the ratio
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from common import free_port, serving
 
 PROGRAM = """import modal
 
@@ -79,29 +76,12 @@ class Router:
         return float(times.user + times.system)
 
 
-def free_port() -> int:
-    """One that nobody has now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 @contextmanager
 def router(name: str, folder: Path, **settings: str) -> Iterator[Router]:
     """Until left."""
-    environment = os.environ | {"MODALNOMAD_HOME": f"{folder}/home", "MODALNOMAD_ROUTER__RATE": "0"} | settings
-    command = [sys.executable, "-m", "modalnomad", "serve", "--json", str(folder / "program.py")]
-    serve = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        assert serve.stdout is not None
-        events = map(json.loads, serve.stdout)
-        endpoint = next(event for event in events if event["event"] == "endpoint")
-        next(event for event in events if event["event"] == "ready")
-        port = int(endpoint["direct_url"].rstrip("/").rpartition(":")[2])
+    with serving(folder, settings) as (pid, port):
         admin = settings.get("MODALNOMAD_ROUTER__ADMIN_PORT")
-        yield Router(name, psutil.Process(serve.pid), port, int(admin) if admin else None)
-    finally:
-        serve.send_signal(signal.SIGINT)
-        serve.communicate(timeout=LIMIT)
+        yield Router(name, psutil.Process(pid), port, int(admin) if admin else None)
 
 
 def send(port: int, requests: int) -> None:

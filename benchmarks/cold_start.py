@@ -10,11 +10,9 @@ replica is gone. Two serves share one home: one with templates, one without. Mem
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from common import ask, free_port
 
 PROGRAM = """import modal
 from fastapi import FastAPI
@@ -58,28 +57,6 @@ SETTLE = 6.0
 """Seconds after the first start in which the template gets warm."""
 
 
-def ask(port: int) -> bool:
-    """False while nobody listens. Raises for anything but 200."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)
-    try:
-        connection.request("GET", "/")
-        response = connection.getresponse()
-        body = response.read()
-    except ConnectionRefusedError:
-        return False
-    finally:
-        connection.close()
-    if response.status != 200:
-        raise SystemExit(f"not answered: {response.status} {body!r}")
-    return True
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def by_hand(folder: Path, python: Path, environment: dict[str, str]) -> float:
     """Seconds from starting uvicorn to its first answer."""
     port = free_port()
@@ -87,7 +64,7 @@ def by_hand(folder: Path, python: Path, environment: dict[str, str]) -> float:
     begun = time.perf_counter()
     process = subprocess.Popen(command, cwd=folder, env=environment)
     try:
-        while not ask(port):
+        while ask(port) is None:
             if time.perf_counter() - begun > LIMIT:
                 raise SystemExit("uvicorn did not answer")
             time.sleep(0.002)

@@ -10,18 +10,15 @@ buffers are not in it) divided by their number, beyond what it had with half as 
 from __future__ import annotations
 
 import base64
-import json
-import os
 import resource
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import psutil
+from common import serving
 
 PROGRAM = """import modal
 
@@ -108,24 +105,13 @@ def main(connections: int, websockets: int) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with tempfile.TemporaryDirectory(prefix="mn-connections-") as name:
-        program = Path(name) / "program.py"
-        program.write_text(PROGRAM)
-        environment = os.environ | {"MODALNOMAD_HOME": f"{name}/home", "MODALNOMAD_ROUTER__RATE": "0"}
-        command = [sys.executable, "-m", "modalnomad", "serve", "--json", str(program)]
-        serve = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        try:
-            assert serve.stdout is not None
-            events = map(json.loads, serve.stdout)
-            endpoint = next(event for event in events if event["event"] == "endpoint")
-            next(event for event in events if event["event"] == "ready")
-            port = int(endpoint["direct_url"].rstrip("/").rpartition(":")[2])
+        folder = Path(name)
+        (folder / "program.py").write_text(PROGRAM)
+        with serving(folder, {}) as (pid, port):
             idle(port).close()
-            router = psutil.Process(serve.pid)
+            router = psutil.Process(pid)
             for wanted, count in (("idle connection", connections), ("WebSocket", websockets)):
                 print(f"{wanted}: {measure(router, port, count, wanted) / 1024:.2f} KB each of {count}", flush=True)
-        finally:
-            serve.send_signal(signal.SIGINT)
-            serve.wait(LIMIT)
 
 
 if __name__ == "__main__":

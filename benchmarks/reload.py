@@ -9,11 +9,9 @@ code to a client that asks again and again; every answer has to be a 200 of the 
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,6 +19,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+from common import ask, free_port
 
 PROGRAM = """import modal
 from fastapi import FastAPI
@@ -52,22 +52,6 @@ def version():
 LIMIT = 60.0
 
 
-def ask(port: int) -> bytes | None:
-    """The answer's body; None while nobody listens. Raises for anything but 200."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)
-    try:
-        connection.request("GET", "/")
-        response = connection.getresponse()
-        body = response.read()
-    except ConnectionRefusedError:
-        return None
-    finally:
-        connection.close()
-    if response.status != 200:
-        raise SystemExit(f"a request was lost: {response.status} {body!r}")
-    return body
-
-
 def until(port: int, version: int) -> int:
     """Ask until the version answers; how many requests that took."""
     wanted = json.dumps({"version": version}, separators=(",", ":")).encode()
@@ -79,12 +63,6 @@ def until(port: int, version: int) -> int:
             raise SystemExit(f"version {version} did not answer within {LIMIT:g} s")
         time.sleep(0.005)
     return asked
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def by_hand(folder: Path, python: Path, version: int, environment: dict[str, str]) -> float:
