@@ -6,6 +6,8 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -26,49 +28,42 @@ def f(lines: int = 0):
 """
 
 
-def test_a_reader_that_stands_still_stops_neither_requests_nor_the_end(tmp_path: Path) -> None:
-    file = tmp_path / "flood.py"
+@contextmanager
+def flooding(folder: Path, stderr: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A `serve` whose first two events were read, and the endpoint's URL."""
+    file = folder / "flood.py"
     file.write_text(FLOOD)
     process = subprocess.Popen(
         [sys.executable, "-m", "modalnomad", "serve", "--json", str(file)],
         env=command_environment(shared_home()),
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
         text=True,
     )
     try:
         assert process.stdout is not None
         url = json.loads(process.stdout.readline())["direct_url"]
         assert json.loads(process.stdout.readline())["event"] == "ready"
+        yield process, url
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_reader_that_stands_still_stops_neither_requests_nor_the_end(tmp_path: Path) -> None:
+    with flooding(tmp_path, subprocess.DEVNULL) as (process, url):
         # Nobody reads from here on; far more than any pipe holds is written.
         for _ in range(3):
             assert httpx.get(f"{url}/?lines=5000", timeout=30).json() == "done"
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_it_ends_when_nobody_reads_any_more(tmp_path: Path) -> None:
-    file = tmp_path / "flood.py"
-    file.write_text(FLOOD)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "modalnomad", "serve", "--json", str(file)],
-        env=command_environment(shared_home()),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
+    with flooding(tmp_path, subprocess.PIPE) as (process, url):
         assert process.stdout is not None
         assert process.stderr is not None
-        url = json.loads(process.stdout.readline())["direct_url"]
-        assert json.loads(process.stdout.readline())["event"] == "ready"
         process.stdout.close()
         assert httpx.get(f"{url}/?lines=1", timeout=30).json() == "done"
         assert process.wait(30) == 0
         assert "Traceback" not in process.stderr.read()
-    finally:
-        process.kill()
-        process.communicate()

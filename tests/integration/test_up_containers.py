@@ -16,7 +16,7 @@ from modalnomad.settings import Settings
 from modalnomad.wiring.control import control_call
 from tests.support.runner import wait_until
 from tests.support.serve import run_command
-from tests.support.up import Up, own_home, store, up
+from tests.support.up import Up, home_with, own_home, store, up
 
 PROGRAM = """
 import asyncio, modal, uuid
@@ -63,11 +63,7 @@ class Web:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    home = own_home(tmp_path)
-    file = tmp_path / "shop.py"
-    file.write_text(PROGRAM)
-    store(home, file)
-    return home
+    return home_with(tmp_path, PROGRAM)
 
 
 def containers(home: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import pytest
 from modalnomad.wiring.notify import SOCKET, WATCHDOG, WATCHED, Notifier
 from tests.support.leftovers import family, wait_gone
 from tests.support.runner import wait_until
-from tests.support.up import own_home, store, up
+from tests.support.up import home_with, up
 
 PROGRAM = """
 import asyncio, modal, os
@@ -37,11 +37,7 @@ def web():
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    home = own_home(tmp_path)
-    file = tmp_path / "shop.py"
-    file.write_text(PROGRAM)
-    store(home, file)
-    return home
+    return home_with(tmp_path, PROGRAM)
 
 
 def later(url: str) -> tuple[threading.Thread, list[str]]:

@@ -22,7 +22,7 @@ from modalnomad.settings import Settings
 from modalnomad.wiring.control import control_call
 from tests.support.runner import wait_until
 from tests.support.serve import command_environment
-from tests.support.up import own_home, store
+from tests.support.up import home_with, own_home
 
 PROGRAM = """
 import modal
@@ -66,10 +66,7 @@ def ready(home: Path) -> bool:
 
 
 def test_people_see_which_app_writes(tmp_path: Path) -> None:
-    home = own_home(tmp_path)
-    file = tmp_path / "shop.py"
-    file.write_text(PROGRAM)
-    store(home, file)
+    home = home_with(tmp_path, PROGRAM)
     process = subprocess.Popen(
         [sys.executable, "-m", "modalnomad", "up", "--port", "0", "--admin-port", "0"],
         env=command_environment(home),

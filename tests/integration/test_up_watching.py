@@ -21,7 +21,7 @@ from modalnomad.ports.discovery import Discovery
 from modalnomad.wiring.shared import SharedDiscovery
 from tests.support.runner import wait_until
 from tests.support.serve import run_command
-from tests.support.up import own_home, store, up
+from tests.support.up import home_with, own_home, up
 
 PROGRAM = """
 import modal
@@ -41,11 +41,7 @@ def web():
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    home = own_home(tmp_path)
-    file = tmp_path / "shop.py"
-    file.write_text(PROGRAM)
-    store(home, file)
-    return home
+    return home_with(tmp_path, PROGRAM)
 
 
 def metric(admin: str, name: str) -> float | None:

@@ -76,6 +76,15 @@ def own_home(folder: Path) -> Path:
     return home
 
 
+def home_with(folder: Path, program: str) -> Path:
+    """The same with one App in it, whose program is `shop.py` in `folder`."""
+    home = own_home(folder)
+    file = folder / "shop.py"
+    file.write_text(program)
+    store(home, file)
+    return home
+
+
 class _NoEngine(EmbeddedEngine):
     """Prepares nothing: records are only written."""
 
