@@ -162,7 +162,7 @@ class Text:
     def __call__(self, line: LogLine) -> str:
         when = f"{iso(line.time)} " if self._timestamps else ""
         request = f" {line.request_id[:REQUEST_SHOWN]}" if line.request_id else ""
-        number = line.replica.rsplit(".", 2)[-2:][0]
+        number = line.replica_name.partition(".")[0]
         who = f"{line.function}[{number}]{request}" if line.function else "modalnomad"
         text = f"· {line.text}" if line.stream == "system" else line.text
         return f"{self._dim}{when}{who} |{self._plain} {text}\n"
@@ -180,7 +180,7 @@ def as_record(line: LogLine) -> str:
             "app": line.app,
             "function": line.function,
             "revision": line.replica[:32],
-            "replica": ".".join(line.replica.rsplit(".", 2)[-2:]),
+            "replica": line.replica_name,
             "stream": line.stream,
             "line": line.text,
             "request_id": line.request_id,

@@ -10,12 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from modalnomad.cli.lines_told import tell_lines, told_all
 from modalnomad.cli.replicas_told import ReplicasTold
 from modalnomad.cli.run_view import RunView
 from modalnomad.deploy.collect import Reference
 from modalnomad.deploy.entry import Described, EntryProcess
 from modalnomad.kit.tasks import Tasks
 from modalnomad.model.errors import BackendError
+from modalnomad.wiring.death import Death
 from modalnomad.wiring.run import Exchange, RunParts
 
 INTERRUPT_TIME = 3.0
@@ -43,8 +45,8 @@ class Running:
         self._wanted = wanted
         self._process: EntryProcess | None = None
         self._exchange: Exchange | None = None
-        self._tasks = Tasks("run", self._died)
-        self._death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._death = Death("run")
+        self._tasks = Tasks("run", self._death.of)
         self._described = False
         self._returned: Mapping[str, Any] = {}
         self.code = 1
@@ -73,18 +75,18 @@ class Running:
         for notice in dict.fromkeys((*plan.notices, *await parts.engine.remarks(plan.functions))):
             self._view.notice(plan.app, notice)
         await parts.build(described, plan, self._view)
-        self._tasks.guard(self._follow_logs(), "logs")
+        self._tasks.guard(tell_lines(parts.engine, self._view), "logs")
         told = ReplicasTold(self._view, parts.revisions.get)
         self._tasks.guard(told.follow(parts.pools.replicas.watch()), "replicas")
-        self._tasks.spawn(self._follow_router(), "router")
+        self._tasks.spawn(self._death.watch("router", parts.router.died()), "router")
 
     async def _serve(self, process: EntryProcess) -> None:
         """Answer its calls until it ends. Raises BackendError when a part of the platform died."""
         exchange = self._exchange = Exchange(self._parts, process, self._view.retry)
         answering = self._tasks.spawn(self._answer(process, exchange), "answering")
-        await asyncio.wait({answering, self._death}, return_when=asyncio.FIRST_COMPLETED)
-        if self._death.done():
-            self._death.result()
+        await asyncio.wait({answering, self._death.future}, return_when=asyncio.FIRST_COMPLETED)
+        if self._death.future.done():
+            self._death.future.result()
         answering.result()
         await exchange.close()
 
@@ -100,7 +102,7 @@ class Running:
         """The orderly end; then the result."""
         if self._parts.revisions:
             await self._parts.ending().run(self._view.progress)
-        await self._flush()
+        await told_all()
         if self._described:
             self._view.returned(self._returned, self.code)
 
@@ -113,30 +115,7 @@ class Running:
         with suppress(TimeoutError):
             async with asyncio.timeout(ABORT_TIME):
                 await self._parts.ending().run(lambda text: None)
-        await self._flush()
-
-    async def _flush(self) -> None:
-        """What the last replicas wrote is in the engine by now; its followers run before the next line of ours does."""
-        for _ in range(10):
-            await asyncio.sleep(0)
-
-    async def _follow_logs(self) -> None:
-        async with aclosing(self._parts.engine.logs(None, follow=True)) as lines:  # type: ignore[type-var]
-            async for line in lines:
-                await self._view.room()
-                self._view.log(line, ".".join(line.replica.rsplit(".", 2)[1:]))
-
-    async def _follow_router(self) -> None:
-        try:
-            await self._parts.router.died()
-        except Exception as error:
-            self._died("router", error)
-
-    def _died(self, name: str, error: BaseException) -> None:
-        if not self._death.done():
-            self._death.set_exception(
-                BackendError(f"run cannot go on: {name} ended: {error}", "run it with --verbose to see what happened")
-            )
+        await told_all()
 
     async def __aenter__(self) -> Self:
         return self
@@ -149,7 +128,7 @@ class Running:
         if self._process is not None:
             await self._process.close()
         await self._tasks.close()
-        self._death.cancel()
+        self._death.close()
 
 
 def _exit_code(code: int, reference: Reference) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from modalnomad.deploy.report import Report
@@ -25,6 +25,13 @@ class Shown:
     """The same through a port of its own on 127.0.0.1: any client reaches it."""
     custom_urls: tuple[str, ...] = ()
     environment: str = DEFAULT_ENVIRONMENT
+
+    def looks_like(self, other: Shown) -> bool:
+        """Nobody who is shown both sees a difference: an endpoint that only moved in its file is the same."""
+        return self._seen() == other._seen()
+
+    def _seen(self) -> Shown:
+        return replace(self, endpoint=self.endpoint.model_copy(update={"where": ""}))
 
 
 class ServeView(Report, Protocol):

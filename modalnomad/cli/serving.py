@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+from modalnomad.cli.lines_told import told_all
 from modalnomad.cli.replicas_told import ReplicasTold
 from modalnomad.cli.serve_view import ServeView, Shown
 from modalnomad.deploy.collect import Reference
 from modalnomad.deploy.plan import Plan, check_together
 from modalnomad.deploy.session import Platform, Session
 from modalnomad.kit.tasks import Tasks
-from modalnomad.model.errors import BackendError
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import LogLine
+from modalnomad.wiring.death import Death
 from modalnomad.wiring.serve import ServeParts
 
 HELD_LINES = 1000
@@ -33,8 +33,8 @@ class Serving:
         self._parts = parts
         self._view = view
         self._sessions: list[Session] = []
-        self._tasks = Tasks("serve", self._died)
-        self._death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._death = Death("serve")
+        self._tasks = Tasks("serve", self._death.of)
         self._started = False
         self._shown: dict[str, Shown] = {}
         """Host → what was told of it."""
@@ -78,20 +78,8 @@ class Serving:
         """Reload until cancelled. Raises BackendError when a part of the platform died."""
         for session in self._sessions:
             self._tasks.guard(session.run(), "reload")
-        self._tasks.spawn(self._follow_router(), "router")
-        await self._death
-
-    async def _follow_router(self) -> None:
-        try:
-            await self._parts.router.died()
-        except Exception as error:
-            self._died("router", error)
-
-    def _died(self, name: str, error: BaseException) -> None:
-        if not self._death.done():
-            self._death.set_exception(
-                BackendError(f"serve cannot go on: {name} ended: {error}", "run it with --verbose to see what happened")
-            )
+        self._tasks.spawn(self._death.watch("router", self._parts.router.died()), "router")
+        await self._death.wait()
 
     async def stop(self) -> None:
         """The orderly end: no more reloads, requests finished, replicas drained."""
@@ -131,7 +119,7 @@ class Serving:
             await parts.router.close_direct(host)
         told, self._shown = self._shown, wanted
         for host, shown in wanted.items():
-            if host not in told or _differs(shown, told[host]):
+            if host not in told or not shown.looks_like(told[host]):
                 self._view.endpoint(shown)
 
     async def _follow_logs(self) -> None:
@@ -148,8 +136,7 @@ class Serving:
                         del self._held[next(iter(self._held))]
 
     def _tell_line(self, line: LogLine) -> None:
-        number, epoch = line.replica.rsplit(".", 2)[1:]
-        self._view.log(line, f"{number}.{epoch}")
+        self._view.log(line, line.replica_name)
 
     async def _follow_replicas(self) -> None:
         await ReplicasTold(self._view, self._parts.revisions.get).follow(self._parts.pools.replicas.watch())
@@ -162,15 +149,6 @@ class Serving:
     ) -> None:
         for session in self._sessions:
             await session.close()
-        # What the last replicas wrote is in the engine by now; its followers run before the next line of ours does.
-        for _ in range(10):
-            await asyncio.sleep(0)
+        await told_all()
         await self._tasks.close()
-        self._death.cancel()
-
-
-def _differs(one: Shown, other: Shown) -> bool:
-    def visible(shown: Shown) -> Any:
-        return (shown.app, shown.endpoint.model_copy(update={"where": ""}), shown.label, shown.url, shown.direct_url)
-
-    return bool(visible(one) != visible(other))
+        self._death.close()

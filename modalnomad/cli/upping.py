@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
+from modalnomad.cli.lines_told import tell_lines, told_all
 from modalnomad.cli.replicas_told import ReplicasTold
 from modalnomad.cli.serve_view import Shown
 from modalnomad.cli.up_view import UpView
@@ -29,15 +29,14 @@ class Upping:
         self._parts = parts
         self._view = view
         self._quiet = quiet
-        self._tasks = Tasks("told", self._died)
-        self._death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks = Tasks("told", parts.death.of)
         self._told: dict[str, Shown] = {}
         self._functions: Functions = {}
 
     async def start(self) -> None:
         """Tell all endpoints, then that they are served."""
         if not self._quiet:
-            self._tasks.guard(self._follow_logs(), "logs")
+            self._tasks.guard(tell_lines(self._parts.engine, self._view), "logs")
         told = ReplicasTold(self._view, self._parts.revisions.find)
         self._tasks.guard(told.follow(self._parts.pools.replicas.watch()), "replicas")
         served = await self._parts.following.served.until(lambda served: served is not None)
@@ -56,8 +55,7 @@ class Upping:
     async def watch(self) -> None:
         """Until cancelled. Raises BackendError when a part of the platform died."""
         self._tasks.guard(self._follow_served(), "served")
-        self._tasks.spawn(self._follow_parts(), "parts")
-        await self._death
+        await self._parts.death.wait()
 
     async def stop(self) -> None:
         """The orderly end: deploys told, requests finished, replicas drained."""
@@ -65,19 +63,6 @@ class Upping:
         self._view.stopping(ending.under_way(), ending.limit)
         await self._parts.control.stop()
         await ending.run(self._view.progress)
-
-    async def _follow_parts(self) -> None:
-        try:
-            await self._parts.died()
-        except Exception as error:
-            self._died("platform", error)
-
-    def _died(self, name: str, error: BaseException) -> None:
-        if not self._death.done():
-            self._death.set_exception(
-                error if isinstance(error, BackendError) else BackendError(f"up cannot go on: {name} ended: {error}")
-            )
-            self._death.exception()
 
     async def _follow_served(self) -> None:
         async with aclosing(self._parts.following.served.watch()) as changes:  # type: ignore[type-var]
@@ -93,7 +78,7 @@ class Upping:
             if host not in wanted:
                 self._view.endpoint_gone(shown)
         for host, shown in wanted.items():
-            if host not in told or _differs(shown, told[host]):
+            if host not in told or not shown.looks_like(told[host]):
                 self._view.endpoint(shown)
 
     async def _tell_versions(self, functions: Functions) -> None:
@@ -108,23 +93,14 @@ class Upping:
                     record = None
                 self._view.version(environment, app, changed, record.version if record else None)
 
-    async def _follow_logs(self) -> None:
-        async with aclosing(self._parts.engine.logs(None, follow=True)) as lines:  # type: ignore[type-var]
-            async for line in lines:
-                await self._view.room()
-                self._view.log(line, ".".join(line.replica.rsplit(".", 2)[1:]))
-
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # What the last replicas wrote is in the engine by now; its followers run before the next line of ours does.
-        for _ in range(10):
-            await asyncio.sleep(0)
+        await told_all()
         await self._tasks.close()
-        self._death.cancel()
 
 
 def _functions(served: Served) -> Functions:
@@ -144,11 +120,3 @@ def _shown(served: ServedEndpoint) -> Shown:
         served.custom_urls,
         served.environment,
     )
-
-
-def _differs(one: Shown, other: Shown) -> bool:
-    def visible(shown: Shown) -> tuple[object, ...]:
-        endpoint = shown.endpoint.model_copy(update={"where": ""})
-        return shown.app, shown.environment, endpoint, shown.label, shown.url, shown.direct_url, shown.custom_urls
-
-    return visible(one) != visible(other)

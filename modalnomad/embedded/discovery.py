@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 import time
 from collections.abc import AsyncIterator, Hashable
@@ -193,6 +192,5 @@ async def _changed(written: Cell[int], seen: int, timeout: float) -> None:
 async def _lock(home: Path, name: str) -> AsyncIterator[None]:
     if not NAME.fullmatch(name):
         raise UserError(f"{name!r} is not the name of a lock")
-    holder = f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-    with named_lock(home / "locks" / f"{name}.lock", f"the lock {name!r}", holder):
+    with named_lock(home / "locks" / f"{name}.lock", f"the lock {name!r}"):
         yield

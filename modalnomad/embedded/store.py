@@ -256,8 +256,9 @@ class FileLock:
 
 
 @contextmanager
-def named_lock(path: Path, name: str, note: str) -> Iterator[None]:
-    """Hold the lock file exclusively or raise BackendConflict naming the holder, BackendRefused."""
+def named_lock(path: Path, name: str) -> Iterator[None]:
+    """Hold the lock file exclusively, with a note of this process and the time, or raise BackendConflict naming the
+    holder, BackendRefused."""
     lock = FileLock(path)
     with translated(f"lock {path}"):
         try:
@@ -267,7 +268,7 @@ def named_lock(path: Path, name: str, note: str) -> Iterator[None]:
             holder = lock.read_note() or "another process"
             raise BackendConflict(f"{name} is held by {holder}", "wait until it is done, or stop it") from None
     try:
-        lock.note(note)
+        lock.note(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         yield
     finally:
         lock.release()

@@ -114,3 +114,8 @@ class LogLine:
     request_id: str | None = None
     environment: str = ""
     """Of the App."""
+
+    @property
+    def replica_name(self) -> str:
+        """`<number>.<epoch>` of the replica, as `ReplicaKey.name`."""
+        return ".".join(self.replica.rsplit(".", 2)[-2:])

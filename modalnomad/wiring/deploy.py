@@ -7,9 +7,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from modalnomad.deploy.build import Builder
-from modalnomad.deploy.bundle import pack
-from modalnomad.deploy.hosts import Naming
-from modalnomad.deploy.images import Images
 from modalnomad.deploy.revising import Stores
 from modalnomad.deploy.stage import Stage
 from modalnomad.embedded.artifacts import EmbeddedArtifacts
@@ -19,6 +16,7 @@ from modalnomad.embedded.keys import platform_key
 from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.ports.discovery import Discovery
 from modalnomad.settings import Settings
+from modalnomad.wiring.building import builder_of, images_of
 from modalnomad.wiring.control import open_stage
 from modalnomad.wiring.home import home_of
 from modalnomad.wiring.records import image_store
@@ -56,13 +54,13 @@ async def open_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
         artifacts=artifacts,
         platform_key=platform_key(settings.home),
     )
-    images = Images(store, lambda refs: secrets.resolve(refs, settings.environment))
-    builder = Builder(
+    images = images_of(settings, store, secrets)
+    builder = builder_of(
+        settings,
         engine=engine,
         secrets=secrets,
+        artifacts=artifacts,
         images=images,
-        bundles=lambda description, functions: pack(description, functions, artifacts),
-        naming=Naming(settings.router.domain, settings.router.workspace, settings.environment),
         ephemeral=False,
         prepares=False,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ def working(settings: Settings, what: str) -> Iterator[None]:
     `embedded.prune.WORKING`); a deploy has its App's lock. Raises BackendRefused."""
     name = f"{what}-{os.getpid()}-{secrets.token_hex(3)}"
     path = home_of(settings) / "locks" / f"{name}.lock"
-    with named_lock(path, f"the lock {name!r}", f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"):
+    with named_lock(path, f"the lock {name!r}"):
         try:
             yield
         finally:

@@ -9,11 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from modalnomad.deploy.build import Builder
-from modalnomad.deploy.bundle import pack
 from modalnomad.deploy.call_plan import CallPlan, plan_calls
 from modalnomad.deploy.entry import Described, EntryProcess, Message
-from modalnomad.deploy.hosts import Naming
-from modalnomad.deploy.images import Images
 from modalnomad.deploy.report import Report
 from modalnomad.embedded.discovery import EphemeralDiscovery
 from modalnomad.kit.tasks import Tasks
@@ -23,6 +20,7 @@ from modalnomad.ports.engine import Engine
 from modalnomad.router.calls import Call, Outcome
 from modalnomad.router.server import RouterServer
 from modalnomad.settings import Settings
+from modalnomad.wiring.building import builder_of, images_of
 from modalnomad.wiring.ending import Ending
 from modalnomad.wiring.home import working
 from modalnomad.wiring.parts import RouterPools, build, running
@@ -67,13 +65,12 @@ async def open_run(settings: Settings) -> AsyncIterator[RunParts]:
     quiet = {"tls_cert": None, "tls_key": None, "admin_port": None, "access_log": None}
     settings = settings.model_copy(update={"router": settings.router.model_copy(update=quiet)})
     parts = build(settings, EphemeralDiscovery(settings.home), web_urls=lambda revision: {})
-    secrets, artifacts = parts.secrets, parts.artifacts
-    builder = Builder(
+    builder = builder_of(
+        settings,
         engine=parts.engine,
-        secrets=secrets,
-        images=Images(parts.images, lambda refs: secrets.resolve(refs, settings.environment)),
-        bundles=lambda description, functions: pack(description, functions, artifacts),
-        naming=Naming(settings.router.domain, settings.router.workspace, settings.environment),
+        secrets=parts.secrets,
+        artifacts=parts.artifacts,
+        images=images_of(settings, parts.images, parts.secrets),
         ephemeral=True,
     )
     with working(settings, "run"):

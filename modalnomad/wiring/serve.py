@@ -7,9 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from modalnomad.deploy.build import Builder
-from modalnomad.deploy.bundle import pack
 from modalnomad.deploy.hosts import Naming, name_function
-from modalnomad.deploy.images import Images
 from modalnomad.deploy.succession import OrderedEngine
 from modalnomad.embedded.discovery import EphemeralDiscovery
 from modalnomad.model.ids import RevisionId
@@ -18,6 +16,7 @@ from modalnomad.ports.discovery import Discovery
 from modalnomad.ports.engine import Engine
 from modalnomad.router.server import RouterServer
 from modalnomad.settings import Settings
+from modalnomad.wiring.building import builder_of, images_of, naming_of
 from modalnomad.wiring.ending import Ending
 from modalnomad.wiring.home import working
 from modalnomad.wiring.parts import Parts, RouterPools, build, running
@@ -53,7 +52,7 @@ async def open_serve(settings: Settings) -> AsyncIterator[ServeParts]:
     """The parts of `serve`, the router listening. Leaving it ends every replica at once; run `ending` before for an
     orderly end. Raises BackendError: port taken, home not writable."""
     discovery = EphemeralDiscovery(settings.home)
-    naming = Naming(settings.router.domain, settings.router.workspace, settings.environment)
+    naming = naming_of(settings)
 
     def web_urls(revision: Revision) -> Mapping[str, str]:
         named, _ = name_function(revision.function, revision.app, naming, ephemeral=True)
@@ -61,14 +60,8 @@ async def open_serve(settings: Settings) -> AsyncIterator[ServeParts]:
 
     parts = build(settings, discovery, web_urls=web_urls)
     engine, secrets, artifacts = parts.engine, parts.secrets, parts.artifacts
-    builder = Builder(
-        engine=engine,
-        secrets=secrets,
-        images=Images(parts.images, lambda refs: secrets.resolve(refs, settings.environment)),
-        bundles=lambda description, functions: pack(description, functions, artifacts),
-        naming=naming,
-        ephemeral=True,
-    )
+    images = images_of(settings, parts.images, secrets)
+    builder = builder_of(settings, engine=engine, secrets=secrets, artifacts=artifacts, images=images, ephemeral=True)
     with working(settings, "serve"):
         async with running(parts):
             yield ServeParts(settings, naming, engine, discovery, builder, parts.router, parts.pools, engine, parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -20,7 +19,7 @@ from modalnomad.embedded.schedules import ScheduleRecords
 from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.embedded.store import named_lock
 from modalnomad.kit.tasks import Tasks
-from modalnomad.model.errors import BackendConflict, BackendError, BackendRefused
+from modalnomad.model.errors import BackendConflict, BackendRefused
 from modalnomad.model.manifest import Model
 from modalnomad.model.revision import Revision
 from modalnomad.ports.artifacts import Artifacts
@@ -29,6 +28,7 @@ from modalnomad.router.server import RouterServer
 from modalnomad.settings import UP_ADMIN_PORT, UP_PORT, Settings
 from modalnomad.wiring.containers import Containers
 from modalnomad.wiring.control_server import Call, ControlServer, Handler
+from modalnomad.wiring.death import Death
 from modalnomad.wiring.doors import Doors
 from modalnomad.wiring.ending import Ending
 from modalnomad.wiring.following import Following
@@ -62,7 +62,7 @@ class UpParts:
     containers: Containers
     control: ControlServer
     scheduler: Scheduler
-    death: asyncio.Future[None]
+    death: Death
     started_at: float
     """Unix time."""
 
@@ -104,10 +104,6 @@ class UpParts:
         """The orderly end of everything that is served or staged."""
         return Ending(self.router, self.pools, self.revisions.known, self.settings)
 
-    async def died(self) -> None:
-        """Raises BackendError when a part of the platform ended by itself; else never returns."""
-        await asyncio.shield(self.death)
-
 
 def services(up: UpParts) -> tuple[Service, ...]:
     """All that runs beside the router, started in this order."""
@@ -141,9 +137,9 @@ async def open_up(settings: Settings, environment: str | None = None) -> AsyncIt
     async with AsyncExitStack() as stack:
         stack.enter_context(only_one(home_of(settings)))
         up = build_up(settings, environment)
-        stack.callback(up.death.cancel)
-        tasks = Tasks("up", lambda name, error: _die(up.death, name, error))
-        records = await stack.enter_async_context(Tasks("records", lambda name, error: _die(up.death, name, error)))
+        stack.callback(up.death.close)
+        tasks = Tasks("up", up.death.of)
+        records = await stack.enter_async_context(Tasks("records", up.death.of))
         records.guard(up.discovery.run(), "watch")
         # Outlives the engine: what replicas write last is kept too.
         keeper = LogKeeper(up.parts.engine, settings.home, settings.embedded)
@@ -158,7 +154,7 @@ async def open_up(settings: Settings, environment: str | None = None) -> AsyncIt
             up.control.handle(name, handler)
         await stack.enter_async_context(up.control)
         await stack.enter_async_context(tasks)
-        tasks.spawn(_watch_router(up.router, up.death), "router")
+        tasks.spawn(up.death.watch("router", up.router.died()), "router")
         for service in services(up):
             tasks.guard(service.run(), service.name)
         yield up
@@ -189,7 +185,7 @@ def build_up(settings: Settings, environment: str | None) -> UpParts:
         containers=Containers(parts, revisions),
         control=control,
         scheduler=Scheduler(discovery, parts.router.caller, ScheduleRecords(settings.home)),
-        death=asyncio.get_running_loop().create_future(),
+        death=Death("up"),
         started_at=time.time(),
     )
 
@@ -261,10 +257,9 @@ def with_port(settings: Settings) -> Settings:
 @contextmanager
 def only_one(home: Path) -> Iterator[None]:
     """One `up` per home. Raises BackendConflict naming the other's process."""
-    note = f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
     with ExitStack() as stack:
         try:
-            stack.enter_context(named_lock(home / "locks" / "up.lock", "the lock of `up`", note))
+            stack.enter_context(named_lock(home / "locks" / "up.lock", "the lock of `up`"))
         except BackendConflict as error:
             holder = error.message.rpartition(" is held by ")[2]
             raise BackendConflict(
@@ -272,18 +267,3 @@ def only_one(home: Path) -> Iterator[None]:
                 "deploys reach that one by themselves; stop it first, or choose another home with MODALNOMAD_HOME",
             ) from None
         yield
-
-
-async def _watch_router(router: RouterServer, death: asyncio.Future[None]) -> None:
-    try:
-        await router.died()
-    except Exception as error:
-        _die(death, "router", error)
-
-
-def _die(death: asyncio.Future[None], name: str, error: BaseException) -> None:
-    if not death.done():
-        death.set_exception(
-            BackendError(f"up cannot go on: {name} ended: {error}", "run it with --verbose to see what happened")
-        )
-        death.exception()

@@ -168,7 +168,7 @@ async def test_what_somebody_under_way_has_stored_stays(stored: Stored) -> None:
     two_hours_ago = time.time() - 7200
     lock = stored.home / "locks" / "deploy-main-a.lock"
 
-    with named_lock(lock, "deploy", "me"):
+    with named_lock(lock, "deploy"):
         os.utime(lock, times=(two_hours_ago - 60,) * 2)
         for path in (stored.home / "artifacts" / bundle, *(stored.home / "secrets").glob("anonymous/main/*")):
             os.utime(path, times=(two_hours_ago,) * 2)

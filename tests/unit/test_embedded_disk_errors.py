@@ -109,7 +109,7 @@ def test_a_lock_is_held_on_a_full_disk_too(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    with named_lock(tmp_path / "l.lock", "it", "me"), pytest.raises(BlockingIOError):
+    with named_lock(tmp_path / "l.lock", "it"), pytest.raises(BlockingIOError):
         FileLock(tmp_path / "l.lock").acquire(wait=False)
 
 

@@ -1,0 +1,41 @@
+"""A long-running command ends with the first of its parts that ends."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from modalnomad.model.errors import BackendError
+from modalnomad.wiring.death import Death
+
+
+async def ended(error: Exception) -> None:
+    raise error
+
+
+async def test_the_first_part_that_ends_is_told() -> None:
+    death = Death("up")
+    waiting = asyncio.ensure_future(death.wait())
+    await death.watch("router", ended(ValueError("no more")))
+    death.of("logs", KeyError("later"))
+    with pytest.raises(BackendError, match="^up cannot go on: router ended: no more$") as caught:
+        await waiting
+    assert caught.value.hint
+
+
+async def test_who_gives_up_waiting_leaves_it_to_others() -> None:
+    death = Death("up")
+    one, other = asyncio.ensure_future(death.wait()), asyncio.ensure_future(death.wait())
+    await asyncio.sleep(0)
+    one.cancel()
+    await asyncio.wait([one])
+    death.of("router", ValueError("no more"))
+    with pytest.raises(BackendError):
+        await other
+
+
+async def test_an_end_nobody_waits_for_is_no_warning() -> None:
+    death = Death("up")
+    death.of("router", ValueError("no more"))
+    death.close()
