@@ -72,7 +72,7 @@ class Running:
     async def _build(self, described: Described) -> None:
         parts = self._parts
         plan = parts.plan(described, self._wanted.name)
-        for notice in dict.fromkeys((*plan.notices, *await parts.engine.remarks(plan.functions))):
+        for notice in await parts.builder.notices(plan):
             self._view.notice(plan.app, notice)
         await parts.build(described, plan, self._view)
         self._tasks.guard(tell_lines(parts.engine, self._view), "logs")

@@ -18,7 +18,7 @@ from modalnomad.deploy.plan import Plan, is_used, make_plan
 from modalnomad.deploy.report import Report
 from modalnomad.model.errors import ManifestInvalid, Problem
 from modalnomad.model.ids import Digest, RevisionId
-from modalnomad.model.manifest import Description, Function, Image, Source
+from modalnomad.model.manifest import Description, Function, Image, Notice, Source
 from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.ports.engine import Engine
 from modalnomad.ports.secrets import Secrets
@@ -82,6 +82,10 @@ class Builder:
         return make_plan(
             description, self.naming, ephemeral=self.ephemeral, name=name, problems=problems, notices=notices
         )
+
+    async def notices(self, plan: Plan) -> tuple[Notice, ...]:
+        """All there is to say of it on this back end, each thing once. Raises BackendError."""
+        return tuple(dict.fromkeys((*plan.notices, *await self.engine.remarks(plan.functions))))
 
     async def build(self, description: Description, plan: Plan, report: Report) -> Candidate:
         """Raises UserError for the program's problems, BackendError for the machine's."""

@@ -49,7 +49,7 @@ class Deployment(AppChange):
         """To the end. Raises ModalNomadError: the App is as it was unless the error says otherwise."""
         description = await collect(wanted.reference, on_output=self._report.output)
         plan = self._builder.plan(description, wanted.name)
-        for notice in dict.fromkeys((*plan.notices, *await self._builder.engine.remarks(plan.functions))):
+        for notice in await self._builder.notices(plan):
             self._report.notice(plan.app, notice)
         async with hold_app(self._discovery, plan.app, plan.environment):
             before = await self._discovery.app(plan.app, plan.environment)

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Final
 
 from modalnomad_sdk.store import ImageStore, Pruned, StoredImage
 
 from modalnomad.deploy.resolve import RESOLVED, Resolver
-from modalnomad.model.apps import Needed, needed_by
+from modalnomad.model.apps import AppRecord, needed_by
 from modalnomad.model.errors import BackendRefused
 from modalnomad.ports.discovery import Discovery
 from modalnomad.ports.pruning import Item, NowRule, Rule, Shelf
 
-DAY: Final = 86400.0
 
-
-async def what_is_needed(discovery: Discovery) -> Needed:
-    """Of all kept versions of all Apps, served or not. Raises BackendRefused as long as a record cannot be read: what
-    it needs is not known."""
+async def all_records(discovery: Discovery) -> tuple[AppRecord, ...]:
+    """Of all Apps, served or not. Raises BackendRefused as long as one cannot be read: what it needs is not known."""
     problems = await discovery.problems()
     if problems:
         raise BackendRefused(
             f"nothing that an App may need is removed, because a record cannot be read: {problems[0]}",
             "restore the file from a copy or remove it, then prune again",
         )
-    return needed_by(await discovery.apps())
+    return await discovery.apps()
 
 
 class ImageShelf(Shelf):
@@ -86,7 +82,7 @@ async def prune_images(store: ImageStore, discovery: Discovery, *, unused_for: f
 
     async def rule() -> Rule:
         now = time.time()
-        return Rule(await what_is_needed(discovery), frozenset(), put_before=now, now=now)
+        return Rule(needed_by(await all_records(discovery)), frozenset(), put_before=now, now=now)
 
     shelf = ImageShelf(store, unused_for)
     removed, busy, freed = [], [], 0

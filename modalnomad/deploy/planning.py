@@ -49,7 +49,7 @@ async def compare_program(
     plan = builder.plan(description, name)
     if problems := missing_sources(description, plan.functions):
         raise ManifestInvalid(problems)
-    for notice in dict.fromkeys((*plan.notices, *await builder.engine.remarks(plan.functions))):
+    for notice in await builder.notices(plan):
         report.notice(plan.app, notice)
     before = await discovery.app(plan.app, plan.environment)
     wanted = [(named.endpoint, named.hosts) for named in plan.named]

@@ -193,7 +193,7 @@ class Session:
 
     async def _planned(self, plan: Plan) -> Plan:
         self._check(plan)
-        notices = dict.fromkeys((*plan.notices, *await self._platform.engine.remarks(plan.functions)))
+        notices = await self._platform.builder.notices(plan)
         for notice in notices:
             if _gist(notice) not in self._told:
                 self._platform.report.notice(plan.app, notice)

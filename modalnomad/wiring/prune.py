@@ -8,14 +8,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 from modalnomad_sdk.store import ImageStore
 
-from modalnomad.deploy.image_admin import ImageShelf, what_is_needed
+from modalnomad.deploy.image_admin import ImageShelf, all_records
 from modalnomad.embedded.artifacts import EmbeddedArtifacts
 from modalnomad.embedded.discovery import EmbeddedDiscovery
 from modalnomad.embedded.prune import (
+    DAY,
     BundleShelf,
     LogShelf,
     SecretShelf,
@@ -33,8 +33,6 @@ from modalnomad.settings import Settings
 from modalnomad.wiring.home import home_of
 
 logger = logging.getLogger("modalnomad.prune")
-
-DAY: Final = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +80,7 @@ class Pruning:
         """Removes nothing. Raises BackendRefused when a record cannot be read."""
         now = time.time()
         since = await asyncio.to_thread(put_before, self._home, now)
-        await what_is_needed(self._discovery)
-        records = await self._discovery.apps()
+        records = await all_records(self._discovery)
         kept = [record for record in records if not self._outstayed(record, now)]
         items = [_app_item(record, goes=self._outstayed(record, now)) for record in records]
         rule = _rule(kept, since, now)
@@ -128,8 +125,7 @@ class Pruning:
     async def _rule_now(self) -> Rule:
         now = time.time()
         since = await asyncio.to_thread(put_before, self._home, now)
-        await what_is_needed(self._discovery)
-        return _rule(await self._discovery.apps(), since, now)
+        return _rule(await all_records(self._discovery), since, now)
 
     async def _tidy_locks(self) -> None:
         await asyncio.to_thread(forget_locks, self._home)

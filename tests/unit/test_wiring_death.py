@@ -19,7 +19,7 @@ async def test_the_first_part_that_ends_is_told() -> None:
     waiting = asyncio.ensure_future(death.wait())
     await death.watch("router", ended(ValueError("no more")))
     death.of("logs", KeyError("later"))
-    with pytest.raises(BackendError, match="^up cannot go on: router ended: no more$") as caught:
+    with pytest.raises(BackendError, match=r"^up cannot go on: router ended: no more$") as caught:
         await waiting
     assert caught.value.hint
 
