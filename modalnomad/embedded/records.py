@@ -8,17 +8,17 @@ import os
 import re
 import threading
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pydantic import ValidationError
 
-from modalnomad.embedded.store import FileLock, read_record, remove_file, translated, write_record
+from modalnomad.embedded.store import locked, read_record, remove_file, translated, write_record
 from modalnomad.model.apps import AppRecord
 from modalnomad.model.errors import BackendConflict, BackendError, BackendRefused, NotFound, Problem, UserError
-from modalnomad.model.ids import DEFAULT_ENVIRONMENT, ENVIRONMENT_NAME, NAME
+from modalnomad.model.ids import ENVIRONMENT_NAME, NAME, env_flag
 from modalnomad.model.routes import Token
 from modalnomad.ports.discovery import PublishApp, WithdrawApp
 
@@ -230,15 +230,8 @@ class Records:
             except FileNotFoundError:
                 raise NotFound(missing, hint) from None
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = FileLock(self._root / "lock")
-        with translated(f"lock {lock.path}"):
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+    def _locked(self) -> AbstractContextManager[None]:
+        return locked(self._root / "lock")
 
     def _app_path(self, name: str, environment: str) -> Path:
         if not NAME.fullmatch(name):
@@ -268,7 +261,7 @@ def check_change(change: PublishApp, present: AppRecord | None, others: Iterable
                     f"{wanted[taken].name} wants the host {taken}, which {route.name} in environment "
                     f"{other.environment} has",
                     "give one of them another label= or custom domain, or stop the other App: "
-                    f"modalnomad app stop {other.app}" + _flag(other.environment),
+                    f"modalnomad app stop {other.app}" + env_flag(other.environment),
                 )
 
 
@@ -278,12 +271,8 @@ def check_serial(app: str, environment: str, found: int, expected: int) -> None:
         raise BackendConflict(
             f"App {app} in environment {environment} was changed by somebody else meanwhile "
             f"(found serial {found}, expected {expected})",
-            f"look at it with `modalnomad app history {app}{_flag(environment)}`, then try again",
+            f"look at it with `modalnomad app history {app}{env_flag(environment)}`, then try again",
         )
-
-
-def _flag(environment: str) -> str:
-    return "" if environment == DEFAULT_ENVIRONMENT else f" --env {environment}"
 
 
 def _environment(name: str) -> str:

@@ -7,14 +7,14 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from modalnomad.embedded.store import FileLock, read_record, remove_file, translated, write_record
+from modalnomad.embedded.store import locked, read_record, remove_file, translated, write_record
 from modalnomad.model.errors import BackendConflict, BackendRefused, NotFound, SecretMissing, UserError
-from modalnomad.model.ids import DEFAULT_ENVIRONMENT, ENVIRONMENT_NAME, RESERVED_KEY, SECRET_KEY, SECRET_NAME
+from modalnomad.model.ids import ENVIRONMENT_NAME, RESERVED_KEY, SECRET_KEY, SECRET_NAME, env_flag
 from modalnomad.model.manifest import SecretRef
 from modalnomad.ports.secrets import SecretInfo, Secrets
 
@@ -65,7 +65,7 @@ class EmbeddedSecrets(Secrets):
             if old is not None and not replace:
                 raise BackendConflict(
                     f"secret {name} exists already in environment {environment}",
-                    f"replace it with: modalnomad secret create {name} KEY=VALUE --force{_flag(environment)}",
+                    f"replace it with: modalnomad secret create {name} KEY=VALUE --force{env_flag(environment)}",
                 )
             now = time.time()
             content = {
@@ -151,7 +151,7 @@ class EmbeddedSecrets(Secrets):
                 except FileNotFoundError:
                     raise NotFound(
                         f"there is no secret {name} in environment {environment}",
-                        f"see what there is with: modalnomad secret list{_flag(environment)}",
+                        f"see what there is with: modalnomad secret list{env_flag(environment)}",
                     ) from None
 
         await asyncio.to_thread(remove)
@@ -167,15 +167,8 @@ class EmbeddedSecrets(Secrets):
 
     # --- files -----------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = FileLock(self._lock)
-        with translated(f"lock {self._lock}"):
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+    def _locked(self) -> AbstractContextManager[None]:
+        return locked(self._lock)
 
     def _path(self, name: str, environment: str) -> Path:
         return self._named / _check_environment(environment) / f"{name}.json"
@@ -250,11 +243,7 @@ def _missing(ref: SecretRef, environment: str) -> str:
 
 def _create_hint(name: str, keys: Sequence[str], environment: str, *, force: bool = False) -> str:
     pairs = " ".join(f"{key}=VALUE" for key in keys) or "KEY=VALUE"
-    return f"  modalnomad secret create {name} {pairs}{' --force' if force else ''}{_flag(environment)}"
-
-
-def _flag(environment: str) -> str:
-    return "" if environment == DEFAULT_ENVIRONMENT else f" --env {environment}"
+    return f"  modalnomad secret create {name} {pairs}{' --force' if force else ''}{env_flag(environment)}"
 
 
 def _info(content: Mapping[str, Any]) -> SecretInfo:

@@ -256,6 +256,18 @@ class FileLock:
 
 
 @contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file while something is read and written. Raises BackendRefused: another process hangs."""
+    lock = FileLock(path)
+    with translated(f"lock {path}"):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def named_lock(path: Path, name: str) -> Iterator[None]:
     """Hold the lock file exclusively, with a note of this process and the time, or raise BackendConflict naming the
     holder, BackendRefused."""

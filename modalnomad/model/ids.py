@@ -21,6 +21,11 @@ LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 RESERVED_KEY = re.compile(r"(?:LD|NOMAD|VAULT|MODALNOMAD)_.*|PATH", re.DOTALL)
 
 
+def env_flag(environment: str) -> str:
+    """What a command that is shown to somebody needs to mean this environment; empty for the default one."""
+    return "" if environment == DEFAULT_ENVIRONMENT else f" --env {environment}"
+
+
 def default_label(app: str, tag: str) -> str:
     """Label of an endpoint without one of its own: `<app>-<function>`, `<app>-<class>-<method>` (design §4)."""
     return re.sub(r"[^a-z0-9-]", "-", f"{app}-{tag}".lower()).strip("-")

@@ -90,9 +90,7 @@ class Gate:
 
     def refused(self, peer: Peer, request_id: bytes, answer: Answer) -> None:
         """What came never became a request."""
-        self.counters.answered(answer.status)
-        self.counters.replied(answer.code)
-        count_refusal(answer, self.counters.nowhere)
+        count_refusal(answer, self.counters)
         if self.access_log is not None:
             self.access_log.add_refusal(peer, request_id, answer)
 

@@ -156,12 +156,9 @@ class Counters:
     """Requests being handled, waiting ones included."""
     websockets: int = 0
     requests: int = 0
+    """That are over, and what came and was none but was answered."""
     accepted: int = 0
     """Connections of clients."""
-    statuses: dict[int, int] = field(default_factory=dict)
-    """Status class (2 for 200 to 299) → answers. 0: the client left, or was cut off, before any."""
-    replies: dict[str, int] = field(default_factory=dict)
-    """Error code → the router's own answers."""
     retries: dict[str, int] = field(default_factory=dict)
     """Reason (`busy`, `gone`, `stale`) → requests tried elsewhere."""
     connects: int = 0
@@ -180,15 +177,6 @@ class Counters:
     """Of requests that led to an endpoint."""
     nowhere: Meter = field(default_factory=Meter)
     """Of requests that led to no endpoint."""
-
-    def answered(self, status: int) -> None:
-        """One request ended."""
-        self.requests += 1
-        self.statuses[status // 100] = self.statuses.get(status // 100, 0) + 1
-
-    def replied(self, code: str) -> None:
-        """The router answered by itself."""
-        self.replies[code] = self.replies.get(code, 0) + 1
 
     def retried(self, reason: str) -> None:
         """A request goes to another replica, or over a fresh connection."""
