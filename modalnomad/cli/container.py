@@ -37,10 +37,10 @@ def list_(
         for container in found:
             emit(container)
     elif found:
-        columns = ("Container", "Function", "State", "Requests", "Age", "Started because of")
+        columns: tuple[str, ...] = ("Container", "Function", "State", "Requests", "Age", "Started because of")
         rows = [_row(container, now=time.time()) for container in found]
         if all_environments:
-            columns = ("Environment", *columns)  # type: ignore[assignment]
+            columns = ("Environment", *columns)
             rows = [(container["environment"], *row) for container, row in zip(found, rows, strict=True)]
         show_table(columns, rows)
     else:
