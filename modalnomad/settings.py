@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 UP_PORT = 8700
@@ -144,6 +144,107 @@ class EmbeddedSettings(Group):
     """Days an image is kept after its last use when no kept version of any App needs it."""
 
 
+class ServerSettings(Group):
+    """How one of the cluster's servers is reached."""
+
+    token: SecretStr = SecretStr("")
+    """Sent with each request; empty: none."""
+    token_file: Path | None = None
+    """File that holds the token, read at each start of a command; None: `token` counts."""
+    ca_cert: Path | None = None
+    """PEM file of the authority that signed the server's certificate; None: those this machine trusts."""
+    client_cert: Path | None = None
+    """PEM file of the client's own certificate, with `client_key`; None: none is shown."""
+    client_key: Path | None = None
+    """PEM file of its private key."""
+
+
+class NomadSettings(ServerSettings):
+    """Nomad, which runs replicas (back end hashicorp)."""
+
+    address: str = "http://127.0.0.1:4646"
+    """URL of any of its agents. NOMAD_ADDR is honoured, as are NOMAD_TOKEN, NOMAD_REGION, NOMAD_CACERT,
+    NOMAD_CLIENT_CERT and NOMAD_CLIENT_KEY."""
+    region: str = ""
+    """Region of the jobs; empty: the agent's own."""
+    datacenters: tuple[str, ...] = ("*",)
+    """Where replicas may run; `*` stands for any letters."""
+    node_pool: str = "default"
+    """Node pool replicas run in."""
+    driver: Literal["raw_exec", "docker"] = "raw_exec"
+    """What starts a replica on a node: raw_exec: a process in an environment made there; docker: a container."""
+    python: str = "python3"
+    """Python 3.10 or newer that starts replicas on the nodes (raw_exec): a name on their PATH or an absolute path."""
+    node_store: str = "/var/lib/modalnomad"
+    """Folder on each node for environments and the runner (raw_exec)."""
+    cpu: int = Field(default=100, gt=0)
+    """MHz reserved for a replica of a Function without cpu=."""
+    memory: int = Field(default=256, ge=10)
+    """MiB reserved for a replica of a Function without memory=."""
+    core_mhz: int = Field(default=1000, gt=0)
+    """MHz that stand for one core of cpu=."""
+    grace_period: float = Field(default=30.0, ge=0)
+    """Seconds a replica may take to finish after SIGTERM or a drain. Nodes cut it at their `max_kill_timeout`."""
+    keep_versions: int = Field(default=10, ge=1)
+    """Versions of each App that are kept for `rollback`, with their jobs and bundles."""
+    log_files: int = Field(default=3, ge=1)
+    """Files of 10 MB that a node keeps of each stream of a replica's output."""
+
+
+class ConsulSettings(ServerSettings):
+    """Consul, which tells routers what is served and where replicas are."""
+
+    address: str = "http://127.0.0.1:8500"
+    """URL of an agent. CONSUL_HTTP_ADDR is honoured, as are CONSUL_HTTP_TOKEN, CONSUL_HTTP_TOKEN_FILE, CONSUL_HTTP_SSL,
+    CONSUL_CACERT, CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY."""
+    prefix: str = Field(default="modalnomad", pattern=r"[a-zA-Z0-9_-]+(/[a-zA-Z0-9_-]+)*")
+    """Keys of the platform begin with this and a slash."""
+    reconcile: float = Field(default=60.0, gt=0)
+    """Seconds after which everything is read anew, whatever the watches said."""
+
+
+class VaultSettings(ServerSettings):
+    """Vault or OpenBao, which keeps secrets."""
+
+    address: str = "http://127.0.0.1:8200"
+    """URL. VAULT_ADDR is honoured, as are VAULT_TOKEN, VAULT_NAMESPACE, VAULT_CACERT, VAULT_CLIENT_CERT and
+    VAULT_CLIENT_KEY."""
+    namespace: str = ""
+    """Of Vault Enterprise or OpenBao; empty: the root."""
+    mount: str = Field(default="secret", pattern=r"[a-zA-Z0-9_-]+(/[a-zA-Z0-9_-]+)*")
+    """Mount of the key-value store, version 2."""
+    auth_mount: str = Field(default="jwt-nomad", pattern=r"[a-zA-Z0-9_-]+(/[a-zA-Z0-9_-]+)*")
+    """Mount of the login by Nomad's signed identities."""
+    jwks_url: str = ""
+    """Where the server reads Nomad's public keys; empty: `<nomad.address>/.well-known/jwks.json`."""
+    rotation: float = Field(default=30.0, ge=0)
+    """Seconds between two looks for newer versions of secrets that replicas were started with; they are then replaced
+    one at a time. 0: they keep their values."""
+
+
+class ArtifactSettings(Group):
+    """Bundles on their way to the nodes of a cluster."""
+
+    store: str = ""
+    """Where they are kept: a folder, or the URL of a bucket (`s3://…`, `gs://…`, `az://…`; credentials come from the
+    usual environment variables of each). Empty: `artifacts` in `home`, for a cluster of this machine only."""
+    host: str = "127.0.0.1"
+    """Address on which routers hand them out."""
+    port: int = Field(default=8702, ge=0, le=65535)
+    """Its TCP port; 0: a free one."""
+    url: str = ""
+    """How nodes reach that: `http://router.internal:8702`; empty: `http://<host>:<port>`."""
+
+
+class DockerSettings(Group):
+    """Images for Nomad's docker driver."""
+
+    registry: str = ""
+    """Where they are pushed: `registry.internal:5000/modalnomad`. Empty: nowhere, for a cluster of one machine."""
+    base: str = "python:{python}-slim"
+    """Image that environments start from; `{python}` becomes the wanted version, such as 3.12."""
+
+
 class Settings(BaseSettings):
     """All groups."""
 
@@ -151,8 +252,8 @@ class Settings(BaseSettings):
         frozen=True, extra="ignore", env_prefix="MODALNOMAD_", env_nested_delimiter="__", use_attribute_docstrings=True
     )
 
-    backend: Literal["embedded"] = "embedded"
-    """Which back end runs replicas."""
+    backend: Literal["embedded", "hashicorp"] = "embedded"
+    """Which back end runs what is deployed. embedded: this machine; hashicorp: Nomad, Consul, and Vault or OpenBao."""
     home: Path = Field(default_factory=lambda: default_home())  # noqa: PLW0108 - defined below
     """Folder of the embedded back end's state."""
     environment: str = "main"
@@ -160,6 +261,11 @@ class Settings(BaseSettings):
     router: RouterSettings = RouterSettings()
     scaling: ScalingSettings = ScalingSettings()
     embedded: EmbeddedSettings = EmbeddedSettings()
+    nomad: NomadSettings = NomadSettings()
+    consul: ConsulSettings = ConsulSettings()
+    vault: VaultSettings = VaultSettings()
+    artifacts: ArtifactSettings = ArtifactSettings()
+    docker: DockerSettings = DockerSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -170,8 +276,49 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """flags (init) over environment over file over defaults."""
-        return init_settings, env_settings, FileSource(settings_cls)
+        """flags (init) over environment over the servers' own variables over file over defaults."""
+        return init_settings, env_settings, StandardVariables(settings_cls), FileSource(settings_cls)
+
+
+STANDARD: Final = {
+    "NOMAD_ADDR": ("nomad", "address"),
+    "NOMAD_TOKEN": ("nomad", "token"),
+    "NOMAD_REGION": ("nomad", "region"),
+    "NOMAD_CACERT": ("nomad", "ca_cert"),
+    "NOMAD_CLIENT_CERT": ("nomad", "client_cert"),
+    "NOMAD_CLIENT_KEY": ("nomad", "client_key"),
+    "CONSUL_HTTP_ADDR": ("consul", "address"),
+    "CONSUL_HTTP_TOKEN": ("consul", "token"),
+    "CONSUL_HTTP_TOKEN_FILE": ("consul", "token_file"),
+    "CONSUL_CACERT": ("consul", "ca_cert"),
+    "CONSUL_CLIENT_CERT": ("consul", "client_cert"),
+    "CONSUL_CLIENT_KEY": ("consul", "client_key"),
+    "VAULT_ADDR": ("vault", "address"),
+    "VAULT_TOKEN": ("vault", "token"),
+    "VAULT_NAMESPACE": ("vault", "namespace"),
+    "VAULT_CACERT": ("vault", "ca_cert"),
+    "VAULT_CLIENT_CERT": ("vault", "client_cert"),
+    "VAULT_CLIENT_KEY": ("vault", "client_key"),
+}
+"""Variables that the servers' own commands honour → group and field."""
+
+
+class StandardVariables(PydanticBaseSettingsSource):
+    """NOMAD_ADDR and its like. An address without a scheme gets http, or https with CONSUL_HTTP_SSL."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        """Unused: all are read at once."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found: dict[str, dict[str, str]] = {}
+        for variable, (group, name) in STANDARD.items():
+            if value := os.environ.get(variable):
+                if name == "address" and "://" not in value:
+                    secure = group == "consul" and os.environ.get("CONSUL_HTTP_SSL", "").lower() in {"1", "true"}
+                    value = f"{'https' if secure else 'http'}://{value}"
+                found.setdefault(group, {})[name] = value
+        return found
 
 
 class FileSource(PydanticBaseSettingsSource):

@@ -47,7 +47,8 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "mo
 def pytest_configure(config: pytest.Config) -> None:
     """Nothing of the user's own set-up may steer a test; loopback never goes through a proxy."""
     for name in list(os.environ):
-        if name.startswith(("MODALNOMAD_", "MODAL_")) or name == "PYTHONDONTWRITEBYTECODE":
+        ours = name.startswith(("MODALNOMAD_", "MODAL_", "NOMAD_", "CONSUL_", "VAULT_", "BAO_"))
+        if ours or name == "PYTHONDONTWRITEBYTECODE":
             del os.environ[name]
     for name in ("NO_PROXY", "no_proxy"):
         known = os.environ.get(name)

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -72,6 +73,12 @@ class EmbeddedArtifacts(Artifacts):
             if known and await asyncio.to_thread(_holds, path, digest):
                 return str(path)
         raise NotFound(f"there is no artifact {digest} in {self._folder}", "deploy the App again")
+
+    async def get(self, digest: Digest, target: Path) -> None:
+        """Write a copy to `target`, whole or not at all. Raises NotFound, BackendRefused."""
+        source = await self.locate(digest)
+        with translated(f"write {target}"):
+            await asyncio.to_thread(shutil.copyfile, source, target)
 
     async def prune(self, kept: Collection[Digest]) -> int:
         """Remove everything else; bytes freed."""

@@ -18,7 +18,6 @@ from modalnomad_sdk.store import IMAGE_FILES
 
 from modalnomad.embedded.bundles import copy_bundle
 from modalnomad.embedded.child import Child, OutputStream
-from modalnomad.embedded.failures import outcome
 from modalnomad.embedded.forked import Forked
 from modalnomad.embedded.gpus import Gpu, Gpus
 from modalnomad.embedded.image_files import lay_image_files
@@ -34,6 +33,7 @@ from modalnomad.model.errors import ModalNomadError
 from modalnomad.model.manifest import SecretRef
 from modalnomad.model.replica import Failure, Replica, ReplicaKey, ReplicaState, UnixAddress
 from modalnomad.model.revision import Revision
+from modalnomad.render.outcome import outcome
 from modalnomad.render.process import ProcessSpec, process_spec
 
 logger = logging.getLogger("modalnomad.engine")

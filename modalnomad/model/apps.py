@@ -91,6 +91,7 @@ class Needed(NamedTuple):
     """What kept versions need to be served again without building anything."""
 
     bundles: frozenset[Digest]
+    """And the packs of images that are made on the machines of a cluster."""
     images: frozenset[Digest]
     anonymous: frozenset[tuple[str, str]]
     """(environment, digest) of the values of `Secret.from_dict`."""
@@ -102,7 +103,9 @@ def needed_by(records: Iterable[AppRecord]) -> Needed:
         revision.id: revision for record in records for version in record.versions for revision in version.revisions
     }
     return Needed(
-        bundles=frozenset(revision.bundle for revision in revisions.values()),
+        bundles=frozenset(
+            digest for r in revisions.values() for digest in (r.bundle, r.image.pack) if digest is not None
+        ),
         images=frozenset(revision.image.digest for revision in revisions.values()),
         anonymous=frozenset(
             (ref.environment or revision.environment, ref.anonymous)

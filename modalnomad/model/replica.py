@@ -99,6 +99,9 @@ class Replica:
     """Unix time."""
     reason: str = ""
     """Why it was started."""
+    leaving: str = ""
+    """Why it should be replaced by another one of its pool before it goes (its machine is drained, a secret it was
+    started with has a newer version); empty: it may stay."""
 
 
 @dataclass(frozen=True, slots=True)

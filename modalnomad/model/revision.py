@@ -19,6 +19,10 @@ class BuiltImage(Model):
     env: tuple[tuple[str, str], ...] = ()
     """Image.env, in order."""
     workdir: str | None = None
+    reference: str | None = None
+    """A container's image, pinned: `registry/name@sha256:…`. None: an environment made on the machine that runs it."""
+    pack: Digest | None = None
+    """Artifact that holds all that is needed to make the environment on another machine. None: there is none."""
 
 
 class Revision(Model):
@@ -56,7 +60,10 @@ class Revision(Model):
             ),
             "source": source.model_dump(mode="json"),
             "bundle": bundle,
-            "image": image.model_dump(mode="json"),
+            # The pack follows from the image's own digest.
+            "image": image.model_dump(
+                mode="json", exclude={"pack"} | ({"reference"} if image.reference is None else set())
+            ),
             "secrets": [s.model_dump(mode="json") for s in secrets],
         }
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))

@@ -18,5 +18,8 @@ class Artifacts(Protocol):
     async def locate(self, digest: Digest) -> str:
         """A path or URL replicas' hosts can read it at. Raises NotFound."""
 
+    async def get(self, digest: Digest, target: Path) -> None:
+        """Write a copy to `target`, which is there afterwards, whole, or not at all. Raises NotFound, BackendError."""
+
     async def prune(self, kept: Collection[Digest]) -> int:
         """Remove everything else; bytes freed."""

@@ -69,6 +69,26 @@ ENV_CGROUPS: Final = "MODALNOMAD_CGROUPS"
 """Absolute folders of control groups, one a line, that the replica's processes enter before user code runs. One that
 cannot be entered is said, and the replica runs without its limits. Unset: none."""
 
+# --- Task of a Nomad node: what the launcher gets beside the above --------------------------------------------
+
+ENV_LAUNCH: Final = "MODALNOMAD_LAUNCH"
+"""Contract version of the launcher, decimal; a task that Nomad starts has it, a replica does not."""
+ENV_IMAGE_ENV: Final = "MODALNOMAD_IMAGE_ENV"
+"""Base64url (no padding) of JSON [[name, value], …]: Image.env, in order. Encoded because Nomad replaces `${…}`."""
+ENV_IMAGE_WORKDIR: Final = "MODALNOMAD_IMAGE_WORKDIR"
+"""Image.workdir as the program says it; unset: none."""
+ENV_NODE_STORE: Final = "MODALNOMAD_NODE_STORE"
+"""Absolute folder of this node for environments and runners, shared by all its replicas."""
+ENV_PACK: Final = "MODALNOMAD_PACK"
+"""Digest of the artifact that holds the image's definition and what it needs; fetched only when it has to be built."""
+ENV_SDK: Final = "MODALNOMAD_SDK"
+"""Digest of the zip application the launcher itself is."""
+ENV_ARTIFACTS: Final = "MODALNOMAD_ARTIFACTS"
+"""`http[s]://host:port`; an artifact is at `/artifacts/<digest>` there."""
+ENV_SECRET_FILES: Final = "MODALNOMAD_SECRET_FILES"
+"""Comma-separated file names in NOMAD_SECRETS_DIR, each a JSON object of strings that become variables; later ones
+win. Unset: none."""
+
 LOG_TAG_OPEN: Final = "\x1e"
 LOG_TAG_CLOSE: Final = "\x1f"
 

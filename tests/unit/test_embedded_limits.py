@@ -9,7 +9,7 @@ import pytest
 
 from modalnomad.embedded import limits
 from modalnomad.embedded.cgroups import MIB, bases_of, out_of_memory, refusals, texts_of
-from modalnomad.embedded.failures import outcome
+from modalnomad.render.outcome import outcome
 from modalnomad.embedded.janitor import GROUPS, end_group, groups_of
 from modalnomad.embedded.limits import Bounds, Group, LimitFacts, Limits
 from modalnomad.embedded.template import Template

@@ -1,0 +1,172 @@
+"""One HTTP client for Nomad and Consul: every request has a time limit, verified TLS and errors that say what was asked
+of whom, what came back and what to do next. Blocking queries, streams and commands all go through it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import aiohttp
+
+from modalnomad.model.errors import BackendRefused, BackendUnreachable
+
+CONNECT_LIMIT: Final = 3.0
+"""Seconds to connect."""
+ANSWER_LIMIT: Final = 10.0
+"""Seconds for an answer to anything but a blocking query or a stream."""
+TEXT_SHOWN: Final = 500
+"""Characters of a server's own words that an error shows."""
+
+Parameters = Mapping[str, str | int | bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Whom to ask, and as who."""
+
+    name: str
+    """`Nomad`, `Consul`."""
+    address: str
+    """`http[s]://host:port`, without a final slash."""
+    setting: str
+    """What to correct when it does not answer: `NOMAD_ADDR (nomad.address)`."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Sent with each request; holds the token."""
+    tls: ssl.SSLContext | None = None
+    """None: the system's certificates."""
+    token_setting: str = ""
+    """`NOMAD_TOKEN (nomad.token)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A server's answer to the end."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names are case-insensitive."""
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        """Without what is wrong in it."""
+        return self.body.decode("utf-8", "replace").strip()
+
+    def json(self) -> Any:
+        """Raises ValueError."""
+        return json.loads(self.body)
+
+
+class ServerRefused(BackendRefused):
+    """An answer that is no success. `status` and `text` are the server's own."""
+
+    def __init__(self, message: str, hint: str | None, status: int, text: str) -> None:
+        super().__init__(message, hint)
+        self.status = status
+        self.text = text
+
+
+class HttpClient:
+    """Connections to one server. Open it on the loop that uses it; `close` ends them all."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self._session: aiohttp.ClientSession | None = None
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Parameters | None = None,
+        data: Any = None,
+        ok: tuple[int, ...] = (200,),
+        limit: float = ANSWER_LIMIT,
+    ) -> Answer:
+        """The answer, when its status is in `ok`. `data`: bytes as they are, anything else as JSON. Raises
+        BackendUnreachable (no answer within `limit` seconds: it may have been done all the same), ServerRefused."""
+        async with self.open(method, path, params=params, data=data, ok=ok, limit=limit) as response:
+            try:
+                body = await response.read()
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise self._unreachable(method, path, error) from error
+            return Answer(response.status, response.headers, body)
+
+    @asynccontextmanager
+    async def open(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Parameters | None = None,
+        data: Any = None,
+        ok: tuple[int, ...] = (200,),
+        limit: float | None = None,
+        silence: float | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer's head, its body still to be read. `limit`: seconds for all of it; None: none. `silence`: seconds
+        without a byte. Raises as `request`; reading the body may raise aiohttp.ClientError and TimeoutError."""
+        body = data if data is None or isinstance(data, bytes) else json.dumps(data, separators=(",", ":")).encode()
+        timeout = aiohttp.ClientTimeout(total=limit, sock_connect=CONNECT_LIMIT, sock_read=silence)
+        try:
+            response = await self._opened().request(
+                method, self.server.address + path, params=_texts(params), data=body, timeout=timeout
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._unreachable(method, path, error) from error
+        try:
+            if response.status not in ok:
+                raise await self._refused(method, path, response)
+            yield response
+        finally:
+            response.close() if response.content.at_eof() is False else response.release()
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            connector = aiohttp.TCPConnector(limit=0, ssl=self.server.tls if self.server.tls is not None else True)
+            self._session = aiohttp.ClientSession(
+                connector=connector, headers=self.server.headers, read_bufsize=1 << 20, auto_decompress=True
+            )
+        return self._session
+
+    def _unreachable(self, method: str, path: str, error: BaseException) -> BackendUnreachable:
+        server = self.server
+        what = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+        if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
+            hint = f"is {server.setting} right, and its certificate signed by an authority this machine trusts?"
+        else:
+            hint = f"is {server.name} running there? the address comes from {server.setting}"
+        return BackendUnreachable(f"{server.name} at {server.address} does not answer {method} {path}: {what}", hint)
+
+    async def _refused(self, method: str, path: str, response: aiohttp.ClientResponse) -> ServerRefused:
+        server = self.server
+        try:
+            async with asyncio.timeout(ANSWER_LIMIT):
+                text = (await response.read()).decode("utf-8", "replace").strip()
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            text = ""
+        shown = " ".join(text.split())[:TEXT_SHOWN] or "no reason"
+        hint = None
+        if response.status in {401, 403}:
+            hint = (
+                f"the token comes from {server.token_setting or server.setting}; `modalnomad doctor` tells its rights"
+            )
+        message = f"{server.name} at {server.address} answered {method} {path} with {response.status}: {shown}"
+        return ServerRefused(message, hint, response.status, text)
+
+    async def close(self) -> None:
+        """Twice does nothing more."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+
+def _texts(params: Parameters | None) -> dict[str, str]:
+    return {
+        name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in (params or {}).items()
+    }
