@@ -3,58 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from modalnomad.embedded.store import FileLock
+from modalnomad.model.gpus import Choice, Gpu, parse_choice
 
 LIBRARY: Final = "libnvidia-ml.so.1"
 NAME_LENGTH: Final = 96
 MIB: Final = 1024 * 1024
-MEMORY_TOLERANCE: Final = 0.85
-"""A card sold as 80 GB reports a little less, and vendors differ on what a GB is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One card. `uuid` is what CUDA_VISIBLE_DEVICES takes whatever order the driver counts in."""
-
-    uuid: str
-    name: str
-    memory: int
-    """MiB."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One of the user's choices: `H100:2`, `A100-80GB`, `ANY`."""
-
-    type: str
-    memory: int
-    """GB the name asks for; 0: any."""
-    count: int
-
-    def fits(self, gpu: Gpu) -> bool:
-        """Is it of this type?"""
-        words = set(re.split(r"[^A-Z0-9]+", gpu.name.upper()))
-        wide_enough = gpu.memory >= self.memory * 1000 * 1000 * 1000 / MIB * MEMORY_TOLERANCE
-        return (self.type == "ANY" or self.type in words) and wide_enough
-
-    def __str__(self) -> str:
-        memory = f"-{self.memory}GB" if self.memory else ""
-        return f"{self.type}{memory}:{self.count}"
-
-
-def parse_choice(text: str) -> Choice:
-    """`TYPE[-<n>GB][!][:count]`, any case. "!" (exactly this type) is what we do anyway."""
-    name, _, count = text.upper().partition(":")
-    match = re.fullmatch(r"(.+?)(?:-(\d+)GB)?!?", name)
-    assert match is not None
-    return Choice(type=match[1], memory=int(match[2] or 0), count=int(count or 1))
 
 
 class Gpus:

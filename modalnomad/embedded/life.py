@@ -19,7 +19,7 @@ from modalnomad_sdk.store import IMAGE_FILES
 from modalnomad.embedded.bundles import copy_bundle
 from modalnomad.embedded.child import Child, OutputStream
 from modalnomad.embedded.forked import Forked
-from modalnomad.embedded.gpus import Gpu, Gpus
+from modalnomad.embedded.gpus import Gpus
 from modalnomad.embedded.image_files import lay_image_files
 from modalnomad.embedded.janitor import remove_tree
 from modalnomad.embedded.limits import Bounds, Group, Limits
@@ -30,6 +30,7 @@ from modalnomad.embedded.template import Template
 from modalnomad.embedded.templates import Templates
 from modalnomad.kit.clock import monotonic
 from modalnomad.model.errors import ModalNomadError
+from modalnomad.model.gpus import Gpu
 from modalnomad.model.manifest import SecretRef
 from modalnomad.model.replica import Failure, Replica, ReplicaKey, ReplicaState, UnixAddress
 from modalnomad.model.revision import Revision

@@ -35,6 +35,11 @@ def source_of(source: Source) -> str:
     return f"{source.mode}:{source.entry}"
 
 
+def ticket_sha256(platform_key: bytes, revision: RevisionId) -> str:
+    """What a replica knows of its ticket."""
+    return hashlib.sha256(ticket(platform_key, revision).encode()).hexdigest()
+
+
 def contract_environment(
     revision: Revision,
     key: ReplicaKey,
@@ -50,6 +55,33 @@ def contract_environment(
 
     The engine adds where it listens, its lifeline and its folders.
     """
+    variables = revision_environment(
+        revision,
+        ticket_sha256=ticket_sha256(platform_key, revision.id),
+        grace_period=grace_period,
+        orphan_factor=orphan_factor,
+        network=network,
+        gpus=gpus,
+        web_urls=web_urls,
+    )
+    variables |= {contract.ENV_POOL: str(key.pool), contract.ENV_REPLICA: key.name}
+    if key.pool.parameters:
+        encoded = base64.urlsafe_b64encode(key.pool.parameters.encode()).decode()
+        variables[contract.ENV_PARAMETERS] = encoded.rstrip("=")
+    return variables
+
+
+def revision_environment(
+    revision: Revision,
+    *,
+    ticket_sha256: str,
+    grace_period: float,
+    orphan_factor: float,
+    network: str,
+    gpus: int = 0,
+    web_urls: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """The part of the contract that is the same for all replicas of a revision."""
     function = revision.function
     variables = {
         contract.ENV_CONTRACT: str(contract.VERSION),
@@ -57,10 +89,8 @@ def contract_environment(
         contract.ENV_ENVIRONMENT: revision.environment,
         contract.ENV_FUNCTION: function.tag,
         contract.ENV_REVISION: revision.id,
-        contract.ENV_POOL: str(key.pool),
-        contract.ENV_REPLICA: key.name,
         contract.ENV_SOURCE: source_of(revision.source),
-        contract.ENV_TICKET_SHA256: hashlib.sha256(ticket(platform_key, revision.id).encode()).hexdigest(),
+        contract.ENV_TICKET_SHA256: ticket_sha256,
         contract.ENV_NETWORK: network,
         contract.ENV_MAX_INPUTS: str(function.scaling.max_inputs),
         contract.ENV_TIMEOUT: _seconds(function.timeout),
@@ -74,15 +104,16 @@ def contract_environment(
     }
     if function.web_ports:
         variables[contract.ENV_WEB_PORTS] = ",".join(str(port) for port in function.web_ports)
-    if key.pool.parameters:
-        encoded = base64.urlsafe_b64encode(key.pool.parameters.encode()).decode()
-        variables[contract.ENV_PARAMETERS] = encoded.rstrip("=")
     return variables
 
 
 def modal_environment(revision: Revision, key: ReplicaKey) -> dict[str, str]:
     """The variables programs written for Modal look at; reserved there too."""
-    task = hashlib.sha256(str(key).encode()).hexdigest()[:22]
+    return modal_variables(revision, hashlib.sha256(str(key).encode()).hexdigest()[:22])
+
+
+def modal_variables(revision: Revision, task: str) -> dict[str, str]:
+    """The same, for a replica that is called `task`."""
     return {
         "MODAL_IS_REMOTE": "1",
         "MODAL_ENVIRONMENT": revision.environment,

@@ -16,10 +16,11 @@ from modalnomad_sdk import contract
 
 from modalnomad.embedded.artifacts import EmbeddedArtifacts
 from modalnomad.embedded.engine import EmbeddedEngine
-from modalnomad.embedded.gpus import Gpu, Gpus
+from modalnomad.embedded.gpus import Gpus
 from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.embedded.store import TEMPORARY_PREFIX
 from modalnomad.model.errors import BackendRefused
+from modalnomad.model.gpus import Gpu
 from modalnomad.model.manifest import Endpoint, Resources, SecretRef
 from modalnomad.model.replica import ReplicaState
 from modalnomad.model.revision import BuiltImage

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from modalnomad.embedded.gpus import Choice, Gpu, Gpus, find_gpus, parse_choice
+from modalnomad.embedded.gpus import Gpus, find_gpus
+from modalnomad.model.gpus import Choice, Gpu, parse_choice
 
 H100 = Gpu("GPU-h", "NVIDIA H100 80GB HBM3", 81_559)
 A100_40 = Gpu("GPU-a", "NVIDIA A100-SXM4-40GB", 40_960)

@@ -1,0 +1,55 @@
+"""GPUs: what a program asks for, and what a card is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+MIB: Final = 1024 * 1024
+ANY: Final = "ANY"
+"""The type that every card is of."""
+MEMORY_TOLERANCE: Final = 0.85
+"""A card sold as 80 GB reports a little less, and vendors differ on what a GB is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One card. `uuid` is what CUDA_VISIBLE_DEVICES takes whatever order the driver counts in."""
+
+    uuid: str
+    name: str
+    memory: int
+    """MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the user's choices: `H100:2`, `A100-80GB`, `ANY`."""
+
+    type: str
+    memory: int
+    """GB the name asks for; 0: any."""
+    count: int
+
+    def fits(self, gpu: Gpu) -> bool:
+        """Is it of this type?"""
+        words = set(re.split(r"[^A-Z0-9]+", gpu.name.upper()))
+        return (self.type == ANY or self.type in words) and gpu.memory >= self.least
+
+    @property
+    def least(self) -> float:
+        """MiB a card has to report."""
+        return self.memory * 1000 * 1000 * 1000 / MIB * MEMORY_TOLERANCE
+
+    def __str__(self) -> str:
+        memory = f"-{self.memory}GB" if self.memory else ""
+        return f"{self.type}{memory}:{self.count}"
+
+
+def parse_choice(text: str) -> Choice:
+    """`TYPE[-<n>GB][!][:count]`, any case. "!" (exactly this type) is what we do anyway."""
+    name, _, count = text.upper().partition(":")
+    match = re.fullmatch(r"(.+?)(?:-(\d+)GB)?!?", name)
+    assert match is not None
+    return Choice(type=match[1], memory=int(match[2] or 0), count=int(count or 1))
