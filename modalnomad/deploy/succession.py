@@ -34,13 +34,13 @@ class OrderedEngine(Engine):
         self._earlier.pop(earlier, None)
         self._earlier.setdefault(revision, set()).add(earlier)
 
-    async def start(self, key: ReplicaKey, reason: str) -> None:
+    async def start(self, key: ReplicaKey, reason: str, *, request_id: str = "") -> None:
         """As the port says, once those that have to go first are gone."""
         revision = key.pool.revision
         if revision in self._earlier:
             await self._gone(revision)
             self._earlier.pop(revision, None)
-        await self._engine.start(key, reason)
+        await self._engine.start(key, reason, request_id=request_id)
 
     async def _gone(self, revision: RevisionId) -> None:
         snapshots = self._engine.watch()

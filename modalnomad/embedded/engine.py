@@ -238,9 +238,10 @@ class EmbeddedEngine(Engine):
 
     # --- replicas --------------------------------------------------------------------------------------------
 
-    async def start(self, key: ReplicaKey, reason: str) -> None:
-        """Start this replica. The same key twice starts once. Cancelling the call does not stop the start. Raises
-        NotFound, or BackendError when it has to be prepared first and cannot be."""
+    async def start(self, key: ReplicaKey, reason: str, *, request_id: str = "") -> None:
+        """Start this replica. The same key twice starts once. Cancelling the call does not stop the start. The request
+        it is for is told by the router's log. Raises NotFound, or BackendError when it has to be prepared first and
+        cannot be."""
         unprepared = key not in self._lives and key.pool.revision not in self._prepared
         if unprepared and (revision := self._known(key.pool.revision)) is not None:
             await self.prepare(revision)

@@ -22,8 +22,9 @@ class Verdict:
 class Starter(Protocol):
     """All the router gets of an engine."""
 
-    async def start(self, key: ReplicaKey, reason: str) -> None:
-        """Start this replica. The same key twice starts once, whoever asks. Returns when the start is under way; how it
+    async def start(self, key: ReplicaKey, reason: str, *, request_id: str = "") -> None:
+        """Start this replica. The same key twice starts once, whoever asks. `request_id`: of the request it is started
+        for, for whoever reads why it runs; empty: for none. Returns when the start is under way; how it
         goes is told by `watch`. A start that cannot even begin is reported there too (FAILED with its Failure), not
         raised; an unprepared revision raises NotFound."""
 

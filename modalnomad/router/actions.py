@@ -48,7 +48,8 @@ class Actions:
 
     def start(self, effect: Start) -> None:
         """Have the engine start it; how that goes is told by its snapshots."""
-        logger.info("start %s: %s", effect.key, effect.reason)
+        woken_by = f" (request {effect.request_id})" if effect.request_id else ""
+        logger.info("start %s: %s%s", effect.key, effect.reason, woken_by)
         self._spawn(self._start(effect), f"start {effect.key}")
 
     def probe(self, place: Place) -> None:
@@ -102,7 +103,7 @@ class Actions:
 
     async def _start(self, effect: Start) -> None:
         try:
-            await self._engine.start(effect.key, effect.reason.text)
+            await self._engine.start(effect.key, effect.reason.text, request_id=effect.request_id)
         except ModalNomadError as error:
             self._heard.heard_ended(effect.key, Failure("start_failed", error.message, error.hint or ""))
         except Exception as error:

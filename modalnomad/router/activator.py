@@ -54,7 +54,9 @@ _RETIRED = Failure("start_failed", "Its revision is not served any more.")
 
 class Activator:
     """`resolve` finds the present match of a host name (Reply 404: there is none any more), for requests whose route
-    moves while they wait. `on_change` is called when a replica became ready, leaves, or is gone."""
+    moves while they wait. `may_drain`: whether this router is the one of several that sends replicas away when they
+    are too many, have to make room, are retired or to be replaced; each of them starts what it needs, and ends what it
+    used up. `on_change` is called when a replica became ready, leaves, or is gone."""
 
     def __init__(
         self,
@@ -66,6 +68,7 @@ class Activator:
         settings: RouterSettings,
         scaling: ScalingSettings,
         platform_key: bytes,
+        may_drain: Callable[[], bool] = lambda: True,
         clock: Clock = monotonic,
     ) -> None:
         self._prober = Prober(ask, platform_key)
@@ -73,6 +76,7 @@ class Activator:
         self._pools = Pools(settings, scaling)
         self._resolve = resolve
         self._settings = settings
+        self.may_drain = may_drain
         self._clock = clock
         self._tickets = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Place | Deny]] = {}
@@ -86,13 +90,20 @@ class Activator:
     # --- Requests ---------------------------------------------------------------------------------------------
 
     def lease(
-        self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey] = frozenset(), *, until: float | None = None
+        self,
+        match: Match,
+        key: PoolKey,
+        avoid: frozenset[ReplicaKey] = frozenset(),
+        *,
+        until: float | None = None,
+        request_id: bytes = b"",
     ) -> AbstractAsyncContextManager[Lease]:
         """A place for one request; `avoid`: replicas that just refused it, taken only when there is no other; `until`:
-        when it gives up waiting for a free one (None: `queue_timeout` from now). Entering
-        raises Reply: 429 queue_full, too_many_pools; 503 start_failed, unplaceable, no_capacity, queue_timeout,
-        draining; 504 startup_timeout; 404, 422 when the route moved meanwhile."""
-        return Leasing(self, match, key, avoid, until)
+        when it gives up waiting for a free one (None: `queue_timeout` from now); `request_id`: told to the engine,
+        should a replica be started for it. Entering raises Reply: 429 queue_full, too_many_pools; 503 start_failed,
+        unplaceable, no_capacity, queue_timeout, draining; 504 startup_timeout; 404, 422 when the route moved
+        meanwhile."""
+        return Leasing(self, match, key, avoid, until, request_id)
 
     def take(self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey]) -> PlaceLease | None:
         """A free place at once, or None."""
@@ -103,10 +114,12 @@ class Activator:
             self.apply(pool, pool.settle(self._clock()))
         return self._leased(pool, place, match)
 
-    async def wait(self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey], until: float | None) -> PlaceLease:
+    async def wait(
+        self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey], until: float | None, request_id: bytes
+    ) -> PlaceLease:
         """A place once there is one. Raises Reply."""
         deadline = self._clock() + self._settings.queue_timeout if until is None else until
-        ticket = Ticket(next(self._tickets), deadline, avoid)
+        ticket = Ticket(next(self._tickets), deadline, avoid, request_id.decode())
         while True:
             if self._closed:
                 raise outcomes.draining()

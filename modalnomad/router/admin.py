@@ -11,7 +11,7 @@ import asyncio
 import errno
 import ipaddress
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -27,7 +27,7 @@ from modalnomad.router.server import RouterServer
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _PAGES: Final = """/healthz      200 while the router works, else 503: start it anew
-/readyz       200 while requests should be sent here, else 503 with the reasons
+/readyz       200 while requests should be sent here, else 503 with the reasons; since when what it knows is stale
 /metrics      for Prometheus
 /debug        routes, pools, replicas, and why the latest were started or ended
 /debug/tasks  what waits for what
@@ -101,7 +101,7 @@ class Admin:
         return _verdict("ok", "failed", self._router.unhealthy)
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        return _verdict("ready", "not ready", self._router.unready)
+        return _verdict("ready", "not ready", self._router.unready, self._router.stale())
 
     async def _metrics(self, request: web.Request) -> web.Response:
         accept = ",".join(request.headers.getall("Accept", []))
@@ -125,8 +125,11 @@ async def _as_json(content: dict[str, Any]) -> web.Response:
     return web.Response(text=text + "\n", content_type="application/json")
 
 
-def _verdict(good: str, bad: str, reasons: tuple[str, ...]) -> web.Response:
-    content = {"status": bad if reasons else good, "reasons": list(reasons)}
+def _verdict(good: str, bad: str, reasons: tuple[str, ...], stale: Mapping[str, float] | None = None) -> web.Response:
+    """`stale` is told, but what is served from the last good answers is served."""
+    content: dict[str, Any] = {"status": bad if reasons else good, "reasons": list(reasons)}
+    if stale:
+        content["stale"] = {source: {"since": since} for source, since in stale.items()}
     return web.json_response(content, status=503 if reasons else 200)
 
 

@@ -50,7 +50,13 @@ class Leases(Protocol):
     """`activator.Activator`."""
 
     def lease(
-        self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey] = frozenset(), *, until: float | None = None
+        self,
+        match: Match,
+        key: PoolKey,
+        avoid: frozenset[ReplicaKey] = frozenset(),
+        *,
+        until: float | None = None,
+        request_id: bytes = b"",
     ) -> AbstractAsyncContextManager[Lease]:
         """Raises Reply 429, 503, 504."""
 
@@ -93,7 +99,9 @@ class Router:
             until, missed = self._clock() + self._settings.queue_timeout, 0
             while missed < ATTEMPTS:
                 try:
-                    async with self._activator.lease(match, key, avoid, until=until) as lease:  # 429, 503, 504
+                    async with self._activator.lease(  # 429, 503, 504
+                        match, key, avoid, until=until, request_id=exchange.request_id
+                    ) as lease:
                         return await self._upstream.forward(exchange, lease, caller, self.gate)  # 502, 503, 504
                 except TryElsewhere as miss:
                     avoid |= miss.avoid

@@ -91,7 +91,7 @@ class Leases(Protocol):
     """`activator.Activator`."""
 
     def lease(
-        self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey] = frozenset()
+        self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey] = frozenset(), *, request_id: bytes = b""
     ) -> AbstractAsyncContextManager[Lease]:
         """Raises Reply."""
 
@@ -151,7 +151,7 @@ class Caller:
         missed = 0
         while missed < ATTEMPTS:
             try:
-                async with self._leases.lease(match, key, avoid) as lease:
+                async with self._leases.lease(match, key, avoid, request_id=call.id.encode()) as lease:
                     return await self._ask(call, lease)
             except _Elsewhere as miss:
                 avoid |= {miss.key}

@@ -22,7 +22,8 @@ from modalnomad.router.table import Match
 
 
 def snapshot(router: RouterServer, clock: Clock = monotonic) -> dict[str, Any]:
-    """Ready for JSON. Times are Unix time in `…_at` of decisions and the table, else seconds ago (`…_ago`)."""
+    """Ready for JSON. Times are Unix time in `since` and in `…_at` of decisions and the table, else seconds ago
+    (`…_ago`)."""
     counters, now = router.counters, clock()
     table = router.router.table
     return {
@@ -32,6 +33,7 @@ def snapshot(router: RouterServer, clock: Clock = monotonic) -> dict[str, Any]:
         "port": router.port,
         "ready": not router.unready,
         "reasons": list(router.unready),
+        "stale": {source: {"since": since} for source, since in router.stale().items()},
         "requests": {
             "in_flight": counters.running,
             "connections": counters.connections,

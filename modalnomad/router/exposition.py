@@ -148,6 +148,10 @@ class Exposition:
     def _platform(self) -> Iterator[_Family]:
         router, counters = self._router, self._router.counters
         yield _one(metrics.READY, not router.unready)
+        stale = _Family(metrics.STALE)
+        for source, since in router.stale().items():
+            stale.add((source,), max(0.0, time.time() - since))
+        yield stale
         yield _one(metrics.ROUTES, len(router.router.table.hosts()))
         yield _one(metrics.FLIPS, counters.flips)
         flip_time = _Family(metrics.FLIP_TIME)

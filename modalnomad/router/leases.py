@@ -34,7 +34,9 @@ class Keeper(Protocol):
     def take(self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey]) -> PlaceLease | None:
         """A free place at once, or None."""
 
-    async def wait(self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey], until: float | None) -> PlaceLease:
+    async def wait(
+        self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey], until: float | None, request_id: bytes
+    ) -> PlaceLease:
         """A place once there is one, `until` then at the latest. Raises Reply."""
 
     def release(self, lease: PlaceLease) -> None:
@@ -70,22 +72,29 @@ class PlaceLease:
 class Leasing:
     """`async with` around the use of a place: taken at once when one is free, always given back."""
 
-    __slots__ = ("_avoid", "_keeper", "_key", "_lease", "_match", "_until")
+    __slots__ = ("_avoid", "_keeper", "_key", "_lease", "_match", "_request_id", "_until")
 
     def __init__(
-        self, keeper: Keeper, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey], until: float | None
+        self,
+        keeper: Keeper,
+        match: Match,
+        key: PoolKey,
+        avoid: frozenset[ReplicaKey],
+        until: float | None,
+        request_id: bytes,
     ) -> None:
         self._keeper = keeper
         self._match = match
         self._key = key
         self._avoid = avoid
         self._until = until
+        self._request_id = request_id
         self._lease: PlaceLease | None = None
 
     async def __aenter__(self) -> Lease:
         lease = self._keeper.take(self._match, self._key, self._avoid)
         if lease is None:
-            lease = await self._keeper.wait(self._match, self._key, self._avoid, self._until)
+            lease = await self._keeper.wait(self._match, self._key, self._avoid, self._until, self._request_id)
         self._lease = lease
         return lease
 

@@ -121,7 +121,7 @@ STARTS = Described(
     "counter",
     "Replicas asked for.",
     (*FUNCTION, "reason"),
-    "`requests`, `min`, `buffer`, `warm`: a deploy, or the command line",
+    "`requests`, `min`, `buffer`, `warm`: a deploy, or the command line; `replaced`: another one has to go",
 )
 START_FAILURES = Described(
     "modalnomad_replica_start_failures_total",
@@ -145,7 +145,8 @@ DRAINS = Described(
     "counter",
     "Replicas asked to go.",
     (*FUNCTION, "reason"),
-    "`idle`, `max`, `retired`, `evicted`, `single_use`",
+    "`idle`, `max`, `retired`, `evicted`, `single_use`; `replaced`: its machine is drained, or a secret "
+    "has a newer version; `doubled`: a later start of it is alive",
 )
 KILLS = Described(
     "modalnomad_replica_kills_total",
@@ -167,6 +168,13 @@ FLIPPED_AT = Described(
     "modalnomad_route_table_changed_timestamp_seconds", "gauge", "Unix time of the last change of the route table."
 )
 READY = Described("modalnomad_ready", "gauge", "1 while /readyz says 200.")
+STALE = Described(
+    "modalnomad_stale_seconds",
+    "gauge",
+    "How long a source of what the router knows has not answered; what it last said is used. Absent: it answers.",
+    ("source",),
+    "as the back end names them",
+)
 LOOP_FAILURES = Described(
     "modalnomad_loop_failures_total",
     "counter",
@@ -197,8 +205,8 @@ ALL: Final[tuple[tuple[str, tuple[Described, ...]], ...]] = (
     ),
     (
         "The platform itself",
-        (READY, ROUTES, FLIPS, FLIP_TIME, FLIPPED_AT, LOOP_FAILURES, LAG, LOG_LINES, LOG_DROPPED, OUTPUT_LOST, BUILD,
-         STARTED),
+        (READY, STALE, ROUTES, FLIPS, FLIP_TIME, FLIPPED_AT, LOOP_FAILURES, LAG, LOG_LINES, LOG_DROPPED, OUTPUT_LOST,
+         BUILD, STARTED),
     ),
 )  # fmt: skip
 """In the order they are shown."""

@@ -94,6 +94,7 @@ class Ticket:
     id: int
     deadline: float
     avoid: frozenset[ReplicaKey] = field(default=frozenset())
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,8 @@ class Start:
 
     key: ReplicaKey
     reason: Reason
+    request_id: str = ""
+    """Of the request it is started for; empty: for none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -333,7 +333,7 @@ class Pool:
         while len(effects) < count and self._room(len(self.places)) and self._may.allowed(now):
             self._may.began(now)
             self.starts += 1
-            effects.append(Start(self.places.add_next(now).key, reason))
+            effects.append(Start(self.places.add_next(now).key, reason, self.tickets.latest))
         return effects
 
     def _start_failed(self, place: Place, failure: Failure, now: float, *, hope: bool) -> list[Effect]:

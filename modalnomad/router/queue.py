@@ -20,6 +20,11 @@ class Queue(OrderedDict[int, Ticket]):
         """The next one is refused."""
         return len(self) >= self._limit
 
+    @property
+    def latest(self) -> str:
+        """Request id of who came last, who is why more is needed; empty: nobody waits."""
+        return self[next(reversed(self))].request_id if self else ""
+
     def deny(self, answer: Deny) -> list[Effect]:
         """Send everybody away with this answer."""
         denied: list[Effect] = [replace(answer, ticket=ticket) for ticket in self]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable, Mapping
 
 from modalnomad.kit.clock import Clock, monotonic
 from modalnomad.kit.tasks import Tasks
@@ -44,10 +45,15 @@ class RouterServer:
         scaling: ScalingSettings,
         platform_key: bytes,
         tls: ssl.SSLContext | None = None,
+        may_drain: Callable[[], bool] = lambda: True,
+        stale: Callable[[], Mapping[str, float]] = dict,
         clock: Clock = monotonic,
     ) -> None:
+        """`may_drain`: see Activator. `stale`: source of what the router knows → Unix time since when it has not
+        answered, so that what it last said is used; empty: all is fresh."""
         self._settings = settings
         self._tls = tls
+        self.stale = stale
         self.counters = Counters()
         """What was counted since the start."""
         self._upstream = Upstream(settings, counters=self.counters, clock=clock)
@@ -62,6 +68,7 @@ class RouterServer:
             settings=settings,
             scaling=scaling,
             platform_key=platform_key,
+            may_drain=may_drain,
             clock=clock,
         )
         self.router = Router(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,20 @@ async def test_only_reading_is_possible(tmp_path: Path) -> None:
         page = await watch.page("/debug")
         assert page["cache-control"] == "no-store"
         assert page.get("access-control-allow-origin") is None
+
+
+async def test_what_is_stale_is_told_and_does_not_end_readiness(tmp_path: Path) -> None:
+    async with watched(tmp_path) as watch:
+        assert (await watch.json("/debug"))["stale"] == {}
+        since = time.time() - 30
+        watch.router.stale = lambda: {"records": since}
+        assert await watch.json("/readyz") == {
+            "status": "ready",
+            "reasons": [],
+            "stale": {"records": {"since": since}},
+        }
+        assert (await watch.json("/debug"))["stale"] == {"records": {"since": since}}
+        assert ((await watch.metrics()).get("modalnomad_stale_seconds", source="records") or 0.0) >= 30
 
 
 async def test_readiness_ends_first_and_comes_back_no_more(tmp_path: Path) -> None:

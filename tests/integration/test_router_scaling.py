@@ -161,6 +161,9 @@ async def test_what_the_scaler_decides_is_logged_with_its_numbers_and_told_to_th
         await platform.serve(match)
         async with platform.held(match, 2):
             assert platform.reasons(match)[0] == "requests: 1 waiting, 0 running"
+            woken_by = list(platform.engine.woken_by.values())
+            assert len(set(woken_by)) == 2, "each replica names the request it was started for"
+            assert all(f"(request {id})" in caplog.text for id in woken_by)
         await platform.advance(75)
         await until(lambda: platform.numbers(match) == [])
         assert "idle for 75 s" in caplog.text

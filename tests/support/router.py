@@ -83,7 +83,13 @@ class StubActivator:
 
     @contextlib.asynccontextmanager
     async def lease(
-        self, match: Match, key: PoolKey, avoid: frozenset[ReplicaKey] = frozenset(), *, until: float | None = None
+        self,
+        match: Match,
+        key: PoolKey,
+        avoid: frozenset[ReplicaKey] = frozenset(),
+        *,
+        until: float | None = None,
+        request_id: bytes = b"",
     ) -> AsyncIterator[StubLease]:
         """See the class."""
         self.avoided.append(avoid)

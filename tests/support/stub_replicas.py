@@ -171,14 +171,16 @@ class StubEngine:
         self.obedient = False
         """Drained replicas end."""
         self.reasons: dict[ReplicaKey, str] = {}
+        self.woken_by: dict[ReplicaKey, str] = {}
         self._tasks = Tasks("stub engine")
 
-    async def start(self, key: ReplicaKey, reason: str) -> None:
+    async def start(self, key: ReplicaKey, reason: str, *, request_id: str = "") -> None:
         """See Starter."""
         if self.unprepared:
             raise NotFound(f"revision {key.pool.revision} is not prepared")
         self.started.append(key)
         self.reasons[key] = reason
+        self.woken_by[key] = request_id
         stub = self.stubs[key] = StubReplica(key, self._folder / f"{len(self.stubs)}.sock", open=self.open)
         if self.failure is not None:
             self._show(Replica(key, ReplicaState.FAILED, failure=self.failure))

@@ -25,7 +25,7 @@ class FakeEngine:
         self.replicas: Cell[tuple[Replica, ...]] = Cell(())
         self.started: list[ReplicaKey] = []
 
-    async def start(self, key: ReplicaKey, reason: str) -> None:
+    async def start(self, key: ReplicaKey, reason: str, *, request_id: str = "") -> None:
         self.started.append(key)
 
     async def retire(self, revision: str) -> None:

@@ -63,7 +63,7 @@ class World:
         self.key = ReplicaKey(PoolKey(revision().id), 0, 1)
 
     @asynccontextmanager
-    async def lease(self, match: Any, key: PoolKey, avoid: frozenset[ReplicaKey]) -> Any:
+    async def lease(self, match: Any, key: PoolKey, avoid: frozenset[ReplicaKey], *, request_id: bytes) -> Any:
         self.avoided.append(avoid)
         self.key = ReplicaKey(key, len(self.avoided), 1)
         if isinstance(self.script[0], Reply):

@@ -44,7 +44,7 @@ class Backend:
         finally:
             self.open -= 1
 
-    async def start(self, key: ReplicaKey, reason: str) -> None:
+    async def start(self, key: ReplicaKey, reason: str, *, request_id: str = "") -> None:
         raise AssertionError("nothing is started here")
 
 
