@@ -9,8 +9,8 @@ from typing import Any, Protocol
 Tell = Callable[[dict[str, Any]], None]
 """Takes what a node knows of an allocation now: `TaskStates` (whole, as of the API: `{task: {State, Failed, Restarts,
 StartedAt, FinishedAt, Events}}`), and, where the runner decides it, `ClientStatus` and `ClientDescription` (else they
-follow from the task states as Nomad's client derives them). The fake batches it as a node would; calls after the task is
-dead are ignored."""
+follow from the task states as Nomad's client derives them). The fake batches it as a node would; calls after the task
+is dead are ignored."""
 
 
 class Running(Protocol):
@@ -28,8 +28,8 @@ class Running(Protocol):
         """`SIGTERM`, `SIGKILL` … to its main process. Raises KeyError: no such task runs."""
 
     async def stop(self, alloc_id: str, kill_timeout: float) -> None:
-        """Services away, ShutdownDelay, KillSignal, after `kill_timeout` seconds KILL; returns when it has ended and was
-        told. None of it for one that has ended already."""
+        """Services away, ShutdownDelay, KillSignal, after `kill_timeout` seconds KILL; returns when it has ended and
+        was told. None of it for one that has ended already."""
 
     def logs(self, alloc_id: str, stream: str) -> Path:
         """The file all of the task's `stdout` or `stderr` goes to; it may not exist yet. Raises KeyError: unknown."""
