@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -13,21 +12,24 @@ from pathlib import Path
 from typing import Any, Final
 
 from modalnomad.embedded.store import locked, read_record, remove_file, translated, write_record
-from modalnomad.model.errors import BackendConflict, BackendRefused, NotFound, SecretMissing, UserError
-from modalnomad.model.ids import ENVIRONMENT_NAME, RESERVED_KEY, SECRET_KEY, SECRET_NAME, env_flag
+from modalnomad.model.errors import BackendRefused
+from modalnomad.model.ids import SECRET_NAME
 from modalnomad.model.manifest import SecretRef
+from modalnomad.model.secret_rules import (
+    check_digest,
+    check_environment,
+    check_name,
+    check_present,
+    check_values,
+    exists_already,
+    not_there,
+)
 from modalnomad.ports.secrets import SecretInfo, Secrets
 
 logger = logging.getLogger("modalnomad.secrets")
 
 KIND: Final = "secret"
 FORMAT: Final = 1
-VALUE_LIMIT: Final = 32_768
-"""Characters of one value."""
-ENTRY_LIMIT: Final = 131_071
-"""Bytes of `KEY=VALUE`: what Linux takes as one environment variable."""
-DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-NAME_RULE: Final = "1 to 63 of a-z, 0-9, - and _, beginning with a letter or digit"
 
 
 class EmbeddedSecrets(Secrets):
@@ -54,19 +56,16 @@ class EmbeddedSecrets(Secrets):
         self, name: str, environment: str, values: Mapping[str, str], *, replace: bool = False
     ) -> SecretInfo:
         """Raises UserError for a bad name, key or value, BackendConflict when it exists and `replace` is False."""
-        _check_name(name)
+        check_name(name)
         path = self._path(name, environment)
-        _check_values(values, f"secret {name}")
+        check_values(values, f"secret {name}")
         return await asyncio.to_thread(self._create, path, name, environment, dict(values), replace)
 
     def _create(self, path: Path, name: str, environment: str, values: dict[str, str], replace: bool) -> SecretInfo:
         with self._locked():
             old = _read(path)
             if old is not None and not replace:
-                raise BackendConflict(
-                    f"secret {name} exists already in environment {environment}",
-                    f"replace it with: modalnomad secret create {name} KEY=VALUE --force{env_flag(environment)}",
-                )
+                raise exists_already(name, environment)
             now = time.time()
             content = {
                 "name": name,
@@ -81,7 +80,7 @@ class EmbeddedSecrets(Secrets):
 
     async def create_anonymous(self, digest: str, environment: str, values: Mapping[str, str]) -> None:
         """Store values given in a program under the digest of their content. Idempotent."""
-        _check_values(values, "Secret.from_dict")
+        check_values(values, "Secret.from_dict")
         path = self._anonymous_path(digest, environment)
         content = {"values": dict(values), "version": 1, "created_at": time.time(), "updated_at": time.time()}
 
@@ -122,7 +121,7 @@ class EmbeddedSecrets(Secrets):
     async def list(self, environment: str) -> tuple[SecretInfo, ...]:
         """Named secrets, sorted by name; anonymous ones are not shown. One that cannot be read is logged, and left
         out."""
-        folder = self._named / _check_environment(environment)
+        folder = self._named / check_environment(environment)
         return await asyncio.to_thread(self._list, folder)
 
     def _list(self, folder: Path) -> tuple[SecretInfo, ...]:
@@ -141,7 +140,7 @@ class EmbeddedSecrets(Secrets):
 
     async def delete(self, name: str, environment: str) -> None:
         """Raises NotFound."""
-        _check_name(name)
+        check_name(name)
         path = self._path(name, environment)
 
         def remove() -> None:
@@ -149,10 +148,7 @@ class EmbeddedSecrets(Secrets):
                 try:
                     remove_file(path)
                 except FileNotFoundError:
-                    raise NotFound(
-                        f"there is no secret {name} in environment {environment}",
-                        f"see what there is with: modalnomad secret list{env_flag(environment)}",
-                    ) from None
+                    raise not_there(name, environment) from None
 
         await asyncio.to_thread(remove)
 
@@ -171,12 +167,10 @@ class EmbeddedSecrets(Secrets):
         return locked(self._lock)
 
     def _path(self, name: str, environment: str) -> Path:
-        return self._named / _check_environment(environment) / f"{name}.json"
+        return self._named / check_environment(environment) / f"{name}.json"
 
     def _anonymous_path(self, digest: str, environment: str) -> Path:
-        if not DIGEST.fullmatch(digest):
-            raise UserError(f"{digest!r} is not a SHA-256 digest")
-        return self._anonymous / _check_environment(environment) / f"{digest}.json"
+        return self._anonymous / check_environment(environment) / f"{check_digest(digest)}.json"
 
     def _read(self, ref: SecretRef, environment: str) -> dict[str, Any] | None:
         environment = ref.environment or environment
@@ -187,30 +181,9 @@ class EmbeddedSecrets(Secrets):
         return _read(self._path(name, environment)) if SECRET_NAME.fullmatch(name) else None
 
     def _read_all(self, refs: Sequence[SecretRef], environment: str) -> tuple[dict[str, str], ...]:
-        found: list[dict[str, str]] = []
-        problems: list[str] = []
-        hints: list[str] = []
-        for ref in refs:
-            where = ref.environment or environment
-            content = self._read(ref, environment)
-            if content is None:
-                problems.append(_missing(ref, where))
-                hints.append(_create_hint(ref.name, ref.required_keys, where) if ref.name else "deploy the App again")
-                continue
-            absent = [key for key in ref.required_keys if key not in content["values"]]
-            if absent:
-                has = ", ".join(sorted(content["values"])) or "none"
-                shown = ref.name or "of Secret.from_dict"
-                problems.append(
-                    f"secret {shown} in environment {where} has no key {', '.join(absent)} (its keys: {has})"
-                )
-                if ref.name:
-                    keys = tuple(sorted({*content["values"], *ref.required_keys}))
-                    hints.append(_create_hint(ref.name, keys, where, force=True))
-            found.append(content["values"])
-        if problems:
-            raise SecretMissing("\n".join(problems), "\n".join(["create it with:", *dict.fromkeys(hints)]))
-        return tuple(found)
+        read = [(ref, ref.environment or environment, self._read(ref, environment)) for ref in refs]
+        check_present((ref, where, frozenset(found["values"]) if found else None) for ref, where, found in read)
+        return tuple(found["values"] for _, _, found in read if found)
 
 
 def _read(path: Path, *, anonymous: bool = False) -> dict[str, Any] | None:
@@ -232,20 +205,6 @@ def _read(path: Path, *, anonymous: bool = False) -> dict[str, Any] | None:
     return content
 
 
-def _missing(ref: SecretRef, environment: str) -> str:
-    if ref.name is None:
-        return f"the values of a Secret.from_dict are not stored in environment {environment}"
-    problem = f"there is no secret {ref.name} in environment {environment}"
-    if not SECRET_NAME.fullmatch(ref.name):
-        problem += f", and there cannot be: a name is {NAME_RULE}"
-    return problem
-
-
-def _create_hint(name: str, keys: Sequence[str], environment: str, *, force: bool = False) -> str:
-    pairs = " ".join(f"{key}=VALUE" for key in keys) or "KEY=VALUE"
-    return f"  modalnomad secret create {name} {pairs}{' --force' if force else ''}{env_flag(environment)}"
-
-
 def _info(content: Mapping[str, Any]) -> SecretInfo:
     return SecretInfo(
         name=content["name"],
@@ -255,46 +214,3 @@ def _info(content: Mapping[str, Any]) -> SecretInfo:
         created_at=content["created_at"],
         updated_at=content["updated_at"],
     )
-
-
-def _check_environment(environment: str) -> str:
-    if not ENVIRONMENT_NAME.fullmatch(environment):
-        raise UserError(
-            f"{environment!r} is not the name of an environment",
-            "a name is 1 to 63 of a-z, 0-9 and -, beginning with a letter or digit",
-        )
-    return environment
-
-
-def _check_name(name: str) -> None:
-    if not SECRET_NAME.fullmatch(name):
-        raise UserError(f"{name!r} is not a name for a secret", f"a name is {NAME_RULE}")
-
-
-def _check_values(values: Mapping[str, str], what: str) -> None:
-    """All problems at once; no value, not even a part of one, stands in the message."""
-    problems = []
-    for key, value in values.items():
-        if not SECRET_KEY.fullmatch(key):
-            problems.append(f"{key[:80]!r} is not a key: it must be a name as environment variables have it")
-        elif RESERVED_KEY.fullmatch(key):
-            problems.append(f"{key} is reserved: PATH and names beginning with LD_, NOMAD_, VAULT_ or MODALNOMAD_ are")
-        elif len(value) > VALUE_LIMIT:
-            problems.append(f"the value of {key} has {len(value):,} characters, more than {VALUE_LIMIT:,}")
-        elif "\0" in value:
-            problems.append(f"the value of {key} contains a NUL character, which no environment variable can hold")
-        elif not _encodable(value):
-            problems.append(f"the value of {key} contains half a surrogate pair, which is not text")
-        elif len(key) + 1 + len(value.encode("utf-8", "surrogateescape")) > ENTRY_LIMIT:
-            problems.append(f"{key} and its value are longer than {ENTRY_LIMIT:,} bytes of UTF-8")
-    if problems:
-        raise UserError(f"{what} cannot be stored:\n" + "\n".join(f"  {problem}" for problem in problems))
-
-
-def _encodable(value: str) -> bool:
-    """Undecodable bytes of the command line (surrogateescape) travel on as they came; other lone surrogates cannot."""
-    try:
-        value.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return False
-    return True
