@@ -28,6 +28,11 @@ META_NUMBER: Final = "number"
 META_EPOCH: Final = "epoch"
 META_PARAMETERS: Final = "parameters"
 """Base64url without padding of `PoolKey.parameters`; empty: none."""
+META_SHORT_PARAMETERS: Final = "parameters_short"
+"""The same where Consul takes it (`CONSUL_META_LIMIT`), else empty: then a replica's registration does not tell its
+parameters. Nomad would try a registration that Consul refuses for ever, and hold up those of the whole node."""
+CONSUL_META_LIMIT: Final = 512
+"""Bytes of one value in a service's Meta."""
 META_REASON: Final = "reason"
 META_REQUEST: Final = "request_id"
 META_SECRETS: Final = "secrets"
@@ -38,6 +43,7 @@ CHILD_META: Final = (
     META_NUMBER,
     META_EPOCH,
     META_PARAMETERS,
+    META_SHORT_PARAMETERS,
     META_REASON,
     META_REQUEST,
     META_SECRETS,
@@ -55,6 +61,15 @@ def environment_of(namespace: str) -> str | None:
     """None: no namespace of ours."""
     name = namespace.removeprefix(NAMESPACE_PREFIX)
     return name if name != namespace and ENVIRONMENT_NAME.fullmatch(name) else None
+
+
+def vault_role(environment: str) -> str:
+    """What the tasks of an environment log in as at Vault."""
+    return NAMESPACE_PREFIX + environment
+
+
+VAULT_AUDIENCE: Final = "vault.io"
+"""`aud` of the identities with which tasks log in."""
 
 
 def parent_id(app: str, function: str, version: int) -> str:

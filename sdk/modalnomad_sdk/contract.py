@@ -89,6 +89,14 @@ ENV_SECRET_FILES: Final = "MODALNOMAD_SECRET_FILES"
 """Comma-separated file names in NOMAD_SECRETS_DIR, each a JSON object of strings that become variables; later ones
 win. Unset: none."""
 
+# In a container's image, whatever it was made from:
+
+CONTAINER_PYTHON: Final = "/opt/modalnomad/python"
+"""Program: the Python that has what the image installs. A link will do."""
+CONTAINER_SDK: Final = "/opt/modalnomad/sdk"
+"""Folder: what the zip application holds, unpacked. `CONTAINER_PYTHON -I CONTAINER_SDK launch` starts a replica; there
+is no ENV_NODE_STORE then, nothing is built, and the image's variables and working directory are there already."""
+
 LOG_TAG_OPEN: Final = "\x1e"
 LOG_TAG_CLOSE: Final = "\x1f"
 

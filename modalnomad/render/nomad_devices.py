@@ -1,0 +1,72 @@
+"""GPUs as Nomad is asked for them (https://developer.hashicorp.com/nomad/docs/job-specification/device)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from modalnomad.model.errors import UserError
+from modalnomad.model.gpus import ANY, Choice, parse_choice
+from modalnomad.render.nomad_rendering import Json
+
+DEVICE: Final = "nvidia/gpu"
+MODEL: Final = "${device.model}"
+MEMORY: Final = "${device.attr.memory}"
+WEIGHT_MAX: Final = 100
+
+
+def devices(wanted: Sequence[str]) -> list[Json]:
+    """One request for all choices: any of them will do, the earlier ones are preferred.
+
+    A card is told by the words of its model, as on one machine. Where choices ask for different amounts of memory, the
+    larger ones are told by the number of GB in the model's name. All cards of a replica are of one model.
+
+    Raises:
+        UserError: choices with different counts, which one request cannot say; no type at all.
+    """
+    choices = [parse_choice(text) for text in wanted]
+    if not choices:
+        return []
+    counts = {choice.count for choice in choices}
+    if len(counts) > 1:
+        raise UserError(
+            f"gpu={list(wanted)!r}: all choices must ask for the same number of cards on Nomad",
+            f'write the same count behind each, such as "{choices[0].type}:{choices[0].count}"',
+        )
+    least = min(choice.memory for choice in choices)
+    patterns = [_pattern(choice, least) for choice in choices]
+    constraints: list[Json] = []
+    if all(pattern is not None for pattern in patterns):
+        constraints.append(_by_model("|".join(str(pattern) for pattern in dict.fromkeys(patterns))))
+    if least:
+        # A plain number would not be comparable with the attribute, which has a unit.
+        mib = math.ceil(min(choice.least for choice in choices))
+        constraints.append({"LTarget": MEMORY, "RTarget": f"{mib} MiB", "Operand": ">="})
+    preferred = [pattern for pattern in dict.fromkeys(patterns) if pattern is not None]
+    affinities = [
+        _by_model(pattern) | {"Weight": max(1, WEIGHT_MAX * (len(preferred) - place) // len(preferred))}
+        for place, pattern in enumerate(preferred)
+    ]
+    request: Json = {"Name": DEVICE, "Count": counts.pop()}
+    if constraints:
+        request["Constraints"] = constraints
+    if len(choices) > 1 and affinities:
+        request["Affinities"] = affinities
+    return [request]
+
+
+def _by_model(pattern: str) -> Json:
+    return {"LTarget": MODEL, "RTarget": rf"(?i)(^|[^a-z0-9])({pattern})([^a-z0-9]|$)", "Operand": "regexp"}
+
+
+def _pattern(choice: Choice, least: int) -> str | None:
+    """Words of the model's name, as a Go regular expression. None: any model. Of the user's text letters and digits."""
+    words = re.findall(r"[A-Z0-9]+", choice.type)
+    if not words:
+        raise UserError(f"gpu={choice.type!r}: there is no type in it", 'write one as "H100", "H100:2" or "any"')
+    size = f".*[^a-z0-9]{choice.memory} ?GB" if choice.memory > least else ""
+    if choice.type == ANY:
+        return size.removeprefix(".*[^a-z0-9]") or None
+    return "[^a-z0-9]+".join(words) + size
