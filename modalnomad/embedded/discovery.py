@@ -11,13 +11,14 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from modalnomad.embedded.records import TOKENS, Records, check_change, check_serial
+from modalnomad.embedded.records import TOKENS, Records
 from modalnomad.embedded.store import named_lock
 from modalnomad.kit.watch import Cell
-from modalnomad.model.errors import BackendError, NotFound, Problem, UserError
+from modalnomad.model.errors import BackendError, Problem, UserError
 from modalnomad.model.ids import NAME
 from modalnomad.model.routes import RouteSnapshot, Token
 from modalnomad.ports.discovery import AppRecord, Change, DeleteToken, Discovery, PublishApp, PutToken, WithdrawApp
+from modalnomad.ports.publishing import check_change, check_serial, no_app, snapshot_of
 
 logger = logging.getLogger("modalnomad.discovery")
 
@@ -61,7 +62,7 @@ class EmbeddedDiscovery(Discovery):
                     seen, looked_at, failed = state, now, ""
                     if found != last:
                         last, index = found, index + 1
-                        yield _snapshot(found, index)
+                        yield snapshot_of(*found, index)
             except (OSError, BackendError) as error:
                 # What was last seen stays in force: a look that fails must not empty anybody's table.
                 if failed != (failed := str(error)):
@@ -158,25 +159,10 @@ class EphemeralDiscovery(EmbeddedDiscovery):
             return
         key = change.app, change.environment
         if (present := self._own.get(key)) is None:
-            raise NotFound(f"there is no App {change.app} in environment {change.environment}")
+            raise no_app(change.app, change.environment)
         if change.expected is not None:
             check_serial(*key, present.serial, change.expected)
         del self._own[key]
-
-
-def _snapshot(content: Content, index: int) -> RouteSnapshot:
-    apps, tokens = content
-    return RouteSnapshot(
-        routes=tuple(route for app in apps for route in app.routes),
-        revisions={revision.id: revision for app in apps for revision in app.revisions},
-        tokens=tokens,
-        overrides={id: override for app in apps for id, override in app.overridden.items()},
-        deployed_at={
-            revision.id: app.current.deployed_at for app in apps if app.current for revision in app.current.revisions
-        },
-        serials={(app.environment, app.app): app.serial for app in apps},
-        index=index,
-    )
 
 
 async def _changed(written: Cell[int], seen: int, timeout: float) -> None:

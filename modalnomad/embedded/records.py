@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,18 @@ from pydantic import ValidationError
 
 from modalnomad.embedded.store import locked, read_record, remove_file, translated, write_record
 from modalnomad.model.apps import AppRecord
-from modalnomad.model.errors import BackendConflict, BackendError, BackendRefused, NotFound, Problem, UserError
-from modalnomad.model.ids import ENVIRONMENT_NAME, NAME, env_flag
+from modalnomad.model.errors import BackendError, BackendRefused, NotFound, Problem
 from modalnomad.model.routes import Token
 from modalnomad.ports.discovery import PublishApp, WithdrawApp
+from modalnomad.ports.publishing import (
+    check_app,
+    check_change,
+    check_environment,
+    check_serial,
+    check_token_id,
+    no_app,
+    no_token,
+)
 
 logger = logging.getLogger("modalnomad.discovery")
 
@@ -30,7 +37,6 @@ TOKEN: Final = "token"
 APPS: Final = "apps"
 TOKENS: Final = "tokens"
 KINDS: Final = (APPS, TOKENS)
-TOKEN_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 Fingerprint = frozenset[tuple[str, int, int, int]]
 """Path, inode, modification time (ns) and size: files are replaced, so any change shows."""
@@ -205,7 +211,7 @@ class Records:
         with self._locked():
             if change.expected is not None and (found := self._load_app(path)) is not None:
                 check_serial(found.app, found.environment, found.serial, change.expected)
-            self._remove(path, f"there is no App {change.app} in environment {change.environment}")
+            self._remove(path, no_app(change.app, change.environment))
 
     def put_token(self, token: Token) -> None:
         """Create or replace."""
@@ -217,71 +223,23 @@ class Records:
         """Raises NotFound."""
         path = self._token_path(id, environment)
         with self._locked():
-            self._remove(
-                path,
-                f"there is no token {id} in environment {environment}",
-                "see what there is with: modalnomad token list",
-            )
+            self._remove(path, no_token(id, environment))
 
-    def _remove(self, path: Path, missing: str, hint: str | None = None) -> None:
+    def _remove(self, path: Path, missing: NotFound) -> None:
         with translated(f"remove {path}"):
             try:
                 remove_file(path)
             except FileNotFoundError:
-                raise NotFound(missing, hint) from None
+                raise missing from None
 
     def _locked(self) -> AbstractContextManager[None]:
         return locked(self._root / "lock")
 
     def _app_path(self, name: str, environment: str) -> Path:
-        if not NAME.fullmatch(name):
-            raise UserError(f"{name!r} is not the name of an App", "a name is 1 to 64 of A-Z, a-z, 0-9, _, . and -")
-        return self._root / "apps" / _environment(environment) / f"{name}.json"
+        return self._root / "apps" / check_environment(environment) / f"{check_app(name)}.json"
 
     def _token_path(self, id: str, environment: str) -> Path:
-        if not TOKEN_ID.fullmatch(id):
-            raise NotFound(f"{id!r} is not the id of a token", "see what there is with: modalnomad token list")
-        return self._root / "tokens" / _environment(environment) / f"{id}.json"
-
-
-def check_change(change: PublishApp, present: AppRecord | None, others: Iterable[AppRecord]) -> None:
-    """Raises BackendConflict unless the record's serial is the expected one, and no host it serves is served by
-    another App."""
-    record = change.record
-    check_serial(record.app, record.environment, present.serial if present else 0, change.expected)
-    if record.serial != change.expected + 1:
-        raise ValueError(f"serial {record.serial} does not follow {change.expected}")
-    wanted = {host: route for route in record.routes for host in route.hosts}
-    for other in others:
-        if (other.app, other.environment) == (record.app, record.environment):
-            continue
-        for route in other.routes:
-            if taken := next((host for host in route.hosts if host in wanted), None):
-                raise BackendConflict(
-                    f"{wanted[taken].name} wants the host {taken}, which {route.name} in environment "
-                    f"{other.environment} has",
-                    "give one of them another label= or custom domain, or stop the other App: "
-                    f"modalnomad app stop {other.app}" + env_flag(other.environment),
-                )
-
-
-def check_serial(app: str, environment: str, found: int, expected: int) -> None:
-    """Raises BackendConflict."""
-    if found != expected:
-        raise BackendConflict(
-            f"App {app} in environment {environment} was changed by somebody else meanwhile "
-            f"(found serial {found}, expected {expected})",
-            f"look at it with `modalnomad app history {app}{env_flag(environment)}`, then try again",
-        )
-
-
-def _environment(name: str) -> str:
-    if not ENVIRONMENT_NAME.fullmatch(name):
-        raise UserError(
-            f"{name!r} is not the name of an environment",
-            "a name is 1 to 63 of a-z, 0-9 and -, beginning with a letter or digit",
-        )
-    return name
+        return self._root / "tokens" / check_environment(environment) / f"{check_token_id(id)}.json"
 
 
 def _scan(folder: str) -> list[os.DirEntry[str]]:

@@ -16,14 +16,29 @@ from modalnomad.model.manifest import Endpoint, Function, Source
 from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.model.routes import Route, RouteSnapshot, ScalingOverride, Token
 from modalnomad.ports.discovery import DeleteToken, Discovery, PublishApp, PutToken, WithdrawApp
+from tests.support.consul import CONSULS, consul_for_test
 from tests.support.engines import IMAGE, within
 
+Maker = Callable[[], Discovery]
+"""Makes one more on the same records, as another process would have it."""
 
-@pytest.fixture(params=[EmbeddedDiscovery, EphemeralDiscovery])
-def discovery(request: pytest.FixtureRequest, tmp_path: Path) -> Discovery:
+
+@pytest.fixture(params=["embedded", "ephemeral", *CONSULS])
+async def maker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Maker]:
+    """Of each kind, on no records."""
+    kind: str = request.param
+    if kind in CONSULS:
+        async with consul_for_test(kind) as consul:
+            yield consul.discovery
+    else:
+        home = tmp_path / "home"
+        yield lambda: EmbeddedDiscovery(home) if kind == "embedded" else EphemeralDiscovery(home)
+
+
+@pytest.fixture
+def discovery(maker: Maker) -> Discovery:
     """One of each kind, empty."""
-    made: Discovery = request.param(tmp_path / "home")
-    return made
+    return maker()
 
 
 def record(app: str, version: int = 1, *, environment: str = "main", label: str | None = None) -> AppRecord:
@@ -259,8 +274,8 @@ async def test_tokens_are_put_listed_by_environment_watched_and_deleted(discover
             await discovery.publish(DeleteToken(id, environment))
 
 
-async def test_tokens_made_elsewhere_reach_a_watcher(discovery: Discovery, tmp_path: Path) -> None:
-    elsewhere = EmbeddedDiscovery(tmp_path / "home")
+async def test_tokens_made_elsewhere_reach_a_watcher(discovery: Discovery, maker: Maker) -> None:
+    elsewhere = maker()
     async with aclosing(discovery.watch()) as watch:  # type: ignore[type-var]
         await within(anext(watch), 5)
         await elsewhere.publish(PutToken(token("wk-1")))
@@ -281,8 +296,13 @@ async def test_a_lock_has_one_holder_and_names_it(discovery: Discovery) -> None:
         pass
 
 
+def tasks() -> set[asyncio.Task[object]]:
+    """But for those of a server in this process."""
+    return {task for task in asyncio.all_tasks() if "RequestHandler" not in str(task.get_coro())}
+
+
 async def test_a_watch_that_is_closed_leaves_no_task(discovery: Discovery) -> None:
-    before = asyncio.all_tasks()
+    before = tasks()
     watch: AsyncIterator[RouteSnapshot] = discovery.watch()
     await anext(watch)
     waiting = asyncio.ensure_future(anext(watch))
@@ -290,4 +310,4 @@ async def test_a_watch_that_is_closed_leaves_no_task(discovery: Discovery) -> No
     waiting.cancel()
     await asyncio.wait([waiting])
 
-    assert asyncio.all_tasks() == before
+    assert tasks() == before

@@ -1,0 +1,126 @@
+"""A Consul to test on: the fake one, or a real agent where `consul` is on PATH.
+
+async with consul_for_test("fake") as consul:
+    api = consul.api()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from modalnomad.hashicorp.consul.api import ConsulApi
+from modalnomad.hashicorp.consul.discovery import ConsulDiscovery
+from modalnomad.hashicorp.http import HttpClient, Server
+from tests.support.fakes.consul import FakeConsul
+
+CONSULS = ("fake consul", "real consul")
+"""Parameters for tests; the real one skips with its reason where there is none."""
+PREFIX = "modalnomad"
+
+
+@dataclass
+class Consul:
+    """One to talk to. What is opened here is closed with it."""
+
+    address: str
+    ttl_min: float
+    """Seconds: the least TTL of a session."""
+    fake: FakeConsul | None = None
+    apis: list[ConsulApi] = field(default_factory=list)
+
+    def api(self, token: str = "") -> ConsulApi:
+        """A client of its own."""
+        headers = {"X-Consul-Token": token} if token else {}
+        server = Server("Consul", self.address, "CONSUL_HTTP_ADDR (consul.address)", headers, token_setting="the token")
+        self.apis.append(ConsulApi(HttpClient(server)))
+        return self.apis[-1]
+
+    def discovery(self, *, cache: Path | None = None, reconcile: float = 60.0, token: str = "") -> ConsulDiscovery:
+        """As a process of its own would have it."""
+        return ConsulDiscovery(self.api(token), prefix=PREFIX, cache=cache, reconcile=reconcile, least_ttl=self.ttl_min)
+
+    async def close(self) -> None:
+        """Every client."""
+        for api in self.apis:
+            await api.close()
+
+
+@asynccontextmanager
+async def fake_consul(*, acl: bool = False, ttl_min: float = 10.0) -> AsyncIterator[Consul]:
+    """Ours, and clients of it."""
+    async with FakeConsul(acl=acl, ttl_min=ttl_min) as fake:
+        consul = Consul(fake.address, ttl_min, fake)
+        try:
+            yield consul
+        finally:
+            await consul.close()
+
+
+@asynccontextmanager
+async def consul_for_test(kind: str) -> AsyncIterator[Consul]:
+    """One of CONSULS, with nothing in it."""
+    if kind == CONSULS[0]:
+        async with fake_consul() as consul:
+            yield consul
+    else:
+        async with _real() as consul:
+            yield consul
+
+
+@asynccontextmanager
+async def _real() -> AsyncIterator[Consul]:
+    """A development agent with ports of its own, ended with the test."""
+    program = shutil.which("consul")
+    if program is None:
+        pytest.skip("no consul on PATH")
+    ports = _free_ports(5)
+    with tempfile.TemporaryDirectory(prefix="mc-") as home:
+        names = ("http", "serf-lan", "serf-wan", "server")
+        options = [f"-{name}-port={port}" for name, port in zip(names, ports, strict=False)]
+        agent = await asyncio.create_subprocess_exec(
+            *(program, "agent", "-dev", "-bind=127.0.0.1", "-client=127.0.0.1", "-dns-port=-1", "-grpc-port=-1"),
+            *("-grpc-tls-port=-1", *options),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            env={"PATH": os.environ["PATH"], "HOME": home},
+        )
+        consul = Consul(f"http://127.0.0.1:{ports[0]}", 10.0)
+        try:
+            await _until_it_leads(consul.address)
+            yield consul
+        finally:
+            await consul.close()
+            agent.terminate()
+            await agent.wait()
+
+
+async def _until_it_leads(address: str) -> None:
+    async with asyncio.timeout(30), aiohttp.ClientSession() as http:
+        while True:
+            try:
+                async with http.get(f"{address}/v1/status/leader") as answer:
+                    if answer.ok and await answer.json():
+                        return
+            except aiohttp.ClientError:
+                pass
+            await asyncio.sleep(0.1)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
