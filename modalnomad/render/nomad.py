@@ -7,6 +7,7 @@ input gives the same output, key order included; the server drops a key it does 
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import json
 import re
@@ -61,7 +62,7 @@ def parent_job(revision: Revision, rendering: Rendering) -> Json:
 
 def one_of(body: Json) -> Json:
     """The same as a plain job that runs at once, under another name: what a plan of it says holds for a replica."""
-    job = {name: value for name, value in body["Job"].items() if name not in {"ParameterizedJob", "UI"}}
+    job = {name: copy.deepcopy(body["Job"][name]) for name in body["Job"] if name not in {"ParameterizedJob", "UI"}}
     job |= {"ID": f"{job['ID']}.one", "Name": f"{job['Name']}.one"}
     job["Meta"] = {name: value for name, value in job["Meta"].items() if name != cluster.META_REVISION}
     found = {"Job": job}
@@ -171,8 +172,9 @@ def _group(revision: Revision, rendering: Rendering) -> Json:
         "ReschedulePolicy": {"Attempts": 0, "Unlimited": False},
         "EphemeralDisk": {"SizeMB": disk(revision.function.resources, rendering)},
         # Replicas end by themselves, when nobody asks them any more. Where somebody stops one by hand it is gone from
-        # Consul at once, and refuses what still comes in a way that routers try elsewhere: nothing is won by waiting.
-        "ShutdownDelay": 0,
+        # Consul at once, and refuses what still comes in a way that routers try elsewhere: nothing is won by waiting,
+        # and a GPU is lost for as long. Without any, Nomad warns at each registration.
+        "ShutdownDelay": nanoseconds(0.001),
         "Networks": [_network(revision, rendering)],
         "Services": [_service(revision, rendering)],
         "Tasks": [task(revision, rendering)],

@@ -15,13 +15,16 @@ DEVICE: Final = "nvidia/gpu"
 MODEL: Final = "${device.model}"
 MEMORY: Final = "${device.attr.memory}"
 WEIGHT_MAX: Final = 100
+SIZES: Final = (12, 16, 20, 24, 32, 40, 48, 64, 80, 94, 96, 128, 141, 180, 192, 288)
+"""GB that stand in names of models."""
 
 
 def devices(wanted: Sequence[str]) -> list[Json]:
     """One request for all choices: any of them will do, the earlier ones are preferred.
 
     A card is told by the words of its model, as on one machine. Where choices ask for different amounts of memory, the
-    larger ones are told by the number of GB in the model's name. All cards of a replica are of one model.
+    larger ones are told by the number of GB in the model's name (which not every model has). All cards of a replica
+    are of one model.
 
     Raises:
         UserError: choices with different counts, which one request cannot say; no type at all.
@@ -66,7 +69,9 @@ def _pattern(choice: Choice, least: int) -> str | None:
     words = re.findall(r"[A-Z0-9]+", choice.type)
     if not words:
         raise UserError(f"gpu={choice.type!r}: there is no type in it", 'write one as "H100", "H100:2" or "any"')
-    size = f".*[^a-z0-9]{choice.memory} ?GB" if choice.memory > least else ""
-    if choice.type == ANY:
-        return size.removeprefix(".*[^a-z0-9]") or None
-    return "[^a-z0-9]+".join(words) + size
+    name = None if choice.type == ANY else "[^a-z0-9]+".join(words)
+    if choice.memory <= least:
+        return name
+    sizes = "|".join(str(size) for size in sorted({choice.memory, *SIZES}) if size >= choice.memory)
+    size = f"({sizes}) ?GB"
+    return size if name is None else f"{name}.*[^a-z0-9]{size}"

@@ -20,6 +20,7 @@ REASONS: Final[dict[int, tuple[FailureCode, str]]] = {
     Exit.GRACE_EXPIRED: ("replica_gone", "requests were still running at the end of the grace period"),
     Exit.EXIT_FAILED: ("replica_gone", "its exit method or lifespan shutdown failed"),
     Exit.PARENT_GONE: ("replica_gone", "its starter went away"),
+    Exit.ENVIRONMENT_FAILED: ("start_failed", "its environment could not be made on the node"),
 }
 
 SIGNALLED: Final = 128

@@ -14,29 +14,7 @@ from modalnomad.model.replica import ReplicaKey
 from modalnomad.model.revision import Revision
 from modalnomad.render.environment import modal_environment
 
-INHERITED: Final = frozenset(
-    {
-        "HOME",
-        "USER",
-        "LOGNAME",
-        "LANG",
-        "LANGUAGE",
-        "TZ",
-        "TMPDIR",
-        # What the machine's network needs, where it is not open.
-        "SSL_CERT_FILE",
-        "SSL_CERT_DIR",
-        "REQUESTS_CA_BUNDLE",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "NO_PROXY",
-        "http_proxy",
-        "https_proxy",
-        "no_proxy",
-        # Where a Python built outside the system's folders finds its library.
-        "LD_LIBRARY_PATH",
-    }
-)
+INHERITED: Final = contract.INHERITED
 """Variables of the platform's own environment that replicas get too, besides LC_* and PATH; no others."""
 
 ROOT: Final = PurePosixPath("/root")

@@ -98,7 +98,7 @@ def cases() -> dict[str, tuple[Revision, Rendering]]:
         "schedule": (revision(endpoints=[], schedule={"kind": "cron", "cron": "0 4 * * *"}), {}),
         "placed": (
             revision(),
-            {"region": "eu", "datacenters": ("fra1", "ams*"), "node_pool": "web", "python": "/usr/bin/python3.12"},
+            {"region": "global", "datacenters": ("fra1", "ams*"), "node_pool": "web", "python": "/usr/bin/python3.12"},
         ),
     }
     return {name: (made, rendering(made, **settings)) for name, (made, settings) in found.items()}
