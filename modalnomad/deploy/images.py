@@ -61,6 +61,9 @@ def _misplaced(image: Image | None) -> list[Problem]:
     return found
 
 
+Keep = Callable[[Mapping[str, Any], Inputs], None]
+"""Told the definition and what building it needs, in the thread that builds and before it does: the files are there
+only until it returns. What it raises ends the build."""
 SecretValues = Callable[[Sequence[SecretRef]], Awaitable[Mapping[str, str]]]
 """Keys and values of all of them, later ones winning. Raises SecretMissing."""
 
@@ -77,11 +80,13 @@ class Images:
         self._held: set[Digest] = set()
         self._holds = ExitStack()
 
-    async def __call__(self, image: Image | None, report: Report, source: Source | None = None) -> BuiltImage:
+    async def __call__(
+        self, image: Image | None, report: Report, source: Source | None = None, keep: Keep | None = None
+    ) -> BuiltImage:
         """See `resolve_and_build`. `source`: of the program whose image it is."""
         program = None if source is None else Program(source=source, variables=await self._variables(image))
         while True:
-            built = await resolve_and_build(image, store=self.store, report=report, program=program)
+            built = await resolve_and_build(image, store=self.store, report=report, program=program, keep=keep)
             if built.digest in self._held:
                 return built
             try:
@@ -108,7 +113,12 @@ class Images:
 
 
 async def resolve_and_build(
-    image: Image | None, *, store: ImageStore, report: Report, program: Program | None = None
+    image: Image | None,
+    *,
+    store: ImageStore,
+    report: Report,
+    program: Program | None = None,
+    keep: Keep | None = None,
 ) -> BuiltImage:
     """The image's environment, built unless the store has it. `report` is told lines of progress, on this event loop.
 
@@ -121,7 +131,7 @@ async def resolve_and_build(
     def tell(line: str) -> None:
         loop.call_soon_threadsafe(report, line)
 
-    work = loop.run_in_executor(None, resolve_and_build_here, image, store, tell, cancelled, program)
+    work = loop.run_in_executor(None, resolve_and_build_here, image, store, tell, cancelled, program, keep)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -141,6 +151,7 @@ def resolve_and_build_here(
     report: Report,
     cancelled: threading.Event | None = None,
     program: Program | None = None,
+    keep: Keep | None = None,
 ) -> BuiltImage:
     """The same, in the calling thread. `cancelled` may be set from another one."""
     plan = plan_image(image)
@@ -148,9 +159,9 @@ def resolve_and_build_here(
         raise ManifestInvalid(plan.problems)
     try:
         if not plan.steps:
-            return _build(plan, store, report, cancelled)
+            return _build(plan, store, report, cancelled, keep=keep)
         with tempfile.TemporaryDirectory(prefix="modalnomad-image-", ignore_cleanup_errors=True) as scratch:
-            return _build(plan, store, report, cancelled, LaterSteps(plan, Path(scratch), program))
+            return _build(plan, store, report, cancelled, LaterSteps(plan, Path(scratch), program), keep)
     except PythonMissing as error:
         raise UserError(error.message, error.hint) from error
     except DiskFull as error:
@@ -168,6 +179,7 @@ def _build(
     report: Report,
     cancelled: threading.Event | None,
     later: LaterSteps | None = None,
+    keep: Keep | None = None,
 ) -> BuiltImage:
     try:
         interpreter = store.find_python(plan.python)
@@ -195,7 +207,7 @@ def _build(
     if interpreter.threaded:
         definition["threaded"] = True
     digest = Digest(definition_digest(definition))
-    if store.path(digest) is None:
+    if keep is not None or store.path(digest) is None:
         inputs = Inputs(
             python=Path(interpreter.executable),
             reveal=reveal,
@@ -204,6 +216,8 @@ def _build(
         )
         if later is not None:
             inputs = later.add_to(inputs, after=len(resolved.installs))
+        if keep is not None:
+            keep(definition, inputs)
         store.build(definition, tell, inputs)
     resolver.note(resolved, digest)
     return BuiltImage(

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from modalnomad_sdk import contract
+from modalnomad_sdk.image_files import lay_image_files
 from modalnomad_sdk.store import IMAGE_FILES
 
 from modalnomad.embedded.bundles import copy_bundle
 from modalnomad.embedded.child import Child, OutputStream
 from modalnomad.embedded.forked import Forked
 from modalnomad.embedded.gpus import Gpus
-from modalnomad.embedded.image_files import lay_image_files
 from modalnomad.embedded.janitor import remove_tree
 from modalnomad.embedded.limits import Bounds, Group, Limits
 from modalnomad.embedded.logs import LineSplitter, ReplicaLog

@@ -7,7 +7,10 @@ runner would misread raises `VERSION`; the engine refuses a runner of another ve
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing typing takes longer than all the rest of a launcher's start
+    from typing import Final
 
 VERSION: Final = 1
 
@@ -97,6 +100,31 @@ CONTAINER_SDK: Final = "/opt/modalnomad/sdk"
 """Folder: what the zip application holds, unpacked. `CONTAINER_PYTHON -I CONTAINER_SDK launch` starts a replica; there
 is no ENV_NODE_STORE then, nothing is built, and the image's variables and working directory are there already."""
 
+INHERITED: Final = frozenset(
+    {
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "LANG",
+        "LANGUAGE",
+        "TZ",
+        "TMPDIR",
+        # What the machine's network needs, where it is not open.
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "REQUESTS_CA_BUNDLE",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+        # Where a Python built outside the system's folders finds its library.
+        "LD_LIBRARY_PATH",
+    }
+)
+"""Variables of whatever starts replicas that they get too, besides LC_* and PATH; no others."""
+
 LOG_TAG_OPEN: Final = "\x1e"
 LOG_TAG_CLOSE: Final = "\x1f"
 
@@ -168,3 +196,5 @@ class Exit(IntEnum):
     EXIT_FAILED = 78
     """Lifespan shutdown or an `exit` method raised."""
     PARENT_GONE = 79
+    ENVIRONMENT_FAILED = 80
+    """The launcher could not make the image's environment, or what else the replica needs, on this node."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from modalnomad_sdk.image_files import lay_image_files
 from modalnomad_sdk.store import IMAGE_FILES, ImageStore
 from modalnomad_sdk.store.archives import unpack
 
@@ -15,7 +16,6 @@ from modalnomad.deploy.bundle import make_bundle
 from modalnomad.deploy.collect import Reference, collect
 from modalnomad.deploy.images import Images
 from modalnomad.embedded.bundles import copy_bundle
-from modalnomad.embedded.image_files import lay_image_files
 from modalnomad.model.errors import ImageBuildFailed, ManifestInvalid, UserError
 from modalnomad.model.manifest import Description, SecretRef
 from modalnomad.model.revision import BuiltImage

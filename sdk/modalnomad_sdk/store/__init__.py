@@ -8,7 +8,7 @@ platform.
 
 from __future__ import annotations
 
-from modalnomad_sdk.store.build import IMAGE_FILES, LINKED_FROM
+from modalnomad_sdk.image_files import IMAGE_FILES, LINKED_FROM
 from modalnomad_sdk.store.definition import definition_digest
 from modalnomad_sdk.store.errors import BuildCancelled, BuildFailed, DiskFull, PythonMissing, StoreError, UvMissing
 from modalnomad_sdk.store.images import ImageStore, Pruned, StoredImage

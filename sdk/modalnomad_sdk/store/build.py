@@ -13,16 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from modalnomad_sdk.image_files import IMAGE_FILES, LINKED_FROM
 from modalnomad_sdk.store.archives import unpack
 from modalnomad_sdk.store.errors import BuildFailed, DiskFull
 from modalnomad_sdk.store.inputs import Inputs
 from modalnomad_sdk.store.process import Child, CommandFailed
 from modalnomad_sdk.store.uv import uv_environment
-
-IMAGE_FILES = "root"
-"""Folder of the environment where the image's own files lie and its commands run: what `/root` is in a container."""
-LINKED_FROM = 1024 * 1024
-"""Bytes from which such a file is shared by all replicas, and read-only; smaller ones each gets a copy of."""
 
 _RUNNER = Path(__file__).parent.parent / "runner" / "__main__.py"
 _NO_SPACE = ("no space left on device", "os error 28", "errno 28", "disk quota exceeded")

@@ -10,7 +10,10 @@ import os
 import shutil
 from pathlib import Path
 
-from modalnomad_sdk.store import LINKED_FROM
+IMAGE_FILES = "root"
+"""Folder of the environment where the image's own files lie and its commands run: what `/root` is in a container."""
+LINKED_FROM = 1024 * 1024
+"""Bytes from which such a file is shared by all replicas, and read-only; smaller ones each gets a copy of."""
 
 
 def lay_image_files(source: Path, target: Path) -> None:
