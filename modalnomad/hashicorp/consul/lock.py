@@ -12,7 +12,6 @@ from typing import Final
 
 from modalnomad.hashicorp.consul.api import ConsulApi, Op
 from modalnomad.hashicorp.consul.sessions import LEAST_TTL, LOCK_DELAY, SessionLost, open_session
-from modalnomad.hashicorp.http import ServerRefused
 from modalnomad.model.errors import BackendConflict, BackendError
 
 RETRY: Final = 0.1
@@ -35,7 +34,7 @@ async def hold(
             try:
                 yield
             finally:
-                await _release(api, key, session.id)
+                await release(api, key, session.id)
     except SessionLost as lost:
         raise BackendConflict(f"the lock {name!r} was lost: {lost}", "nothing more was done; try again") from None
 
@@ -55,8 +54,8 @@ async def _acquire(api: ConsulApi, key: str, name: str, session: str) -> None:
         await asyncio.sleep(RETRY)
 
 
-async def _release(api: ConsulApi, key: str, session: str) -> None:
-    """Without it the end of the session would do, after a delay. Only while it is still ours."""
-    with suppress(BackendError, ServerRefused, TimeoutError):
+async def release(api: ConsulApi, key: str, session: str) -> None:
+    """Only while it is still ours. The end of the session would do too, but then nobody gets it for the lock delay."""
+    with suppress(BackendError, TimeoutError):
         async with asyncio.timeout(LOCK_DELAY):
             await api.txn([Op("check-session", key, session=session), Op("delete", key)])

@@ -76,7 +76,9 @@ async def _renew(api: ConsulApi, session: Session, limit: asyncio.Timeout, lost:
         await asyncio.sleep(min(pause_after(failures), session.ttl / 10) if failures else session.ttl / 3)
         asked = time.monotonic()
         try:
-            alive = await api.renew_session(session.id, limit=max(session.ttl / 3, 0.1))
+            # Never past the moment from which somebody else may hold what it holds.
+            left = max(min(session.ttl / 3, session.good_until - asked), 0.05)
+            alive = await api.renew_session(session.id, limit=left)
         except BackendError as error:
             failures += 1
             if session.alive:
