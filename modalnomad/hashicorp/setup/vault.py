@@ -1,0 +1,146 @@
+"""Vault or OpenBao: the key-value store, login by Nomad's identities with a role and a policy for each environment,
+policies of people and routers, the platform key.
+
+API: https://developer.hashicorp.com/vault/api-docs/system/mounts, …/system/auth, …/system/policies, …/auth/jwt
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from modalnomad.hashicorp.http import ServerRefused
+from modalnomad.hashicorp.setup.platform import Policy, Wanted
+from modalnomad.hashicorp.setup.steps import Done, Todo, change, create
+from modalnomad.hashicorp.vault.client import VaultClient
+from modalnomad.hashicorp.vault.platform_key import PATH, make_key, read_key
+from modalnomad.model.errors import BackendRefused
+
+KEY_SOURCES: Final = ("jwks_url", "oidc_discovery_url", "jwt_validation_pubkeys", "jwks_pairs")
+"""Where a login mount may have its keys from."""
+UPGRADE_TRIES: Final = 40
+UPGRADE_PAUSE: Final = 0.05
+"""Seconds; a fresh store refuses its first requests for a moment."""
+
+
+def vault_todos(client: VaultClient, wanted: Wanted, *, url_is_set: bool, nomad_ca: Path | None) -> Iterator[Todo]:
+    """In order. `url_is_set`: vault.jwks_url was given, so it counts against what is there. `nomad_ca`: of what
+    signed Nomad's certificate, for Vault to read its keys."""
+    yield Todo(f"key-value store {wanted.mount}", partial(_store, client, wanted.mount))
+    yield Todo(f"login {wanted.auth_mount}", partial(_login, client, wanted))
+    config = partial(_config, client, wanted, url_is_set, nomad_ca)
+    yield Todo(f"keys of login {wanted.auth_mount}", config)
+    for policy in wanted.vault_policies:
+        yield Todo(f"policy {policy.name}", partial(_policy, client, policy))
+    for name, fields in wanted.roles.items():
+        yield Todo(f"role {name}", partial(_role, client, wanted.auth_mount, name, fields))
+    yield Todo(f"platform key {wanted.mount}/{PATH}", partial(_key, client))
+
+
+async def _store(client: VaultClient, mount: str, dry: bool) -> Done:
+    found = (await client.request("GET", "sys/mounts")).json()["data"].get(f"{mount}/")
+    if found is None:
+        return await create(dry, lambda: _make_store(client, mount))
+    if found.get("type") != "kv" or (found.get("options") or {}).get("version") != "2":
+        raise BackendRefused(
+            f"Vault has something else at {mount}: {found.get('type')} {found.get('options') or ''}".rstrip(),
+            f"take another place (vault.mount), or make a version 2 of it: `bao kv enable-versioning {mount}`",
+        )
+    return Done("there")
+
+
+async def _make_store(client: VaultClient, mount: str) -> None:
+    body = {"type": "kv", "options": {"version": "2"}, "description": "modalnomad: secrets"}
+    await client.request("POST", f"sys/mounts/{mount}", body)
+    for left in reversed(range(UPGRADE_TRIES)):
+        try:
+            await client.request("GET", f"{mount}/config")
+            return
+        except ServerRefused as error:
+            if error.status != 400 or not left:
+                raise
+        await asyncio.sleep(UPGRADE_PAUSE)
+
+
+async def _login(client: VaultClient, wanted: Wanted, dry: bool) -> Done:
+    found = (await client.request("GET", "sys/auth")).json()["data"].get(f"{wanted.auth_mount}/")
+    if found is None:
+        body = {"type": wanted.auth_type, "description": wanted.auth_description}
+        return await create(dry, lambda: client.request("POST", f"sys/auth/{wanted.auth_mount}", body))
+    if found.get("type") != wanted.auth_type:
+        raise BackendRefused(
+            f"Vault has something else at auth/{wanted.auth_mount}: {found.get('type')}",
+            "take another place (vault.auth_mount, and jwt_auth_backend_path of Nomad's agents)",
+        )
+    return Done("there")
+
+
+async def _config(client: VaultClient, wanted: Wanted, url_is_set: bool, nomad_ca: Path | None, dry: bool) -> Done:
+    url = str(wanted.auth_config["jwks_url"])
+    config = dict(wanted.auth_config)
+    if nomad_ca is not None and url.startswith("https"):
+        try:
+            config["jwks_ca_pem"] = await asyncio.to_thread(nomad_ca.read_text, "ascii")
+        except (OSError, ValueError) as error:
+            raise BackendRefused(f"cannot read {nomad_ca}: {error}", "correct NOMAD_CACERT (nomad.ca_cert)") from error
+    path = f"auth/{wanted.auth_mount}/config"
+    answer = await client.request("GET", path, ok=(200, 400, 403, 404))
+    if answer.status == 403 and not dry:
+        raise BackendRefused(
+            f"Vault at {client.address} does not let this token look at {path}", "run `setup` with a stronger one"
+        )
+    found: Mapping[str, Any] = answer.json().get("data") or {} if answer.status == 200 else {}
+    if not any(found.get(source) for source in KEY_SOURCES):
+        return await create(dry, lambda: _write_config(client, path, config), f"from {url}")
+    if found.get("jwks_url") == url:
+        return Done("there", f"from {url}")
+    source = found.get("jwks_url") or next(name for name in KEY_SOURCES if found.get(name))
+    if not url_is_set:
+        return Done("left", f"it has its keys from {source}", f"for {url} instead, set vault.jwks_url to that")
+    return await change(dry, lambda: _write_config(client, path, config), f"from {url} instead of {source}")
+
+
+async def _write_config(client: VaultClient, path: str, config: Mapping[str, Any]) -> None:
+    try:
+        await client.request("POST", path, config)
+    except ServerRefused as error:
+        if error.status != 400 or "jwks" not in error.text:
+            raise
+        raise BackendRefused(
+            f"Vault cannot read Nomad's public keys at {config['jwks_url']}: {error.text}",
+            "Vault itself asks there: give an address it reaches (vault.jwks_url), with Nomad's servers running, and "
+            "run this command again",
+        ) from error
+
+
+async def _policy(client: VaultClient, policy: Policy, dry: bool) -> Done:
+    path = f"sys/policies/acl/{policy.name}"
+    answer = await client.request("GET", path, ok=(200, 404))
+    body = {"policy": policy.text}
+    if answer.status == 404:
+        return await create(dry, lambda: client.request("PUT", path, body))
+    if policy.same(str(answer.json()["data"]["policy"])):
+        return Done("there")
+    return await change(dry, lambda: client.request("PUT", path, body), "its rules were different")
+
+
+async def _role(client: VaultClient, mount: str, name: str, fields: Mapping[str, Any], dry: bool) -> Done:
+    path = f"auth/{mount}/role/{name}"
+    answer = await client.request("GET", path, ok=(200, 404))
+    if answer.status == 404:
+        return await create(dry, lambda: client.request("POST", path, fields))
+    found = answer.json()["data"]
+    different = [field for field, value in fields.items() if found.get(field) != value]
+    if not different:
+        return Done("there")
+    detail = f"different: {', '.join(different)}"
+    return await change(dry, lambda: client.request("POST", path, fields), detail)
+
+
+async def _key(client: VaultClient, dry: bool) -> Done:
+    if dry:
+        return Done("would make" if await read_key(client) is None else "there")
+    return Done("made" if await make_key(client) else "there")
