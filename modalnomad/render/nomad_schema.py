@@ -157,7 +157,6 @@ VAULT: Final = needs(
     "ChangeMode",
     "AllowTokenExpiration",
     Role=Text(r"[A-Za-z0-9-]+", "a role"),
-    Namespace=TEXT,
     Env=FLAG,
     DisableFile=FLAG,
     ChangeMode=one_of_words("noop"),

@@ -63,7 +63,7 @@ def task(revision: Revision, rendering: Rendering) -> Json:
         "KillTimeout": nanoseconds(rendering.nomad.grace_period + KILL_MARGIN),
     }
     if files:
-        found["Vault"] = _vault(revision, rendering)
+        found["Vault"] = _vault(revision)
         found["Identities"] = [
             {"Name": VAULT_IDENTITY, "Audience": [cluster.VAULT_AUDIENCE], "TTL": nanoseconds(IDENTITY_TTL)}
         ]
@@ -282,18 +282,16 @@ def _resources(resources: Resources, rendering: Rendering, *, secrets: int) -> J
     return found
 
 
-def _vault(revision: Revision, rendering: Rendering) -> Json:
-    """Each default of these restarts or kills healthy tasks, or hands the program a token."""
-    found: Json = {
+def _vault(revision: Revision) -> Json:
+    """Each default of these restarts or kills healthy tasks, or hands the program a token. A namespace of Vault is for
+    Nomad's agents to name in their own configuration: in a job it is refused by all but Nomad Enterprise."""
+    return {
         "Role": cluster.vault_role(revision.environment),
         "Env": False,
         "DisableFile": True,
         "ChangeMode": "noop",
         "AllowTokenExpiration": True,
     }
-    if rendering.vault.namespace:
-        found["Namespace"] = rendering.vault.namespace
-    return found
 
 
 def _template(file: str, path: str, rendering: Rendering) -> Json:
