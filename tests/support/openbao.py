@@ -235,7 +235,7 @@ class OpenBao:
         public_keys: Sequence[str] = (),
         algorithms: Sequence[str] = ("RS256", "EdDSA", "ES256"),
     ) -> str:
-        """Login by signed identities, keys from a JWKS (it must answer now: see `login`) or as PEM → the mount's path."""
+        """Login by signed identities, keys from a JWKS (it must answer: see `login`) or as PEM → the mount's path."""
         with self.client() as client:
             client.sys.enable_auth_method("jwt", path=path)
             keys = {"jwks_url": jwks_url} if jwks_url else {"jwt_validation_pubkeys": list(public_keys)}
@@ -257,8 +257,8 @@ class OpenBao:
             client.write_data(f"auth/{path}/role/{name}", data=role)
 
     def login(self, role: str, jwt: str, *, path: str = "jwt-nomad") -> str:
-        """Token of a workload. Raises hvac.exceptions.VaultError. In a thread when the keys are served by the same event
-        loop: the server asks for them."""
+        """Token of a workload. Raises hvac.exceptions.VaultError. In a thread when the keys are served by the same
+        event loop: the server asks for them."""
         with self.client(token="") as client:
             answer: Mapping[str, Any] = client.auth.jwt.jwt_login(role=role, jwt=jwt, path=path)
         return str(answer["auth"]["client_token"])
