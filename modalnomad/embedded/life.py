@@ -23,12 +23,13 @@ from modalnomad.embedded.forked import Forked
 from modalnomad.embedded.gpus import Gpus
 from modalnomad.embedded.janitor import remove_tree
 from modalnomad.embedded.limits import Bounds, Group, Limits
-from modalnomad.embedded.logs import LineSplitter, ReplicaLog
+from modalnomad.embedded.logs import ReplicaLog
 from modalnomad.embedded.runs import Run
 from modalnomad.embedded.store import refused
 from modalnomad.embedded.template import Template
 from modalnomad.embedded.templates import Templates
 from modalnomad.kit.clock import monotonic
+from modalnomad.kit.log_lines import LineSplitter
 from modalnomad.model.errors import ModalNomadError
 from modalnomad.model.gpus import Gpu
 from modalnomad.model.manifest import SecretRef

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from modalnomad.embedded import logs
+from modalnomad.kit import log_lines as logs
 
 OUTPUT = st.lists(st.sampled_from([b"\n", b"\r\n", b"\x1ereq-1\x1f", b"abc", "🐎".encode(), b"\xff", b"x" * 40])).map(
     b"".join

@@ -9,7 +9,8 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 from modalnomad_sdk.contract import LOG_TAG_CLOSE, LOG_TAG_OPEN
 
-from modalnomad.embedded.logs import LEAST_LINES, LINE_LIMIT, RING_BYTES, Journal, LineSplitter, Origin, ReplicaLog
+from modalnomad.embedded.logs import LEAST_LINES, RING_BYTES, Journal, Origin, ReplicaLog
+from modalnomad.kit.log_lines import LINE_LIMIT, LineSplitter
 from modalnomad.model.errors import NotFound
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import LogLine, PoolKey, ReplicaKey

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -173,7 +173,7 @@ class NomadApi:
         params: Parameters = {"task": task, "type": stream, "plain": True, "origin": "end", "offset": size}
         return (await self._request("GET", f"/v1/client/fs/logs/{_id(allocation)}", params, limit=limit)).body
 
-    async def follow(self, allocation: str, task: str, stream: Output, *, size: int) -> AsyncIterator[Frame]:
+    async def follow(self, allocation: str, task: str, stream: Output, *, size: int) -> AsyncGenerator[Frame, None]:
         """From the last `size` bytes on, without end; a heartbeat each second."""
         params = self._with({"task": task, "type": stream, "follow": True, "origin": "end", "offset": size})
         path = f"/v1/client/fs/logs/{_id(allocation)}"

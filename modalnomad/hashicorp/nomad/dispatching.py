@@ -1,0 +1,154 @@
+"""One start: the revision's job found, its secrets' versions asked, the child dispatched exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from modalnomad.hashicorp.http import ServerRefused
+from modalnomad.hashicorp.nomad.api import Dispatched, NomadApi, Shape
+from modalnomad.hashicorp.nomad.mirror import Mirror
+from modalnomad.hashicorp.nomad.shapes import Job
+from modalnomad.hashicorp.nomad.view import blocked
+from modalnomad.hashicorp.nomad.world import World, job_name
+from modalnomad.model.errors import BackendError, BackendUnreachable, NotFound
+from modalnomad.model.ids import RevisionId
+from modalnomad.model.replica import Failure, ReplicaKey
+from modalnomad.render.cluster import idempotency_token
+from modalnomad.render.nomad import dispatch_body
+
+logger = logging.getLogger("modalnomad.nomad")
+
+PAUSES: Final = (0.05, 0.3, 1.0)
+"""Seconds before a dispatch is repeated that was not answered: the same token starts nothing twice."""
+DISPATCH_LIMIT: Final = 3.0
+"""Seconds for an answer to one of them."""
+SECRETS_LIMIT: Final = 3.0
+"""Seconds to learn the versions of its secrets."""
+LOOKS: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Seconds between looks at a child while nothing is told about it."""
+
+SecretTexts = Callable[[RevisionId], Awaitable[str]]
+"""`db=3,api=1` of a revision as they are now. Raises BackendError, SecretMissing."""
+
+
+FINAL: Final = ("is stopped", "Dispatch request", "validation failed", "Permission denied")
+"""In texts of 500 that a repetition does not change."""
+
+
+class Dispatcher:
+    """Failures are returned: whoever watches is told. NotFound is raised."""
+
+    def __init__(
+        self, api: NomadApi, world: World, mirror: Mirror, secret_versions: SecretTexts | None, router: str
+    ) -> None:
+        self._api = api
+        self._world = world
+        self._mirror = mirror
+        self._secret_versions = secret_versions
+        self._router = router
+
+    async def dispatch(self, key: ReplicaKey, reason: str, request_id: str) -> Failure | None:
+        """None: it is under way, and the world has its child. Raises NotFound: no job of its revision."""
+        if (waiting := blocked(self._world, key)) is not None:
+            return waiting
+        try:
+            parent = await self._parent(key.pool.revision)
+        except BackendError as error:
+            return Failure("start_failed", error.message, error.hint or "")
+        if parent.stopped:
+            return Failure("start_failed", f"its job {parent.id} was stopped by hand: deploy the App again")
+        secrets = await self._secrets(key.pool.revision)
+        if isinstance(secrets, Failure):
+            return secrets
+        body = dispatch_body(key, reason=reason, request_id=request_id, secrets=secrets, started_by=self._router)
+        try:
+            done = await self._repeated(parent, key, body)
+            await self._took(parent, done, body)
+        except BackendError as error:
+            return Failure("start_failed", error.message, error.hint or "")
+        return None
+
+    async def _parent(self, revision: RevisionId) -> Job:
+        """Raises NotFound, BackendError."""
+        found = self._world.parents(revision)
+        if not found or found[0].stopped:
+            await self._mirror.find_parents(revision)
+            found = self._world.parents(revision)
+        if not found:
+            raise NotFound(f"Nomad has no job of revision {revision}", "deploy the App again")
+        return found[0]
+
+    async def _secrets(self, revision: RevisionId) -> str | Failure:
+        if self._secret_versions is None:
+            return ""
+        try:
+            async with asyncio.timeout(SECRETS_LIMIT):
+                return await self._secret_versions(revision)
+        except TimeoutError:
+            return Failure("start_failed", f"its secrets: Vault did not answer within {SECRETS_LIMIT:g} s")
+        except Exception as error:
+            message = getattr(error, "message", None)
+            if message is None:
+                raise
+            return Failure("start_failed", f"its secrets: {message}", getattr(error, "hint", None) or "")
+
+    async def _repeated(self, parent: Job, key: ReplicaKey, body: Shape) -> Dispatched:
+        """Raises NotFound, BackendError."""
+        token = idempotency_token(key)
+        for pause in (*PAUSES, None):
+            try:
+                return await self._api.dispatch(parent.id, parent.namespace, body, token=token, limit=DISPATCH_LIMIT)
+            except ServerRefused as error:
+                if "job not found" in error.text:
+                    self._world.forget_job(parent, parent.index)
+                    raise NotFound(f"Nomad has no job {parent.id} any more", "deploy the App again") from error
+                if pause is None or not _passing(error):
+                    raise
+                failure: BackendError = error
+            except BackendUnreachable as error:
+                if pause is None:
+                    raise
+                failure = error
+            logger.warning("dispatch of %s is repeated: %s", key, failure.message)
+            await asyncio.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+    async def _took(self, parent: Job, done: Dispatched, body: Shape) -> None:
+        """The child is known from now on, whether an event tells of it or not."""
+        if self._world.job(job_name(parent.namespace, done.job)) is not None:
+            return
+        if done.repeated:  # of another router, or of an earlier life: alive or dead
+            await self._mirror.find_child(parent.namespace, done.job)
+            return
+        child = {
+            "ID": done.job,
+            "Namespace": parent.namespace,
+            "ParentID": parent.id,
+            "Status": "pending",
+            "Meta": {**parent.meta, **body["Meta"]},
+            "SubmitTime": time.time_ns(),
+            "ModifyIndex": done.index,
+        }
+        self._world.take_job(child, done.index)
+
+    async def look_after(self, job: Job) -> None:
+        """While no events tell what becomes of it: look, until it has its address or ended."""
+        for pause in LOOKS:
+            await asyncio.sleep(pause)
+            if self._mirror.streaming(job.namespace):
+                return
+            try:
+                await self._mirror.refresh(job)
+            except BackendError:
+                continue
+            if self._world.allocation(job) is not None:
+                return
+
+
+def _passing(error: ServerRefused) -> bool:
+    """Whether the same request may be answered otherwise in a moment."""
+    return error.status == 429 or (error.status >= 500 and not any(text in error.text for text in FINAL))

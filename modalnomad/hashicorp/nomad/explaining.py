@@ -1,0 +1,55 @@
+"""Could anything run it? Nomad's scheduler is asked for a plan of one replica, which changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from modalnomad.hashicorp.nomad.api import NomadApi, Shape
+from modalnomad.hashicorp.nomad.parents import Parents
+from modalnomad.hashicorp.nomad.shapes import Node, node_of
+from modalnomad.hashicorp.nomad.words import placement
+from modalnomad.model.errors import BackendRefused, UserError
+from modalnomad.model.revision import Revision
+from modalnomad.ports.engine import Verdict
+from modalnomad.render.nomad import one_of
+
+_ASKED: Final = (("MemoryMB", "memory", "MiB of memory"), ("CPU", "cpu", "MHz of CPU"), ("Cores", "cores", "CPU cores"))
+
+
+async def explain(api: NomadApi, parents: Parents, revision: Revision) -> Verdict:
+    """As the engine port's. Raises BackendError."""
+    try:
+        job = one_of(await parents.body(revision))["Job"]
+    except UserError as error:
+        return Verdict("never", error.message)
+    failed = (await api.plan(job)).get("FailedTGAllocs") or {}
+    metric = next(iter(failed.values()), None)
+    if metric is None:
+        return Verdict("yes")
+    found = placement(metric)
+    if found.code == "unplaceable":
+        return Verdict("never", found.reason)
+    try:
+        nodes = [node_of(shape) for shape in (await api.nodes()).items]
+    except BackendRefused:  # a token without node read: what is left is what the scheduler says
+        nodes = []
+    if (too_much := too_big(metric, nodes)) is not None:
+        return Verdict("never", too_much)
+    return Verdict("not_now", found.reason)
+
+
+def too_big(metric: Shape, nodes: list[Node]) -> str | None:
+    """What it asks for that even an empty node has not. None: nothing, or it is not known."""
+    pool = metric.get("NodePool") or "default"
+    empty = [node.resources for node in nodes if node.pool == pool or pool == "all"]
+    for asked in (metric.get("ResourcesExhausted") or {}).values():
+        for name, dimension, words in _ASKED:
+            wanted, most = float(asked.get(name) or 0), _largest(empty, dimension)
+            if most and wanted > most:
+                return f"it asks for {wanted:g} {words}; the largest node has {most:g}"
+    return None
+
+
+def _largest(nodes: list[Mapping[str, float]], dimension: str) -> float:
+    return max((node.get(dimension, 0.0) for node in nodes), default=0.0)
