@@ -123,7 +123,7 @@ class Actions:
         if place is None or place.address is None:
             return
         try:
-            await self._prober.drain(effect.key, place.address, effect.idle_for)
+            await self._prober.drain(effect.key, place.address, effect.idle_for, force=effect.force)
         except DrainRefused as refusal:
             logger.info("drain %s refused: %s", effect.key, refusal)
             self._heard.heard_refusal(effect.key, refusal.idle_for)

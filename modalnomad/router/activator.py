@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from typing import Final
 
 from modalnomad.kit.clock import Clock, monotonic
 from modalnomad.model.ids import RevisionId
@@ -49,6 +50,8 @@ __all__ = ["Activator", "Lease", "Load", "StartFailed"]
 logger = logging.getLogger("modalnomad.router.activator")
 
 _CLOSING = Failure("start_failed", "The router is shutting down.")
+_OWN: Final = frozenset({"single_use", "asked"})
+"""Why any of several routers drains a replica."""
 _RETIRED = Failure("start_failed", "Its revision is not served any more.")
 
 
@@ -260,7 +263,7 @@ class Activator:
             pool.seen(replica.key, None, now, alive=False)
             self.heard_ended(replica.key, replica.failure)
             return
-        place = pool.seen(replica.key, replica.address, now, alive=True)
+        place = pool.seen(replica.key, replica.address, now, alive=True, leaving=replica.leaving)
         if place is not None:
             place.listed = True
             if place.state is PlaceState.STARTING:
@@ -315,6 +318,8 @@ class Activator:
     def apply(self, pool: Pool, effects: Iterable[Effect]) -> None:
         """Carry out what a change of the pool asks for."""
         for effect in effects:
+            if isinstance(effect, Drain) and not (effect.reason.kind in _OWN or self.may_drain()):
+                continue  # it stays closed here; whoever may drain does
             self.observer.saw(pool, effect)
             match effect:
                 case Grant():

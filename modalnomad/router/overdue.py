@@ -26,8 +26,9 @@ def overdue(place: Place, now: float, policy: Policy, overstay: float) -> Overdu
         return "start"
     if place.state is PlaceState.STRUCK and since >= (HUNG_LIMIT if place.hung else STRIKE_LIMIT) and not place.running:
         return "answer"
-    if place.state is PlaceState.DRAINING and since >= overstay and not place.killed:
-        return "end"
+    if place.state is PlaceState.DRAINING and not place.killed:
+        # What other routers had sent there before it was forced is finished.
+        return "end" if since >= overstay + (policy.request_limit if place.forced else 0.0) else None
     if place.state is PlaceState.CLOSING and since >= RETRY_PAUSE and not place.running:
         return "drain"
     return None

@@ -61,7 +61,7 @@ class Place:
     why: Reason | None = None
     """Why it leaves; only of use while it does."""
     spent: bool = False
-    """Single-use, and used: it is never reopened."""
+    """Single-use, and used."""
     killed: bool = False
     listed: bool = False
     """The engine has shown it."""
@@ -70,6 +70,12 @@ class Place:
     hung: bool = False
     """STRUCK because a request on it ran over its time."""
     removed: bool = False
+    leaving: str = ""
+    """Why its engine wants it replaced (`model.Replica.leaving`)."""
+    going: bool = False
+    """It leaves for good: it is not reopened, whoever waits."""
+    forced: bool = False
+    """Its drain holds although requests of other routers run on it; they are finished."""
 
     def move(self, state: PlaceState, now: float) -> None:
         """Raises IllegalMove."""
@@ -153,11 +159,13 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Ask the replica to drain; just before sending, `Pool.drain_sent` says whether that still holds."""
+    """Ask the replica to drain; just before sending, `Pool.drain_sent` says whether that still holds. `force`: whatever
+    runs on it; it ends after the last of them."""
 
     key: ReplicaKey
     idle_for: float
     reason: Reason
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,17 +11,16 @@ from collections.abc import Collection
 
 from modalnomad.model.replica import Address, Failure, PoolKey, ReplicaKey
 from modalnomad.router.breaker import Starts
+from modalnomad.router.departures import Departures
 from modalnomad.router.overdue import START_MARGIN, overdue
 from modalnomad.router.phase import Phase, State
 from modalnomad.router.places import (
     Deny,
-    Drain,
     Effect,
     Ended,
     Failed,
     Grant,
     IllegalMove,
-    Kill,
     Opened,
     Place,
     PlaceState,
@@ -31,6 +30,7 @@ from modalnomad.router.places import (
     Ticket,
 )
 from modalnomad.router.queue import Queue
+from modalnomad.router.replacing import Replacing, Step
 from modalnomad.router.roster import STRIKE_PATIENCE, Roster
 from modalnomad.scaling.decide import Kind, Policy, Reason
 
@@ -66,6 +66,8 @@ class Pool:
         self._phase = Phase()
         self.starts_allowed = self._may = starts_allowed
         self._overstay = overstay
+        self._departures = Departures(self.places, starts_allowed)
+        self._replacing = Replacing(self.places)
 
     # --- Requests ---------------------------------------------------------------------------------------------
 
@@ -110,7 +112,9 @@ class Pool:
         if not place.running:
             place.idle_since = now
             if place.state is PlaceState.CLOSING:
-                return [self._drain(place), *self.settle(now)]
+                return [self._departures.again(place), *self.settle(now)]
+            if place is self._replacing.dry and not self.tickets and place.state is PlaceState.READY:
+                return [*self._go(Step("drain", place), now), *self.settle(now)]
         return self.settle(now) if self.tickets else []
 
     def refused(self, place: Place, now: float) -> list[Effect]:
@@ -132,9 +136,14 @@ class Pool:
 
     # --- Replicas ---------------------------------------------------------------------------------------------
 
-    def seen(self, key: ReplicaKey, address: Address | None, now: float, *, alive: bool) -> Place | None:
-        """The engine lists this replica. A live one that is not known (another router's) is taken in as starting."""
+    def seen(
+        self, key: ReplicaKey, address: Address | None, now: float, *, alive: bool, leaving: str = ""
+    ) -> Place | None:
+        """The engine lists this replica. A live one that is not known (another router's, or one that got its place long
+        after it was given up) is taken in as starting. `leaving`: see Place."""
         place = self.places.take_in(key, address, now) if alive else self.places.hear_of(key, address)
+        if place is not None:
+            self.places.mark(place, leaving)
         self._follow()
         return place
 
@@ -149,7 +158,7 @@ class Pool:
         self.places.move(place, PlaceState.READY, now)
         effects: list[Effect] = [Opened(place)]
         if self.retired:
-            effects += self._close(place, now, 0.0, Reason("retired", "no longer served"))
+            effects += self._departures.close(place, now, Reason("retired", "no longer served"))
         return effects + self.settle(now)
 
     def ended(self, key: ReplicaKey, failure: Failure | None, now: float, *, hope: bool = False) -> list[Effect]:
@@ -171,34 +180,35 @@ class Pool:
         if self.tickets or self.floor:
             return []
         found = [p for p in self.places.offered if p.key.number == number and not p.running]
-        return [*self._close(found[0], now, idle_for, reason), *self.settle(now)] if found else []
+        closed = self._departures.close(found[0], now, reason, idle_for=idle_for) if found else []
+        return [*closed, *self.settle(now)] if found else []
 
     def shed(self, numbers: Collection[int], now: float, reason: Reason) -> list[Effect]:
         """These take no more requests, whoever waits, and go after the last one they hold."""
         found = [place for place in self.places if place.live and place.key.number in numbers]
-        return self._dismiss(found, now, reason) + self.settle(now)
+        return self._departures.dismiss(found, now, reason) + self.settle(now)
 
     def drain_sent(self, key: ReplicaKey, now: float) -> Place | None:
         """The drain is about to be sent. None: it no longer holds (reopened, in use, gone)."""
-        place = self.places.get(key)
-        if place is None or place.state is not PlaceState.CLOSING or place.running:
-            return None
-        self.places.move(place, PlaceState.DRAINING, now)
+        place = self._departures.sent(key, now)
         self._follow()
         return place
 
     def drain_refused(self, key: ReplicaKey, now: float, idle_for: float = 0.0) -> list[Effect]:
         """Something runs on it, or ran `idle_for` seconds ago, by another router."""
-        place = self.places.get(key)
-        if place is None or place.state is not PlaceState.DRAINING or place.killed:
+        place = self._departures.refused(key, now, idle_for, retired=self.retired)
+        if place is None:
             return []
-        if self.retired or place.spent:
-            self.places.move(place, PlaceState.CLOSING, now)
-        else:
-            self.places.move(place, PlaceState.READY, now)
-            place.idle_since = now - idle_for
-            self.evicted = False
+        self.evicted &= place.state is not PlaceState.READY
         return self.settle(now)
+
+    def replace(self, now: float, wanted: int) -> list[Effect]:
+        """The next step for those their engine wants replaced. `wanted`: see Replacing."""
+        if self.retired:
+            return []
+        over, waiting = not self._room(len(self.places.offered) - 1), bool(self.tickets or self.floor)
+        step = self._replacing.step(now, wanted, waiting=waiting, over=over)
+        return [] if step is None else self._go(step, now) + self.settle(now)
 
     # --- The pool as a whole ----------------------------------------------------------------------------------
 
@@ -206,12 +216,12 @@ class Pool:
         """Seat who waits, reopen what was closing, start what is missing; deny only when nothing is left to wait for.
 
         Raises IllegalMove for a defect only."""
-        effects = self._seat_waiting(now)
+        effects = self._departures.outlived(now) + self._seat_waiting(now)
         if self.tickets and not self.retired:
             for place in self.places.closing():
                 if self.tickets and self._room(self.places.live):
                     self.places.move(place, PlaceState.READY, now)
-                    effects += self._seat_waiting(now)
+                    effects += self._seat_waiting(now) + self._departures.outlived(now)
         effects += self._grow(now)
         if self.tickets and not self._hopeful(now):
             effects += self.tickets.deny(Deny(0, "broken", *self._may.shut(now)))
@@ -237,11 +247,12 @@ class Pool:
         self.used_at = now
         return self.settle(now)
 
-    def expire(self, now: float) -> list[Effect]:
-        """What is over its time: starts, waiting requests, replicas that were drained and stay, drains to ask again."""
+    def expire(self, now: float, *, may_drain: bool = True) -> list[Effect]:
+        """What is over its time: starts, waiting requests, replicas that were drained and stay, drains to ask again.
+        `may_drain`: see Activator."""
         effects: list[Effect] = []
         for place in self.places:
-            effects += self._expire_place(place, now)
+            effects += self._expire_place(place, now, may_drain)
         patient = self.places.live and not self.places.offered
         grace = self.policy.start_limit + START_MARGIN if patient else 0.0
         effects += self.tickets.expire(now, grace)
@@ -295,7 +306,7 @@ class Pool:
         self.running += 1
         self.used_at = now
         if self.policy.single_use:
-            place.spent = True
+            place.spent = place.going = True
             place.why = Reason("single_use", "its one input is done")
             self.places.move(place, PlaceState.CLOSING, now)
 
@@ -338,10 +349,13 @@ class Pool:
 
     def _start_failed(self, place: Place, failure: Failure, now: float, *, hope: bool) -> list[Effect]:
         """Told to the waiting at once, unless another replica is ready or starting, or room is being made."""
+        failed = Failed(place.key, failure)
+        asked_for = self.floor or (self.tickets and not self.places.live)
+        if self._replacing.failed(place.key, failure, now) and not asked_for:
+            return [failed]
         self._may.failed(now, failure, hope=hope)
         if hope and failure.code == "no_capacity":
             return [Recheck(self._may.pause(now))]
-        failed = Failed(place.key, failure)
         if self.places.live:
             return [failed, Recheck(self._may.pause(now))]
         self.floor = 0
@@ -352,48 +366,34 @@ class Pool:
         """Is there anything to wait for: a live replica, a start to come, or one on its way out that makes room."""
         return now < self._may.hold_until or self.places.live > 0 or (len(self.places) > 0 and self._may.open(now))
 
-    def _expire_place(self, place: Place, now: float) -> list[Effect]:
-        match overdue(place, now, self.policy, self._overstay):
-            case "start":
-                limit = f"not ready after {self.policy.start_limit:g} s"
-                failure = Failure("startup_timeout", f"It was {limit}.")
-                killed = self._kill(place, now, Reason("faulty", limit))
-                return killed + self._start_failed(place, failure, now, hope=False)
-            case "answer":
-                return self._kill(place, now, Reason("faulty", f"no answer from it for {now - place.changed_at:.0f} s"))
-            case "end":
-                place.killed = True
-                return [Kill(place.key, Reason("faulty", f"still there {self._overstay:g} s after it was drained"))]
-            case "drain":
-                place.changed_at = now
-                return [self._drain(place)]
-        return []
+    def _expire_place(self, place: Place, now: float, may_drain: bool) -> list[Effect]:
+        what = overdue(place, now, self.policy, self._overstay)
+        if what is None or (what == "answer" and not may_drain and not place.hung):
+            return []  # out of reach for this router may mean no more than that
+        if what == "start":
+            limit = f"not ready after {self.policy.start_limit:g} s"
+            failure = Failure("startup_timeout", f"It was {limit}.")
+            killed = self._departures.kill(place, now, Reason("faulty", limit))
+            return killed + self._start_failed(place, failure, now, hope=False)
+        keep = not may_drain and not self.retired
+        return self._departures.late(place, now, what, overstay=self._overstay, keep=keep)
 
     def _empty(self, now: float, kind: Kind, text: str) -> list[Effect]:
-        return self._dismiss([place for place in self.places if place.live], now, Reason(kind, text))
+        return self._departures.dismiss([place for place in self.places if place.live], now, Reason(kind, text))
 
-    def _dismiss(self, places: Collection[Place], now: float, reason: Reason) -> list[Effect]:
-        effects: list[Effect] = []
-        for place in places:
-            if place.state is PlaceState.STARTING:
-                self._may.abandoned()
-                effects += self._kill(place, now, reason)
-            else:
-                effects += self._close(place, now, 0.0, reason)
-        return effects
-
-    def _close(self, place: Place, now: float, idle_for: float, reason: Reason) -> list[Effect]:
-        self.places.move(place, PlaceState.CLOSING, now)
-        place.why = reason
-        return [] if place.running else [Drain(place.key, idle_for, reason)]
-
-    def _drain(self, place: Place) -> Effect:
-        return Drain(place.key, 0.0, place.why or Reason("retired", "no longer served"))
-
-    def _kill(self, place: Place, now: float, reason: Reason) -> list[Effect]:
-        self.places.move(place, PlaceState.DRAINING, now)
-        place.killed = True
-        return [Kill(place.key, reason)]
+    def _go(self, step: Step, now: float) -> list[Effect]:
+        reason = Reason("replaced", f"replaced: {step.place.leaving}")
+        if step.what == "close":
+            return self._departures.close(step.place, now, reason, going=True, force=True)
+        if step.what == "drain":
+            return self._departures.close(step.place, now, reason, idle_for=step.idle_for)
+        if not self._room(len(self.places) - 1) or not self._may.allowed(now):
+            return []
+        # Not told to the breakers: nobody waits for it.
+        self.starts += 1
+        successor = self.places.add_next(now).key
+        self._replacing.began(step.place, successor)
+        return [Start(successor, reason)]
 
     def _follow(self) -> None:
         self._phase.follow(self.places, waiting=bool(self.tickets))

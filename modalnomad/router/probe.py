@@ -87,9 +87,10 @@ class Prober:
             logger.warning("%s: %s answered %d as %s", key, address, status, names)
             await asyncio.sleep(STRANGER_PAUSE)
 
-    async def drain(self, key: ReplicaKey, address: Address, idle_for: float) -> None:
-        """Return when it agreed. Raises DrainRefused; ConnectionError or TimeoutError: nobody knows."""
-        path = f"{contract.DRAIN_PATH}?idle_for={idle_for:g}".encode()
+    async def drain(self, key: ReplicaKey, address: Address, idle_for: float, *, force: bool = False) -> None:
+        """Return when it agreed. `force`: whatever runs on it, it lets nothing more in and ends after that. Raises
+        DrainRefused; ConnectionError or TimeoutError: nobody knows."""
+        path = f"{contract.DRAIN_PATH}?{'force=1' if force else f'idle_for={idle_for:g}'}".encode()
         status, _, body = await self._send(key, address, b"POST", path, DRAIN_LIMIT)
         if status == 202:
             return

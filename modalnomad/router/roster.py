@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from modalnomad.model.replica import Address, PoolKey, ReplicaKey
 from modalnomad.router.places import Place, PlaceState
-from modalnomad.scaling.decide import Observed, Policy, Seen
+from modalnomad.scaling.decide import Kind, Observed, Policy, Seen
 
 STRIKE_PATIENCE = 0.5
 """Seconds a replica may be out of reach before another is started in its place."""
@@ -23,7 +24,9 @@ class Roster:
         self.changes = 0
         """How often a replica came, went or changed its state."""
         self.offered: list[Place] = []
-        """READY ones, lowest number first."""
+        """READY ones, lowest number first, those to be replaced last."""
+        self.doubled = False
+        """Two of them have one number."""
 
     def __iter__(self) -> Iterator[Place]:
         return iter(tuple(self._places.values()))
@@ -50,6 +53,12 @@ class Roster:
             place = self._places[key] = Place(key, asked_at=now, changed_at=now, address=address)
             self.changes += 1
         return place
+
+    def mark(self, place: Place, leaving: str) -> None:
+        """Its engine wants it replaced, or (empty) not any more."""
+        if place.leaving != leaving:
+            place.leaving = leaving
+            self._refresh()
 
     def add_next(self, now: float) -> Place:
         """The lowest free number, its epoch one above the highest ever heard of."""
@@ -84,8 +93,13 @@ class Roster:
 
     def closing(self) -> list[Place]:
         """Those that can be reopened, lowest number first."""
-        closing = (p for p in self._places.values() if p.state is PlaceState.CLOSING and not p.spent)
+        closing = (p for p in self._places.values() if p.state is PlaceState.CLOSING and not p.going)
         return sorted(closing, key=lambda place: place.key.number)
+
+    def leaving_for(self, kind: Kind) -> bool:
+        """One is on its way out for this reason."""
+        out = (PlaceState.CLOSING, PlaceState.DRAINING)
+        return any(p.why is not None and p.why.kind == kind for p in self._places.values() if p.state in out)
 
     @property
     def live(self) -> int:
@@ -116,10 +130,13 @@ class Roster:
     def _refresh(self) -> None:
         self.changes += 1
         ready = (place for place in self._places.values() if place.state is PlaceState.READY)
-        self.offered = sorted(ready, key=lambda place: (place.key.number, place.key.epoch))
+        found = sorted(ready, key=lambda place: (place.leaving != "", place.key.number, place.key.epoch))
+        self.offered = found
+        self.doubled = len({place.key.number for place in found}) < len(found)
 
 
 def _seen(place: Place) -> Seen:
     if place.state is PlaceState.STARTING:
         return Seen(place.key.number, "starting")
-    return Seen(place.key.number, "ready" if place.live else "leaving", place.running, place.idle_since)
+    state: Literal["ready", "leaving"] = "ready" if place.live else "leaving"
+    return Seen(place.key.number, state, place.running, place.idle_since, outgoing=place.leaving != "")

@@ -71,7 +71,7 @@ class Scaler:
                 note = self._notes[pool.key] = _Note(fresh(pool.policy))
             elif now < note.rests_until and note.seen == _seen(pool):
                 continue
-            self._activator.apply(pool, pool.expire(now))
+            self._activator.apply(pool, pool.expire(now, may_drain=self._activator.may_drain()))
             if pool.state is State.COLD and pool.idle and self._forgettable(pool, now):
                 del self._notes[pool.key]
                 self._activator.drop(pool)
@@ -81,8 +81,11 @@ class Scaler:
     def _scale(self, pool: Pool, note: _Note, now: float) -> None:
         decision = decide(now, pool.places.observed(len(pool.tickets)), pool.policy, note.peak)
         note.peak = decision.state
-        if decision.reason is not None:
+        may_drain, sends = self._activator.may_drain(), decision.drain is not None or bool(decision.shed)
+        if decision.reason is not None and (may_drain or not sends):
             self._activator.apply(pool, _changes(pool, decision, decision.reason, now))
+        if may_drain and not sends:
+            self._activator.apply(pool, pool.replace(now, decision.wanted))
         greetings = [self._activator.greet(p, pool.policy.greet) for p in pool.places.offered if not p.running]
         note.seen = _seen(pool)
         note.rests_until = min([self._due(pool, now), *greetings])
@@ -90,7 +93,8 @@ class Scaler:
     def _due(self, pool: Pool, now: float) -> float:
         """When time alone can make something of a pool that nobody uses; now: it is in use, or in change."""
         ready, policy = pool.places.offered, pool.policy
-        if not pool.idle or policy.buffer or len(ready) < max(policy.min, len(pool.places)):
+        leaving = any(place.leaving for place in ready)
+        if leaving or not pool.idle or policy.buffer or len(ready) < max(policy.min, len(pool.places)):
             return now
         if not ready:
             return pool.used_at + self._forget_after

@@ -34,6 +34,8 @@ class Policy:
     """Requests a replica can hold."""
     single_use: bool = False
     start_limit: float = 300.0
+    request_limit: float = 300.0
+    """Time one request may take."""
     greet: float = 60.0
     """An idle replica that is kept hears of a router this often at least, or it takes itself for an orphan."""
 
@@ -56,6 +58,7 @@ class Policy:
             max_inputs=max(1, most),
             single_use=function.single_use,
             start_limit=function.start_limit,
+            request_limit=function.timeout,
         )
 
     def within(self, count: int) -> int:
@@ -69,7 +72,19 @@ class Policy:
 
 
 Kind = Literal[
-    "requests", "min", "buffer", "warm", "idle", "max", "retired", "evicted", "single_use", "faulty", "asked"
+    "requests",
+    "min",
+    "buffer",
+    "warm",
+    "idle",
+    "max",
+    "retired",
+    "evicted",
+    "single_use",
+    "faulty",
+    "asked",
+    "replaced",
+    "doubled",
 ]
 
 
@@ -93,6 +108,8 @@ class Seen:
     running: int = 0
     idle_since: float = 0.0
     """When its last request ended, or when it became ready; only of use while `running` is 0."""
+    outgoing: bool = False
+    """It takes requests, but is to be replaced: the first to go; one may be above the maximum for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +126,8 @@ class Decision:
     next call."""
 
     state: Peak
+    wanted: int = 0
+    """Replicas the pool needs, as it is used now."""
     start: int = 0
     drain: int | None = None
     shed: frozenset[int] = frozenset()
@@ -127,9 +146,9 @@ def decide(now: float, observed: Observed, policy: Policy, state: Peak) -> Decis
     demand = observed.waiting + sum(replica.running for replica in live)
     state = state.over(_span(policy), now).seen(now, demand)
     most = len(live) if policy.max is None else max(1, policy.max)
-    if len(live) > most:
+    if len(live) > most + any(replica.outgoing for replica in live):
         text = f"max_containers={policy.max}, of {len(live)} running"
-        return Decision(state, shed=_least_useful(live, len(live) - most), reason=Reason("max", text))
+        return Decision(state, most, shed=_least_useful(live, len(live) - most), reason=Reason("max", text))
     busy = policy.needed(demand)
     kept, reason = policy.min, Reason("min", f"min_containers={policy.min}")
     if policy.buffer and state.value(now) > 0 and busy + policy.buffer > kept:
@@ -138,14 +157,16 @@ def decide(now: float, observed: Observed, policy: Policy, state: Peak) -> Decis
     room = wanted - len(live) if policy.max is None else min(wanted - len(live), policy.max - len(observed.replicas))
     room = min(room, max(policy.needed(observed.waiting), STARTING - sum(seen.state == "starting" for seen in live)))
     if room > 0:
-        return Decision(state, start=room, reason=reason if kept >= busy else Reason("requests", f"{demand} requests"))
+        why = reason if kept >= busy else Reason("requests", f"{demand} requests")
+        return Decision(state, wanted, start=room, reason=why)
     if len(live) <= wanted or observed.waiting or len(live) < len(observed.replicas):
-        return Decision(state)
+        return Decision(state, wanted)
     idle = [r for r in live if r.state == "ready" and not r.running and now - r.idle_since >= policy.window]
     if not idle:
-        return Decision(state)
-    victim = max(idle, key=lambda replica: replica.number)
-    return Decision(state, drain=victim.number, reason=Reason("idle", f"idle for {now - victim.idle_since:.0f} s"))
+        return Decision(state, wanted)
+    victim = max(idle, key=lambda replica: (replica.outgoing, replica.number))
+    why = Reason("idle", f"idle for {now - victim.idle_since:.0f} s")
+    return Decision(state, wanted, drain=victim.number, reason=why)
 
 
 def _span(policy: Policy) -> float:
@@ -153,6 +174,6 @@ def _span(policy: Policy) -> float:
 
 
 def _least_useful(live: list[Seen], count: int) -> frozenset[int]:
-    """Those still starting first, then the idle, then the highest-numbered."""
-    order = sorted(live, key=lambda seen: (seen.state != "starting", seen.running > 0, -seen.number))
+    """Those to be replaced first, then those still starting, then the idle, then the highest-numbered."""
+    order = sorted(live, key=lambda seen: (not seen.outgoing, seen.state != "starting", seen.running > 0, -seen.number))
     return frozenset(seen.number for seen in order[:count])

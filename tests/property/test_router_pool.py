@@ -160,11 +160,29 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 3), epoch=st.integers(1, 4))
     def another_router_started(self, number: int, epoch: int) -> None:
         key = ReplicaKey(KEY, number, epoch)
-        if key in self.ever or any(known.number == number for known in self.alive):
+        if key in self.ever:
             return
         self.ever.add(key)
         self.alive.add(key)
         self.pool.seen(key, TcpAddress("127.0.0.1", 1), self.now, alive=True)
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data(), why=st.sampled_from(["its node is drained", "its node is drained", ""]))
+    def to_be_replaced(self, data: st.DataObject, why: str) -> None:
+        key = data.draw(st.sampled_from(sorted(self.alive, key=str)))
+        self.pool.seen(key, TcpAddress("127.0.0.1", 1), self.now, alive=True, leaving=why)
+
+    @precondition(lambda self: any(place.leaving for place in self.pool.places))
+    @rule()
+    def replace(self) -> None:
+        decision = decide(self.now, self.pool.places.observed(len(self.pool.tickets)), self.policy, self.peak)
+        total, ready = len(self.alive), len(self.pool.places.offered)
+        self.apply(self.pool.replace(self.now, decision.wanted))
+        assert len(self.alive) <= total + 1, "more than one successor at a time"
+        assert self.policy.max is None or len(self.alive) <= max(self.policy.max + 1, total)
+        assert not self.waiting or len(self.pool.places.offered) >= min(ready, 1), (
+            "the only one closed under the waiting"
+        )
 
     @rule(number=st.integers(0, 3), epoch=st.integers(1, 4))
     def stale_word(self, number: int, epoch: int) -> None:
@@ -189,7 +207,8 @@ class PoolMachine(RuleBasedStateMachine):
         if decision.shed:
             self.apply(self.pool.shed(decision.shed, self.now, decision.reason))
         if self.policy.max is not None:
-            assert self.pool.places.live <= self.policy.max, "more in use than the maximum"
+            outgoing = any(place.leaving for place in self.pool.places if place.live)
+            assert self.pool.places.live <= self.policy.max + outgoing, "more in use than the maximum"
         if decision.drain is not None:
             effects = self.pool.close(decision.drain, self.now, self.policy.window, decision.reason)
             assert not (effects and self.waiting), "put to sleep with somebody waiting"
@@ -215,16 +234,17 @@ class PoolMachine(RuleBasedStateMachine):
         if place is None:
             return
         assert not place.running, "drained with a lease out"
-        assert place.spent or not self.waiting, "put to sleep with somebody waiting"
+        full = self.policy.max is not None and self.pool.places.live >= max(1, self.policy.max)
+        assert place.going or not self.waiting or full, "put to sleep with somebody waiting"
         if answer == "refused":
             self.apply(self.pool.drain_refused(drain.key, self.now, 1.0))
         elif answer == "accepted":
             self.accepted.add(drain.key)
 
-    @rule(seconds=st.floats(0.01, 12.0))
-    def time_passes(self, seconds: float) -> None:
+    @rule(seconds=st.floats(0.01, 12.0), may_drain=st.booleans())
+    def time_passes(self, seconds: float, may_drain: bool) -> None:
         self.now += seconds
-        self.apply(self.pool.expire(self.now))
+        self.apply(self.pool.expire(self.now, may_drain=may_drain))
         for ticket in self.waiting.values():
             assert self.now < ticket.deadline + self.policy.start_limit + START_MARGIN, "left past its deadline"
             assert not self.pool.places.offered or self.now < ticket.deadline, "left past its deadline"
@@ -310,6 +330,16 @@ class PoolMachine(RuleBasedStateMachine):
             for place in self.pool.places.offered:
                 assert place.running >= self.policy.max_inputs or place.busy_until > self.now, "a lost wake-up"
             assert self.pool.state is not State.COLD, "waiting for nothing"
+
+    @invariant()
+    def one_at_a_time_is_replaced(self) -> None:
+        out = self.of(PlaceState.CLOSING, PlaceState.DRAINING)
+        assert sum(place.why is not None and place.why.kind == "replaced" for place in out) <= 1
+
+    @invariant()
+    def one_of_each_number_takes_requests(self) -> None:
+        numbers = [place.key.number for place in self.pool.places.offered]
+        assert len(numbers) == len(set(numbers))
 
     @invariant()
     def the_state_shows_the_places(self) -> None:
