@@ -11,8 +11,8 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,14 @@ import pytest
 from modalnomad.hashicorp.consul.api import ConsulApi
 from modalnomad.hashicorp.consul.discovery import ConsulDiscovery
 from modalnomad.hashicorp.http import HttpClient, Server
+from modalnomad.kit.tasks import Tasks
+from modalnomad.kit.watch import Cell
+from modalnomad.model.apps import AppRecord, AppVersion
+from modalnomad.model.manifest import Endpoint, Function, Source
+from modalnomad.model.revision import BuiltImage, Revision
+from modalnomad.model.routes import Route, RouteSnapshot
+from modalnomad.ports.discovery import Discovery, PublishApp
+from tests.support.engines import IMAGE
 from tests.support.fakes.consul import FakeConsul
 
 CONSULS = ("fake consul", "real consul")
@@ -36,13 +44,21 @@ class Consul:
     address: str
     ttl_min: float
     """Seconds: the least TTL of a session."""
-    fake: FakeConsul | None = None
+    own: FakeConsul | None = None
+    """None: a real one."""
     apis: list[ConsulApi] = field(default_factory=list)
+
+    @property
+    def fake(self) -> FakeConsul:
+        """Its server, to see through and to disturb."""
+        assert self.own is not None
+        return self.own
 
     def api(self, token: str = "") -> ConsulApi:
         """A client of its own."""
         headers = {"X-Consul-Token": token} if token else {}
-        server = Server("Consul", self.address, "CONSUL_HTTP_ADDR (consul.address)", headers, token_setting="the token")
+        name = "CONSUL_HTTP_ADDR (consul.address)"
+        server = Server("Consul", self.address, name, headers, token_setting="the token")
         self.apis.append(ConsulApi(HttpClient(server)))
         return self.apis[-1]
 
@@ -124,3 +140,76 @@ def _free_ports(count: int) -> list[int]:
     finally:
         for one in sockets:
             one.close()
+
+
+def app_record(app: str, version: int = 1, *, environment: str = "main", note: str = "") -> AppRecord:
+    """An App with one endpoint, at `<app>.localhost`; its serial is the version."""
+    endpoint = Endpoint(name="f", kind="asgi_app")
+    revision = Revision.make(
+        app=app,
+        environment=environment,
+        function=Function(tag="f", endpoints=(endpoint,), timeout=version),
+        source=Source(mode="script", entry="a.py", root="/r", module="a"),
+        bundle=IMAGE,
+        image=BuiltImage(digest=IMAGE, python="3.11"),
+    )
+    route = Route(
+        hosts=(f"{app}.localhost",), environment=environment, app=app, endpoint=endpoint, revision=revision.id
+    )
+    made = AppVersion(number=version, routes=(route,), revisions=(revision,), deployed_at=version, note=note)
+    return AppRecord(app=app, environment=environment, serial=version, versions=(made,))
+
+
+async def publish(discovery: Discovery, *apps: str, version: int = 1) -> None:
+    """One version of each."""
+    for app in apps:
+        await discovery.publish(PublishApp(app_record(app, version), version - 1))
+
+
+class Watcher:
+    """Follows a discovery in the background."""
+
+    def __init__(self) -> None:
+        self.seen: Cell[RouteSnapshot | None] = Cell(None)
+        self.all: list[list[str]] = []
+        """The Apps of each snapshot."""
+
+    @property
+    def apps(self) -> list[str]:
+        """Those that are served now."""
+        return served(self.seen.value)
+
+    async def until(self, *apps: str, limit: float = 10.0) -> RouteSnapshot:
+        """The first snapshot with just these Apps."""
+        async with asyncio.timeout(limit):
+            found = await self.seen.until(lambda snapshot: snapshot is not None and served(snapshot) == sorted(apps))
+        assert found is not None
+        return found
+
+    async def follow(self, discovery: Discovery) -> None:
+        """Until cancelled."""
+        async with aclosing(discovery.watch()) as watch:  # type: ignore[type-var]
+            async for snapshot in watch:
+                self.all.append(served(snapshot))
+                self.seen.set(snapshot)
+
+
+def served(snapshot: RouteSnapshot | None) -> list[str]:
+    """The Apps of a snapshot."""
+    return sorted(route.app for route in snapshot.routes) if snapshot else []
+
+
+@asynccontextmanager
+async def watching(discovery: Discovery) -> AsyncIterator[Watcher]:
+    """Within the block."""
+    watcher = Watcher()
+    async with Tasks("watching") as tasks:
+        tasks.spawn(watcher.follow(discovery), "watch")
+        yield watcher
+
+
+async def until(wanted: Callable[[], object], limit: float = 10.0) -> None:
+    """Look every few milliseconds whether it is so."""
+    async with asyncio.timeout(limit):
+        while not wanted():  # noqa: ASYNC110 - many different things are looked at
+            await asyncio.sleep(0.005)

@@ -163,7 +163,10 @@ class Reader:
         with self._guard:
             found = [self._look(entry) for entry in entries if self._ours(entry)]
         return tuple(
-            Problem(f"Consul key {read.entry.key}", _told(read.error, f"Consul's key {read.entry.key} "))
+            Problem(
+                f"Consul key {read.entry.key}",
+                read.error.message.removeprefix(f"Consul's key {read.entry.key} ") + "." + _then(read.error),
+            )
             for read in found
             if read.error is not None
         )
@@ -188,11 +191,11 @@ class Reader:
             read = _Read(entry, None, last.good if last else None, last.good_record if last else None, error)
             if last is None or last.error is None or last.error.message != error.message:
                 what = "it is left out" if read.good is None else "its last readable content stays in force"
-                logger.error("%s; %s. %s", error.message, what, error.hint or "")
+                logger.error("%s; %s.%s", error.message, what, _then(error))
         self._read[entry.key] = read
         return read
 
 
-def _told(error: BackendRefused, beginning: str) -> str:
+def _then(error: BackendRefused) -> str:
     hint = error.hint or ""
-    return f"{error.message.removeprefix(beginning)}. {hint[:1].upper()}{hint[1:]}."
+    return f" {hint[:1].upper()}{hint[1:]}."

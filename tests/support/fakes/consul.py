@@ -107,7 +107,7 @@ class FakeConsul:
         assert self._runner is not None
         assert self._runner.server is not None
         await site.stop()
-        await self._runner.server.shutdown(0.0)
+        await self._runner.server.shutdown(0.01)
 
     async def come_back(self) -> None:
         """Listen again where it listened before."""
