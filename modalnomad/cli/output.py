@@ -32,9 +32,14 @@ def emit(record: Mapping[str, Any]) -> None:
 
 
 def json_line(record: Mapping[str, Any]) -> str:
-    """The object with its newline; in ASCII where standard output is not UTF-8, which JSON has to be."""
+    """The object with its newline."""
+    return json_text(record) + "\n"
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """In ASCII where standard output is not UTF-8, which JSON has to be. `indent`: blanks a level, for people."""
     utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower() in {"utf-8", "utf8"}
-    return json.dumps(record, ensure_ascii=not utf8, default=str) + "\n"
+    return json.dumps(value, ensure_ascii=not utf8, default=str, indent=indent)
 
 
 def write_what_can_be_written() -> None:

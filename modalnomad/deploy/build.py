@@ -76,12 +76,7 @@ class Builder:
 
     def plan(self, description: Description, name: str | None = None) -> Plan:
         """Raises ManifestInvalid or UserError."""
-        problems, notices = check_images(
-            function for function in description.app.functions if is_used(function, ephemeral=self.ephemeral)
-        )
-        return make_plan(
-            description, self.naming, ephemeral=self.ephemeral, name=name, problems=problems, notices=notices
-        )
+        return plan_program(description, self.naming, ephemeral=self.ephemeral, name=name)
 
     async def notices(self, plan: Plan) -> tuple[Notice, ...]:
         """All there is to say of it on this back end, each thing once. Raises BackendError."""
@@ -91,8 +86,7 @@ class Builder:
         """Raises UserError for the program's problems, BackendError for the machine's."""
         await self.store_anonymous(description)
         await self.secrets.check(plan.secrets, plan.environment)
-        images, bundle = await asyncio.gather(self._images(plan, report), self.bundles(description, plan.functions))
-        revisions = plan.revisions(bundle, images)
+        revisions = await make_revisions(description, plan, report, images=self.images, bundles=self.bundles)
         await self._refuse_unplaceable(revisions)
         if self.prepares:
             await asyncio.gather(*(self.engine.prepare(revision) for revision in revisions))
@@ -112,17 +106,6 @@ class Builder:
         for digest, values in description.anonymous_secrets.items():
             await self.secrets.create_anonymous(digest, self.naming.environment, values)
 
-    async def _images(self, plan: Plan, report: Report) -> dict[str, BuiltImage]:
-        """Each distinct image once, one after the other: their output stays readable."""
-        built: dict[str, BuiltImage] = {}
-        by_tag: dict[str, BuiltImage] = {}
-        for function in plan.functions:
-            same = function.image.model_dump_json(exclude={"where"}) if function.image else ""
-            if same not in built:
-                built[same] = await self.images(function.image, report.progress, plan.manifest.source)
-            by_tag[function.tag] = built[same]
-        return by_tag
-
     async def _refuse_unplaceable(self, revisions: tuple[Revision, ...]) -> None:
         problems = []
         for revision in revisions:
@@ -134,3 +117,31 @@ class Builder:
                 )
         if problems:
             raise ManifestInvalid(problems)
+
+
+def plan_program(description: Description, naming: Naming, *, ephemeral: bool, name: str | None = None) -> Plan:
+    """All that can be checked without building, images included. Raises ManifestInvalid or UserError."""
+    used = (function for function in description.app.functions if is_used(function, ephemeral=ephemeral))
+    problems, notices = check_images(used)
+    return make_plan(description, naming, ephemeral=ephemeral, name=name, problems=problems, notices=notices)
+
+
+async def make_revisions(
+    description: Description, plan: Plan, report: Report, *, images: ImageBuilder, bundles: Bundler
+) -> tuple[Revision, ...]:
+    """Images and bundle, and what follows from them; nobody is asked about secrets or nodes. Raises UserError,
+    BackendError."""
+    built, bundle = await asyncio.gather(_images(plan, report, images), bundles(description, plan.functions))
+    return plan.revisions(bundle, built)
+
+
+async def _images(plan: Plan, report: Report, images: ImageBuilder) -> dict[str, BuiltImage]:
+    """Each distinct image once, one after the other: their output stays readable."""
+    built: dict[str, BuiltImage] = {}
+    by_tag: dict[str, BuiltImage] = {}
+    for function in plan.functions:
+        same = function.image.model_dump_json(exclude={"where"}) if function.image else ""
+        if same not in built:
+            built[same] = await images(function.image, report.progress, plan.manifest.source)
+        by_tag[function.tag] = built[same]
+    return by_tag

@@ -33,7 +33,8 @@ class Rendering:
     """Unix time."""
     deployed_by: str
     source: str = ""
-    """The program's own text, for Nomad's UI: read by all who may read jobs there. Empty: none."""
+    """The program's own text, for Nomad's UI: read by all who may read jobs there, so not told of a Function with
+    secrets that are written in the program. Empty: none."""
 
 
 def nanoseconds(seconds: float) -> int:

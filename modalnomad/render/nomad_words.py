@@ -77,11 +77,14 @@ def escaped(text: str) -> str:
 
 
 def submission(revision: Revision, rendering: Rendering) -> Json:
-    """The program's text under a line that says which revision it is of, as Nomad shows it under Definition."""
+    """The program's text under a line that says which revision it is of, as Nomad shows it under Definition. Left out
+    where the Function has values of secrets in it (`Secret.from_dict`): they may be written there."""
     when = datetime.fromtimestamp(rendering.deployed_at, UTC).isoformat(timespec="seconds")
     by = f" by {' '.join(rendering.deployed_by.split())}" if rendering.deployed_by else ""
     head = f"# {revision.app} / {revision.function.tag}, revision r{rendering.version} ({revision.id})\n# {when}{by}\n"
     source = rendering.source
+    if source and any(ref.anonymous is not None for ref in revision.secrets):
+        source = "# the program's text is not shown: values of secrets may be written in it\n"
     if len(source) > SOURCE_LIMIT:
         source = f"{source[:SOURCE_LIMIT]}\n# … cut here: {len(source)} characters in all\n"
     return {"Source": f"{head}\n{source}", "Format": "hcl2"}

@@ -305,6 +305,19 @@ def test_a_long_program_is_cut_and_says_so() -> None:
     assert source.endswith("# … cut here: 2000000 characters in all\n")
 
 
+def test_a_program_with_values_of_secrets_in_it_is_not_shown() -> None:
+    open_, closed = revision(secrets=[{"name": "db"}]), revision(secrets=[{"anonymous": "f" * 64}])
+    text = "modal.Secret.from_dict({'K': 'tell-nobody'})"
+    shown, hidden = (
+        parent_job(made, dataclasses.replace(rendering(made), source=text))["Submission"]["Source"]
+        for made in (open_, closed)
+    )
+
+    assert text in shown
+    assert "tell-nobody" not in hidden
+    assert "is not shown" in hidden
+
+
 def test_one_of_a_revision_is_a_plain_job_and_leaves_the_body_alone() -> None:
     body = parent_job(*cases()["plain"])
     before = json.dumps(body)
