@@ -43,7 +43,8 @@ ENV_LISTEN: Final = "MODALNOMAD_LISTEN"
 """`fd:<n>` (an inherited listening socket, not yet accepting user traffic) or `port:<n>` (bind it on 127.0.0.1);
 unset: port from NOMAD_PORT_http on NOMAD_IP_http."""
 ENV_LIFELINE: Final = "MODALNOMAD_LIFELINE"
-"""`fd:<n>`: read end of a pipe the starter holds open; end of file: the starter is gone, and everything here dies."""
+"""`fd:<n>`: read end of a pipe the starter holds open; end of file: the starter is gone, and everything here dies.
+Unset in a task of Nomad: so it does when the process that started it ends."""
 ENV_NETWORK: Final = "MODALNOMAD_NETWORK"
 """`host` | `namespace` | `exclusive`: how a fixed port of a `web_server` is kept apart from other replicas'.
 `namespace` is only honoured for a Function with a `web_server` endpoint."""
@@ -132,11 +133,13 @@ LOG_TAG_CLOSE: Final = "\x1f"
 
 PREFIX: Final = "/.modalnomad/"
 READY_PATH: Final = "/.modalnomad/ready"
-"""GET, answered 200 only when `enter`, app construction, lifespan start-up and open ports are done. The answer carries
-HEADER_REPLICA."""
+"""GET, answered 200 only when `enter`, app construction, lifespan start-up and open ports are done: until then whoever
+asks is kept waiting. The answer carries HEADER_REPLICA. Without the ticket, as health checks ask: the same, but 503 as
+soon as the replica drains; it takes no place, and counts for nobody's ENV_ORPHAN_AFTER."""
 DRAIN_PATH: Final = "/.modalnomad/drain"
 """POST with ?idle_for=<seconds>: 202 the replica lets no more requests in and exits when empty; 409 refused, because
-something runs or ran less than that long ago (seconds since in the body, JSON {"running": n, "idle_for": s})."""
+something runs or ran less than that long ago (seconds since in the body, JSON {"running": n, "idle_for": s}). With
+?force=1: 202 whatever runs; what runs has the grace period to end, and others are answered 503 with HEADER_BUSY."""
 
 CALL_PATH: Final = "/.modalnomad/call"
 """POST: run the Function, or a method of the Cls, once. The body is pickle (CALL_PICKLE) of (args, kwargs), or empty:
@@ -158,7 +161,7 @@ HEADER_TELL: Final = "modalnomad-tell"
 HEADER_OUTCOME: Final = "modalnomad-outcome"
 
 HEADER_TICKET: Final = "modalnomad-ticket"
-"""Hex HMAC-SHA256(platform key, revision id). Every request needs it, else 403."""
+"""Hex HMAC-SHA256(platform key, revision id). Every request but a GET of READY_PATH needs it, else 403."""
 HEADER_REQUEST_ID: Final = "x-request-id"
 HEADER_CLIENT: Final = "modalnomad-client"
 """`<ip> <port>` of the real client; becomes `scope["client"]` and REMOTE_ADDR."""

@@ -52,6 +52,8 @@ class Config:
     workdir: str | None = None
     parameters: Mapping[str, Any] | None = None
     lifeline: int | None = None
+    tied: bool = False
+    """It ends with the process that started it."""
     network: str = "exclusive"
     web_ports: tuple[int, ...] = ()
     max_inputs: int = 1
@@ -211,6 +213,7 @@ def read_config(environ: Mapping[str, str]) -> Config:
         workdir=environ.get(c.ENV_WORKDIR) or None,
         parameters=read.get(c.ENV_PARAMETERS, _parameters, None, "base64url of a JSON object"),
         lifeline=read.get(c.ENV_LIFELINE, _fd, None, "fd:<number>"),
+        tied=not environ.get(c.ENV_LISTEN) and not environ.get(c.ENV_LIFELINE),
         network=read.get(c.ENV_NETWORK, _network, "exclusive", " | ".join(NETWORKS)),
         web_ports=read.get(c.ENV_WEB_PORTS, lambda v: tuple(map(_port, v.split(","))), (), "ports, comma-separated"),
         max_inputs=read.get(c.ENV_MAX_INPUTS, _positive, 1, "a whole number from 1"),

@@ -48,6 +48,15 @@ class Porter:
         """Is it the ticket of this revision? Compared in constant time."""
         return hmac.compare_digest(hashlib.sha256(ticket).hexdigest().encode(), self._hash)
 
+    def stranger(self, ticket: bytes, method: str, path: str) -> Answer:
+        """The answer to a request without the right ticket. Health checks have none; a wrong one is a router's that
+        takes this replica for another."""
+        if not ticket and path == READY_PATH and method in ("GET", "HEAD"):
+            if self._doors.draining:
+                return Answer(503, b"draining\n", self._name)
+            return Answer(200, b"ready\n", self._name)
+        return FORBIDDEN
+
     def private(self, method: str, path: str, query: bytes) -> Answer:
         """The answer to a request under PREFIX that carried the ticket."""
         if path == READY_PATH and method in ("GET", "HEAD"):
@@ -57,8 +66,11 @@ class Porter:
         return Answer(404, b"The runner has no such path.\n", self._name)
 
     def _drain(self, query: bytes) -> Answer:
+        asked = dict(parse_qsl(query.decode("latin-1")))
+        if asked.get("force") == "1":
+            self._doors.shut()
         try:
-            idle_for = float(dict(parse_qsl(query.decode("latin-1"))).get("idle_for", "0"))
+            idle_for = float(asked.get("idle_for", "0"))
         except ValueError:
             idle_for = -1.0
         if not idle_for >= 0:  # also what is not a number

@@ -22,7 +22,7 @@ from modalnomad_sdk.contract import (
 )
 
 from . import logs
-from .door_answers import BUSY, FORBIDDEN, NO_ENDPOINT, Answer, Porter
+from .door_answers import BUSY, NO_ENDPOINT, Answer, Porter
 from .doors import Doors
 from .lifespan import App, Lifespan, Message, Receive, Scope, Send
 from .processes import say
@@ -84,7 +84,9 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         head = _take(scope)
         if not self.porter.admits(head.ticket):
-            return await _reply(scope, send, FORBIDDEN, head)
+            # Never kept open: only who has the ticket may take our time.
+            answer = self.porter.stranger(head.ticket, scope.get("method", ""), scope["path"])
+            return await _reply(scope, send, answer, head, close=True)
         self.doors.contact()
         path: str = scope["path"]
         if path == CALL_PATH and self.calls is not None and scope.get("method") == "POST":
@@ -197,9 +199,9 @@ def _client(value: bytes) -> tuple[str, int] | None:
     return (host, int(port)) if port.isdigit() else None
 
 
-async def _reply(scope: Scope, send: Send, answer: Answer, head: _Head) -> None:
+async def _reply(scope: Scope, send: Send, answer: Answer, head: _Head, close: bool = False) -> None:
     """The runner's own answer, before anything of the body was read."""
-    headers = answer.all_headers(close=head.has_body or scope["type"] == "websocket")
+    headers = answer.all_headers(close=close or head.has_body or scope["type"] == "websocket")
     kind = "http"
     if scope["type"] == "websocket":
         if "websocket.http.response" not in scope.get("extensions", {}):

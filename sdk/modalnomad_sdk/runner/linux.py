@@ -43,6 +43,18 @@ def die_with_parent() -> None:
         _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0))
 
 
+def watch_parent() -> int | None:
+    """A file descriptor that becomes readable when the parent ends (all of it: PR_SET_PDEATHSIG would tell of a single
+    thread of a Go program). None: it cannot be watched here."""
+    parent = os.getppid()
+    if not hasattr(os, "pidfd_open") or parent <= 1:
+        return None
+    try:
+        return os.pidfd_open(parent)
+    except OSError:
+        return None  # a kernel before 5.3, or a filter of system calls
+
+
 def adopt_orphans() -> None:
     """Descendants whose parent died become children of this process."""
     if ON_LINUX:

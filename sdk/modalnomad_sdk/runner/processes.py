@@ -179,10 +179,16 @@ class Supervisor:
         lifeline = self.config.lifeline
         if lifeline is not None:
             poll.register(lifeline, select.POLLIN)
+        parent = linux.watch_parent() if self.config.tied else None
+        if parent is not None:
+            poll.register(parent, select.POLLIN)
         while True:
             left = None if self.deadline is None else max(0.0, 1000 * (self.deadline - time.monotonic()))
             happened = dict(poll.poll(left))
             if lifeline in happened and not _alive(lifeline):
+                return self._end(Exit.PARENT_GONE)
+            if parent in happened:
+                say("the process that started this replica has ended: so does it")
                 return self._end(Exit.PARENT_GONE)
             arrived = self.signals.take()
             # After the signals: who was served by a ready replica may signal at once, and finds it ready.

@@ -15,12 +15,12 @@ from typing import Any, cast
 
 from modalnomad_sdk.contract import CALL_PATH, HEADER_ENDPOINT, HEADER_TICKET, PREFIX
 
-from .door_answers import BUSY, FORBIDDEN, NO_ENDPOINT, Answer, Porter
+from .door_answers import BUSY, NO_ENDPOINT, Answer, Porter
 from .doors import Doors
 from .gate import TIMEOUT_MARGIN
 from .heads import BadHead, Head, parse
 from .processes import say
-from .sockets import BACKLOG
+from .sockets import BACKLOG, HEAD_TIME
 
 _TICKET, _ENDPOINT = HEADER_TICKET.encode(), HEADER_ENDPOINT.encode()
 _BAD = Answer(400, b"Not a request of the router.\n")
@@ -139,6 +139,7 @@ class Front(_Side):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.relay.fronts.add(self)
+        self.timer = asyncio.get_running_loop().call_later(HEAD_TIME, self._end_silent)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
@@ -174,10 +175,17 @@ class Front(_Side):
             whole, self.waiting = bytes(self.waiting), None
             self._decide(parsed[0], parsed[1], whole)
 
+    def _end_silent(self) -> None:
+        """No head in time: whoever this is, it is no router."""
+        if self.waiting is not None:
+            self.abort()
+
     def _decide(self, head: Head, rest: bytes, whole: bytes) -> None:
         relay = self.relay
+        if self.timer is not None:
+            self.timer.cancel()
         if not relay.porter.admits(head.get(_TICKET)):
-            return self._answer(FORBIDDEN)
+            return self._answer(relay.porter.stranger(head.get(_TICKET), head.method, head.path))
         relay.doors.contact()
         if head.path == CALL_PATH and relay.managed is not None:
             return self._hand_over(relay.managed(), whole)

@@ -17,7 +17,7 @@ from uvicorn.server import ServerState
 from modalnomad_sdk.contract import WEBSOCKET_MESSAGE_LIMIT
 
 from .lifespan import App
-from .sockets import BACKLOG
+from .sockets import BACKLOG, HEAD_TIME
 
 KEEP_ALIVE = 3600
 """Seconds. The router decides how long an idle connection lives: closing first would race with its next request."""
@@ -36,6 +36,26 @@ def _websockets(**arguments: Any) -> asyncio.Protocol:
     http11.MAX_LINE_LENGTH, http11.MAX_NUM_HEADERS = HEAD_LIMIT, 1024
     sansio: asyncio.Protocol = importlib.import_module(modern.name).WebSocketsSansIOProtocol(**arguments)
     return sansio
+
+
+def _timed(base: Any) -> Any:
+    """The same protocol, which ends a connection that sends no whole head within HEAD_TIME."""
+
+    class Timed(base):  # type: ignore[misc]
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.silence = asyncio.get_running_loop().call_later(HEAD_TIME, self.end_silent)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.silence.cancel()
+            super().connection_lost(exc)
+
+        def end_silent(self) -> None:
+            # No request yet, and not handed to the WebSocket protocol.
+            if self.cycle is None and self.transport.get_protocol() is self:
+                self.transport.abort()
+
+    return Timed
 
 
 class Server:
@@ -62,13 +82,13 @@ class Server:
         }
         self.config = Config(app, **arguments)
         self.config.load()
+        self._factory = _timed(self.config.http_protocol_class)
         self.state = ServerState()
         self._server: asyncio.AbstractServer | None = None
 
     def protocol(self) -> asyncio.Protocol:
         """A protocol for one connection."""
-        factory: Any = self.config.http_protocol_class
-        made: asyncio.Protocol = factory(config=self.config, server_state=self.state, app_state={})
+        made: asyncio.Protocol = self._factory(config=self.config, server_state=self.state, app_state={})
         return made
 
     async def listen(self, listener: socket.socket) -> None:

@@ -8,6 +8,9 @@ import socket
 from .config import BadConfiguration, Listen
 
 BACKLOG = 4096
+HEAD_TIME = 10.0
+"""Seconds from a connection to its first request's whole head: on TCP anybody may connect, and say nothing for ever.
+Whoever had no ticket then is not kept; routers may be idle."""
 
 
 def open_listener(listen: Listen) -> socket.socket:
@@ -23,6 +26,8 @@ def open_listener(listen: Listen) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections that are accepted have it too: a router's machine may vanish without a word.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.bind((listen.host, listen.port))
         sock.listen(BACKLOG)
     except OSError as error:
