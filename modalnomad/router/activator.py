@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from modalnomad.model.routes import ScalingOverride
 from modalnomad.ports.engine import Starter
 from modalnomad.router import outcomes
 from modalnomad.router.actions import Actions
+from modalnomad.router.intake import Intake
 from modalnomad.router.leases import Lease, Leasing, PlaceLease
 from modalnomad.router.load import Load, count
 from modalnomad.router.observer import Observer
@@ -41,6 +43,7 @@ from modalnomad.router.places import (
 from modalnomad.router.pool import Pool
 from modalnomad.router.pools import Pools
 from modalnomad.router.probe import Asker, Prober
+from modalnomad.router.replies import Reply
 from modalnomad.router.table import Match
 from modalnomad.router.warmers import Rechecks, Warmers
 from modalnomad.settings import RouterSettings, ScalingSettings
@@ -88,6 +91,13 @@ class Activator:
         self._closed = False
         self.observer = Observer(clock)
         """What becomes of replicas, for whoever watches."""
+        self._intake = Intake(
+            self._pools,
+            self.observer,
+            make_room=self._make_way,
+            probe=self._actions.probe,
+            ended=self.heard_ended,
+        )
         self.on_change: Callable[[], None] = lambda: None
 
     # --- Requests ---------------------------------------------------------------------------------------------
@@ -192,13 +202,17 @@ class Activator:
         pool = self._pools.get(key)
         if pool is None:
             victim = self._pools.victim(revision)
-            if victim is not None:
+            if victim is not None and self.may_drain():
                 self.apply(victim, victim.evict(now))
-            pool = self._pools.make(revision, key, now)
-            self.observer.knows(revision)
-            for replica in self._pools.listed(key):
-                self._take_in(pool, replica, now)
+            pool = self._intake.open(revision, key, now)
         return pool
+
+    def _make_way(self, revision: Revision) -> None:
+        """One more pool of it is there, whatever the limit says: the idle one that was used least recently goes."""
+        with contextlib.suppress(Reply):
+            victim = self._pools.victim(revision)
+            if victim is not None and self.may_drain():
+                self.apply(victim, victim.evict(self._clock()))
 
     # --- Revisions --------------------------------------------------------------------------------------------
 
@@ -236,6 +250,7 @@ class Activator:
                 self._open(revision, PoolKey(id), now)
         for gone in known - revisions.keys():
             self._retire(gone)
+        self._intake.adopt(now)
         self.observer.forget({*revisions, *(pool.key.revision for pool in self._pools)})
 
     def _revive(self, revision: RevisionId) -> None:
@@ -247,27 +262,7 @@ class Activator:
 
     def observe(self, replicas: Iterable[Replica]) -> None:
         """Take in one whole snapshot of the engine."""
-        now = self._clock()
-        self._pools.list_all(replicas)
-        for pool in self._pools:
-            listed = self._pools.listed(pool.key)
-            for replica in listed:
-                self._take_in(pool, replica, now)
-            known = {replica.key for replica in listed}
-            for place in pool.places:
-                if place.listed and place.key not in known:
-                    self.heard_ended(place.key, None)
-
-    def _take_in(self, pool: Pool, replica: Replica, now: float) -> None:
-        if replica.state in (ReplicaState.FAILED, ReplicaState.GONE):
-            pool.seen(replica.key, None, now, alive=False)
-            self.heard_ended(replica.key, replica.failure)
-            return
-        place = pool.seen(replica.key, replica.address, now, alive=True, leaving=replica.leaving)
-        if place is not None:
-            place.listed = True
-            if place.state is PlaceState.STARTING:
-                self._actions.probe(place)
+        self._intake.observe(replicas, self._clock())
 
     def heard_ready(self, key: ReplicaKey) -> None:
         """It said so itself."""
@@ -276,13 +271,17 @@ class Activator:
 
     def heard_ended(self, key: ReplicaKey, failure: Failure | None) -> None:
         """It is gone, or it could not be started."""
-        if (pool := self._pools.get(key.pool)) is not None and pool.places.get(key) is not None:
-            hope = self._pools.leaving(key) or self._make_room(pool, failure)
-            self.apply(pool, pool.ended(key, failure, self._clock(), hope=hope))
+        pool = self._pools.get(key.pool)
+        if pool is not None and (place := pool.places.get(key)) is not None:
+            now = self._clock()
+            self._pools.frees(place, now)
+            hope = self._pools.hopeful(key, now) or self._make_room(pool, failure)
+            self.apply(pool, pool.ended(key, failure, now, hope=hope))
 
     def _make_room(self, pool: Pool, failure: Failure | None) -> bool:
         """No room for a replica somebody waits for: the idle pool that was used least recently gives up its own."""
-        if failure is None or failure.code != "no_capacity" or not (pool.tickets or pool.floor):
+        wanted = (pool.tickets or pool.floor) and self.may_drain()
+        if failure is None or failure.code != "no_capacity" or not wanted:
             return False
         victim = self._pools.least_used(pool)
         if victim is not None:

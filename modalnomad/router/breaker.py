@@ -63,6 +63,7 @@ class Breaker:
         return 0.0 if self._open_until is None else max(0.0, self._open_until - now)
 
 
+CALLED_OFF = Failure("start_failed", "It ended before it was ready.")
 RETRY_PAUSE = 0.25
 """Seconds between a failed start and the next one, while others are alive or on their way out."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from modalnomad.model.replica import Address, Failure, PoolKey, ReplicaKey
-from modalnomad.router.breaker import Starts
+from modalnomad.router.breaker import CALLED_OFF, Starts
 from modalnomad.router.departures import Departures
 from modalnomad.router.overdue import START_MARGIN, overdue
 from modalnomad.router.phase import Phase, State
@@ -168,11 +168,9 @@ class Pool:
         if place is None:
             return []
         starting = place.state is PlaceState.STARTING
-        if starting and failure is None:
-            failure = Failure("start_failed", "It ended before it was ready.")
         effects: list[Effect] = [Ended(place, None if starting else failure)]
-        if starting and failure is not None:
-            effects += self._start_failed(place, failure, now, hope=hope)
+        if starting:
+            effects += self._start_failed(place, failure or CALLED_OFF, now, hope=hope, again=failure is None)
         return effects + self.settle(now)
 
     def close(self, number: int, now: float, idle_for: float, reason: Reason) -> list[Effect]:
@@ -347,8 +345,11 @@ class Pool:
             effects.append(Start(self.places.add_next(now).key, reason, self.tickets.latest))
         return effects
 
-    def _start_failed(self, place: Place, failure: Failure, now: float, *, hope: bool) -> list[Effect]:
-        """Told to the waiting at once, unless another replica is ready or starting, or room is being made."""
+    def _start_failed(
+        self, place: Place, failure: Failure, now: float, *, hope: bool = False, again: bool = False
+    ) -> list[Effect]:
+        """Told to the waiting at once, unless another replica is ready or starting, or room is being made. `again`: it
+        ended without a fault, sent away by another router, say: within the breaker, the next one is tried."""
         failed = Failed(place.key, failure)
         asked_for = self.floor or (self.tickets and not self.places.live)
         if self._replacing.failed(place.key, failure, now) and not asked_for:
@@ -356,7 +357,7 @@ class Pool:
         self._may.failed(now, failure, hope=hope)
         if hope and failure.code == "no_capacity":
             return [Recheck(self._may.pause(now))]
-        if self.places.live:
+        if self.places.live or (again and self._may.open(now)):
             return [failed, Recheck(self._may.pause(now))]
         self.floor = 0
         self._may.hold_until = 0.0
@@ -374,7 +375,7 @@ class Pool:
             limit = f"not ready after {self.policy.start_limit:g} s"
             failure = Failure("startup_timeout", f"It was {limit}.")
             killed = self._departures.kill(place, now, Reason("faulty", limit))
-            return killed + self._start_failed(place, failure, now, hope=False)
+            return killed + self._start_failed(place, failure, now)
         keep = not may_drain and not self.retired
         return self._departures.late(place, now, what, overstay=self._overstay, keep=keep)
 

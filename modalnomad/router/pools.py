@@ -11,11 +11,14 @@ from modalnomad.model.revision import Revision
 from modalnomad.model.routes import ScalingOverride
 from modalnomad.router import outcomes
 from modalnomad.router.breaker import Breaker, Starts
-from modalnomad.router.places import PlaceState
+from modalnomad.router.places import Place, PlaceState
 from modalnomad.router.pool import Pool
 from modalnomad.scaling.decide import Policy
 from modalnomad.settings import RouterSettings, ScalingSettings
 
+SETTLES = 1.0
+"""Seconds in which an engine notices that a replica which ended has left room, and gives it to who waits for it."""
+_OUT = (PlaceState.CLOSING, PlaceState.DRAINING)
 _REMEMBERED = 1000
 """Retired revisions that are still known as such."""
 
@@ -32,6 +35,9 @@ class Pools:
         self.served: frozenset[RevisionId] = frozenset()
         """Revisions of the last `serve`."""
         self._retired: dict[RevisionId, None] = {}
+        self._revisions: dict[RevisionId, Revision] = {}
+        """Those served or retired."""
+        self._freed = float("-inf")
         self._listed: dict[PoolKey, list[Replica]] = {}
 
     def __iter__(self) -> Iterator[Pool]:
@@ -69,10 +75,11 @@ class Pools:
         return Policy.of(function, parametrized=bool(key.parameters), override=override)
 
     def serve(
-        self, revisions: Iterable[RevisionId], overrides: Mapping[RevisionId, ScalingOverride]
+        self, revisions: Mapping[RevisionId, Revision], overrides: Mapping[RevisionId, ScalingOverride]
     ) -> list[tuple[Pool, Policy]]:
         """Take note. Returns the pools that are to be scaled by another policy now."""
         self.served = frozenset(revisions)
+        self._revisions.update(revisions)
         before, self._overrides = self._overrides, dict(overrides)
         return [
             (pool, self.policy(self._functions[pool.key], pool.key))
@@ -107,7 +114,9 @@ class Pools:
         """Requests for it follow their route from now on."""
         self._retired[revision] = None
         while len(self._retired) > _REMEMBERED:
-            del self._retired[next(iter(self._retired))]
+            gone = next(iter(self._retired))
+            del self._retired[gone]
+            self._revisions.pop(gone, None)
 
     def revive(self, revision: RevisionId) -> bool:
         """It is served (again). False: it was not retired."""
@@ -129,10 +138,20 @@ class Pools:
         """What the engine last listed for this pool, ended ones of the last minute included."""
         return self._listed.get(key, [])
 
-    def leaving(self, but: ReplicaKey) -> bool:
-        """Another replica of ours is on its way out."""
-        return any(
-            place.state in (PlaceState.CLOSING, PlaceState.DRAINING) and place.key != but
-            for pool in self._pools.values()
-            for place in pool.places
-        )
+    def homeless(self) -> list[PoolKey]:
+        """Pools the engine lists replicas of, and that are not there."""
+        return [key for key in self._listed if key not in self._pools]
+
+    def revision(self, id: RevisionId) -> Revision | None:
+        """One that is served, or was; None: it is not known here."""
+        return self._revisions.get(id)
+
+    def frees(self, place: Place, now: float) -> None:
+        """It has ended; what left makes room."""
+        if place.state in _OUT:
+            self._freed = now
+
+    def hopeful(self, but: ReplicaKey, now: float) -> bool:
+        """Another replica of ours is on its way out, or just ended: there may soon be room."""
+        places = (place for pool in self._pools.values() for place in pool.places)
+        return now - self._freed < SETTLES or any(place.state in _OUT and place.key != but for place in places)

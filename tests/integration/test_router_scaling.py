@@ -215,9 +215,9 @@ async def test_a_pool_nobody_uses_is_let_alone_until_something_is_due(
     looked_at: list[float] = []
     expire = Pool.expire
 
-    def counted(pool: Pool, now: float) -> list[Effect]:
+    def counted(pool: Pool, now: float, *, may_drain: bool) -> list[Effect]:
         looked_at.append(now)
-        return expire(pool, now)
+        return expire(pool, now, may_drain=may_drain)
 
     monkeypatch.setattr(Pool, "expire", counted)
     match = make_match(scaledown_window=60)

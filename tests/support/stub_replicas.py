@@ -146,6 +146,10 @@ class StubReplica:
             finally:
                 self.running -= 1
             return 200, self.key.name.encode()
+        if "force=1" in path:
+            self.busy = True
+            while self.running:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
         if self.running:
             return 409, json.dumps({"running": self.running, "idle_for": 0.0}).encode()
         self.drained.set()
@@ -176,6 +180,8 @@ class StubEngine:
 
     async def start(self, key: ReplicaKey, reason: str, *, request_id: str = "") -> None:
         """See Starter."""
+        if key in self.stubs:
+            return
         if self.unprepared:
             raise NotFound(f"revision {key.pool.revision} is not prepared")
         self.started.append(key)
@@ -207,6 +213,19 @@ class StubEngine:
         state = ReplicaState.GONE if failure is None else ReplicaState.FAILED
         found = next(replica for replica in self._view.value if replica.key == key)
         self._show(replace(found, state=state, failure=failure))
+
+    def wants_replaced(self, key: ReplicaKey, why: str) -> None:
+        """Its node is drained, say; empty: not any more."""
+        found = next(replica for replica in self._view.value if replica.key == key)
+        self._show(replace(found, leaving=why))
+
+    async def begin(self, key: ReplicaKey) -> StubReplica:
+        """As when some other router had asked for it, or a child got its place long after its start had failed."""
+        self.stubs.pop(key, None)
+        failure, self.failure = self.failure, None
+        await self.start(key, "another router")
+        self.failure = failure
+        return self.stubs[key]
 
     async def _obey(self, stub: StubReplica) -> None:
         await stub.drained.wait()

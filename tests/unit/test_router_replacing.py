@@ -53,7 +53,7 @@ def test_one_in_use_goes_after_its_successor_is_ready_and_after_its_last_request
     assert (start.key, start.reason.kind) == (ReplicaKey(KEY, 1, 1), "replaced"), "one above the maximum"
     assert start.reason.text == "replaced: node n1 is drained"
     assert pool.replace(11.0, 1) == [], "its successor is not ready"
-    assert old.state is PlaceState.READY
+    assert old in pool.places.offered
     pool.ready(start.key, 12.0)
     assert drains(pool.replace(12.0, 1)) == []
     assert old.state is PlaceState.CLOSING
@@ -230,6 +230,18 @@ def test_one_closed_by_a_router_that_may_no_more_takes_requests_again() -> None:
     pool.close(0, 100.0, 60.0, Reason("idle", "idle"))
     assert pool.expire(101.0, may_drain=False) == []
     assert place.state is PlaceState.READY
+
+
+def test_one_that_was_called_off_by_another_router_is_started_again_within_the_breaker() -> None:
+    pool, _ = make_pool(Policy(), 0)
+    (key,) = started(pool.arrive(Ticket(1, 60.0), 0.0))
+    now = 0.0
+    for _ in range(2):
+        assert not [e for e in pool.ended(key, None, now) if isinstance(e, Deny)]
+        now += 0.3
+        (key,) = started(pool.settle(now))
+    (denied,) = (e for e in pool.ended(key, None, now) if isinstance(e, Deny))
+    assert (denied.why, denied.failure) == ("failed", Failure("start_failed", "It ended before it was ready."))
 
 
 @pytest.mark.parametrize("hung", [False, True])
