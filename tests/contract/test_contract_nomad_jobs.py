@@ -7,7 +7,6 @@ import dataclasses
 import json
 import zipfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from modalnomad.deploy.archive import write_archive
 from modalnomad.hashicorp.artifact_server import ArtifactServer
 from modalnomad.hashicorp.artifacts import ObjectArtifacts
 from modalnomad.model.replica import PoolKey, ReplicaKey
+from modalnomad.model.revision import Revision
 from modalnomad.render.cluster import REPLICA_SERVICE, idempotency_token
-from modalnomad.render.nomad import dispatch_body, one_of, parent_job, prewarm_job
+from modalnomad.render.nomad import Rendering, dispatch_body, one_of, parent_job, prewarm_job
 from modalnomad.render.nomad_devices import devices
 from modalnomad.settings import ArtifactSettings
 from tests.support.fakes.consul import FakeConsul
@@ -38,6 +38,7 @@ VAULT = {
     "default_identity": {"aud": ["vault.io"], "ttl": "1h"},
 }
 NAMESPACES = ("modalnomad-main", "modalnomad-staging")
+HERE = {"namespace": NAMESPACES[0]}
 CARD = "NVIDIA A100-SXM4-80GB"
 TELLS = """
 import json, os, pathlib, signal, sys
@@ -124,9 +125,7 @@ async def test_expressions_for_cards_mean_to_nomad_what_they_mean_here() -> None
             job["TaskGroups"][0]["Affinities"] = [
                 each | {"LTarget": "${meta.model}"} for each in request.get("Affinities", ())
             ]
-            plan = await agent.calls.put(
-                f"/v1/job/{job['ID']}/plan", {"Job": job, "Diff": False}, namespace="modalnomad-main"
-            )
+            plan = await agent.calls.put(f"/v1/job/{job['ID']}/plan", {"Job": job, "Diff": False}, **HERE)
             assert (plan["FailedTGAllocs"] is None) == fits, f"{wanted}: {plan['FailedTGAllocs']}"
 
 
@@ -147,44 +146,24 @@ async def artifacts(tmp_path: Path) -> AsyncIterator[tuple[ObjectArtifacts, str]
 async def test_a_dispatched_replica_gets_its_files_and_variables(
     artifacts: tuple[ObjectArtifacts, str], tmp_path: Path
 ) -> None:
-    kept, url = artifacts
-    program, bundle, script = tmp_path / "tells.pyz", tmp_path / "bundle.tar.gz", tmp_path / "run.sh"
-    with zipfile.ZipFile(program, "w") as archive:
-        archive.writestr("__main__.py", TELLS)
-    script.write_text("true")
-    script.chmod(0o755)
-    (tmp_path / "shop.py").write_text("x = 1")
-    write_archive({"shop.py": tmp_path / "shop.py", "bin/ů run": script}, frozenset({"empty"}), bundle)
-    made = revision(parameters=[{"name": "size", "type": "str"}])
-    made = made.model_copy(update={"bundle": await kept.put(bundle)})
-    settings = dataclasses.replace(rendering(made), artifacts_url=url, sdk=await kept.put(program))
+    made, settings = await stored(artifacts, tmp_path)
     body = parent_job(made, settings)
     key = ReplicaKey(PoolKey(made.id, '{"size":"${HOME}"}'), 3, 2)
-    namespace = {"namespace": "modalnomad-main"}
-    async with AsyncExitStack() as stack:
-        consul = await stack.enter_async_context(FakeConsul())
-        agent = await stack.enter_async_context(NomadAgent(consul=consul_of(consul)))
+    dispatch = f"/v1/job/{body['Job']['ID']}/dispatch"
+    async with FakeConsul() as consul, NomadAgent(consul=consul_of(consul)) as agent:
         await prepared(agent)
         assert (await agent.calls.call("POST", "/v1/jobs", body)).status == 200
-        dispatched = await agent.calls.put(
-            f"/v1/job/{body['Job']['ID']}/dispatch",
-            dispatch_body(key, reason="requests: ${HOME}", request_id="AB-12", decision={"waiting": 1}),
-            idempotency_token=idempotency_token(key),
-            **namespace,
-        )
+        why = dispatch_body(key, reason="requests: ${HOME}", request_id="AB-12", decision={"waiting": 1})
+        dispatched = await agent.calls.put(dispatch, why, idempotency_token=idempotency_token(key), **HERE)
         child = dispatched["DispatchedJobID"]
         told = await words_of(agent, child)
         (meta,) = [
             service["Meta"] for service in consul.agent.services.values() if service["Service"] == REPLICA_SERVICE
         ]
         await end(agent, child)
-        by_hand = await agent.calls.put(f"/v1/job/{body['Job']['ID']}/dispatch", {}, **namespace)
-        nothing = (await words_of(agent, by_hand["DispatchedJobID"]))["environ"]
-        await end(agent, by_hand["DispatchedJobID"])
-        warmed = prewarm_job(made, settings)
-        assert (await agent.calls.call("POST", "/v1/jobs", warmed)).status == 200
-        warming = await words_of(agent, warmed["Job"]["ID"])
-        await end(agent, warmed["Job"]["ID"])
+        by_hand = (await agent.calls.put(dispatch, {}, **HERE))["DispatchedJobID"]
+        nothing = (await words_of(agent, by_hand))["environ"]
+        await end(agent, by_hand)
 
     assert child.startswith("shop.resize.r17/dispatch-003-requests-ab12-")
     assert (told["argv"], told["isolated"]) == (["launch"], 1)
@@ -206,11 +185,37 @@ async def test_a_dispatched_replica_gets_its_files_and_variables(
         ".",
         "",
     )
-    assert warming["argv"] == ["prewarm"]
-    assert warming["environ"].keys() >= {contract.ENV_PACK, contract.ENV_NODE_STORE, contract.ENV_ARTIFACTS}
-    assert meta["pool"] == str(key.pool)
-    assert (meta["revision"], meta["epoch"], meta["max_inputs"]) == (made.id, "2", "1")
+    assert (meta["pool"], meta["number"], meta["epoch"]) == (str(key.pool), "3", "2")
+    assert (meta["revision"], meta["max_inputs"]) == (made.id, "1")
     assert meta["parameters"] == environ[contract.ENV_PARAMETERS]
+
+
+async def test_prewarming_runs_once_and_ends(artifacts: tuple[ObjectArtifacts, str], tmp_path: Path) -> None:
+    made, settings = await stored(artifacts, tmp_path)
+    body = prewarm_job(made, settings)
+    async with NomadAgent() as agent:
+        await prepared(agent)
+        assert (await agent.calls.call("POST", "/v1/jobs", body)).status == 200
+        told = await words_of(agent, body["Job"]["ID"])
+        await end(agent, body["Job"]["ID"])
+
+    assert (told["argv"], list(told["files"])) == (["prewarm"], ["modalnomad.pyz"])
+    assert told["environ"].keys() >= {contract.ENV_PACK, contract.ENV_NODE_STORE, contract.ENV_ARTIFACTS}
+
+
+async def stored(artifacts: tuple[ObjectArtifacts, str], folder: Path) -> tuple[Revision, Rendering]:
+    """A revision whose program tells what it got, and its bundle."""
+    kept, url = artifacts
+    program, bundle, script, module = (folder / name for name in ("tells.pyz", "bundle.tar.gz", "run.sh", "shop.py"))
+    with zipfile.ZipFile(program, "w") as archive:
+        archive.writestr("__main__.py", TELLS)
+    script.write_text("true")
+    script.chmod(0o755)
+    module.write_text("x = 1")
+    write_archive({"shop.py": module, "bin/ů run": script}, frozenset({"empty"}), bundle)
+    made = revision(parameters=[{"name": "size", "type": "str"}])
+    made = made.model_copy(update={"bundle": await kept.put(bundle)})
+    return made, dataclasses.replace(rendering(made), artifacts_url=url, sdk=await kept.put(program))
 
 
 async def allocation_of(agent: NomadAgent, job: str, *states: str) -> dict[str, Any]:
@@ -218,8 +223,8 @@ async def allocation_of(agent: NomadAgent, job: str, *states: str) -> dict[str, 
     found = await agent.calls.until(
         "/v1/allocations",
         lambda allocations: any(each["ClientStatus"] in states for each in allocations),
-        namespace="modalnomad-main",
         filter=f'JobID == "{job}"',
+        **HERE,
     )
     (allocation,) = found
     return dict(allocation)
@@ -245,7 +250,7 @@ async def end(agent: NomadAgent, job: str) -> None:
     """As routers do it where a drain is not enough; it ends well."""
     allocation = await allocation_of(agent, job, "running")
     path = f"/v1/client/allocation/{allocation['ID']}/signal"
-    await agent.calls.put(path, {"TaskName": "app", "Signal": "SIGTERM"}, namespace="modalnomad-main")
+    await agent.calls.put(path, {"TaskName": "app", "Signal": "SIGTERM"}, **HERE)
     over = await allocation_of(agent, job, "complete", "failed")
     assert over["ClientStatus"] == "complete", events(over)
 
