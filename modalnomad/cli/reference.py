@@ -15,11 +15,19 @@ from pydantic import BaseModel
 
 from modalnomad.cli.main import app
 from modalnomad.cli.reference_errors import errors_page
+from modalnomad.cli.reference_rights import rights_page
 from modalnomad.cli.reference_watching import access_log_page, metrics_page
 from modalnomad.settings import Settings
 
 MADE = "<!-- Made by scripts/docs from the code; change it there. -->\n"
-PAGES = ("cli.md", "configuration.md", "errors.md", "operate/metrics.md", "operate/access-log.md")
+PAGES = (
+    "cli.md",
+    "configuration.md",
+    "errors.md",
+    "operate/metrics.md",
+    "operate/access-log.md",
+    "operate/cluster-rights.md",
+)
 
 
 def pages() -> dict[str, str]:
@@ -30,6 +38,7 @@ def pages() -> dict[str, str]:
         "errors.md": MADE + errors_page(),
         "operate/metrics.md": MADE + metrics_page(),
         "operate/access-log.md": MADE + access_log_page(),
+        "operate/cluster-rights.md": MADE + rights_page(),
     }
 
 

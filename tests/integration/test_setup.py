@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -302,6 +304,55 @@ async def test_the_router_sees_versions_and_neither_values_nor_keys(servers: Clu
     await store.close()
     with servers.bao.client(token) as client, pytest.raises(hvac.exceptions.Forbidden):
         client.read("kv/modal/data/modalnomad/main/db")
+
+
+# --- the command ---------------------------------------------------------------------------------------------
+
+
+async def command(servers: Cluster, *arguments: str) -> tuple[int, str, str]:
+    """`modalnomad setup` → exit code, output, errors."""
+    variables = {
+        "NOMAD_ADDR": servers.nomad.address,
+        "CONSUL_HTTP_ADDR": servers.consul.address,
+        "CONSUL_HTTP_TOKEN": servers.consul.management,
+        "VAULT_ADDR": servers.bao.address,
+        "VAULT_TOKEN": "root",
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "modalnomad", "setup", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **variables},
+    )
+    output, errors = await process.communicate()
+    return process.returncode or 0, output.decode(), errors.decode()
+
+
+async def test_the_command_tells_each_step_and_how_to_make_tokens(servers: Cluster) -> None:
+    dry = await command(servers, "--dry-run", "--env", "main", "--env", "staging")
+    made = await command(servers, "--env", "main", "--env", "staging")
+    again = await command(servers, "--json")
+
+    assert [code for code, _, _ in (dry, made, again)] == [0, 0, 0]
+    assert "namespace modalnomad-staging would make" in dry[1]
+    assert "acl token create" not in dry[1]
+    assert "role modalnomad-staging made" in made[1]
+    assert "nomad acl token create -type client -policy modalnomad-router" in made[1]
+    steps = [json.loads(line) for line in again[1].splitlines()]
+    assert {step["outcome"] for step in steps} == {"there"}
+    assert not [step for step in steps if "staging" in step["what"]]
+    assert servers.consul.management not in str((dry, made, again))
+
+
+async def test_the_command_fails_when_a_step_does(servers: Cluster) -> None:
+    servers.nomad.broken.add("/v1/namespace/modalnomad-main")
+    code, output, errors = await command(servers, "--only", "nomad")
+
+    assert code == 1
+    assert "namespace modalnomad-main failed" in output
+    assert "No cluster leader" in output
+    assert "policy modalnomad-router made" in output
+    assert "Traceback" not in errors
 
 
 # --- the data file -------------------------------------------------------------------------------------------

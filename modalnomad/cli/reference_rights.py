@@ -1,0 +1,107 @@
+"""The page of who may do what on a cluster, made from the file that `setup` and Terraform read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from modalnomad.hashicorp.setup.platform import Policy, Wanted, filled, platform, wanted
+from modalnomad.settings import Settings
+
+BEFORE = """# Who may do what on a cluster
+
+`modalnomad setup` makes these policies in Nomad, Vault (or OpenBao) and Consul. They are the least that works: a
+router's token cannot register or remove a job, a task cannot read another environment's secrets, nobody who deploys can
+read a value back. Tests hold that on real servers of Nomad and OpenBao, and on a stand-in for Consul.
+
+All of it stands in one file, `modalnomad/hashicorp/setup/platform.json`. Below, with the default settings:
+`${environment}` is the environment; another mount or prefix in the settings changes the paths.
+
+Tokens are not made: they would have to be shown or stored. Make them for who deploys and for each router:
+
+```sh
+nomad acl token create -type client -name deployer -policy modalnomad-deployer
+vault token create -orphan -period 24h -policy modalnomad-deployer
+consul acl token create -description deployer -policy-name modalnomad-deployer
+```
+
+and give them as `NOMAD_TOKEN`, `VAULT_TOKEN` and `CONSUL_HTTP_TOKEN`, or as files (`nomad.token_file`,
+`vault.token_file`, `consul.token_file`). A file of Vault's token is read again when the token in use is refused, so
+whoever renews tokens may write there.
+
+`setup` itself needs a management token of Nomad and of Consul where ACLs are on, and in Vault rights on `sys/mounts`,
+`sys/auth`, `sys/policies/acl`, the login's mount, and the platform key.
+"""
+
+MEANING = """
+## What these rights amount to
+
+* Who may deploy to an environment can use its secrets: a program they deploy may print them. What they cannot do is
+  read them from the server, or use those of an environment they may not deploy to. For people of one environment only,
+  copy the policies and put its name in place of `modalnomad-*` and below `…/modalnomad/`.
+* `alloc-lifecycle` lets a router end any replica of the platform; there is no smaller right to send a signal.
+* `alloc-exec` belongs to nobody here: whoever has it sees the environment of a running replica.
+* Tasks of `raw_exec` without a `user` of their own run as the agent's user, mostly root: they can read each other.
+* A router follows Nomad's events of each environment by itself: one stream of all namespaces would need rights in all
+  of them.
+"""
+
+
+def rights_page() -> str:
+    """Every policy with each right and what it is for."""
+    needed = wanted(Settings(), ["environment"])
+    lines = [BEFORE.rstrip(), ""]
+    for server, policies in (
+        ("Nomad", needed.nomad_policies),
+        ("Vault or OpenBao", needed.vault_policies[:-1]),
+        ("Consul", needed.consul_policies),
+    ):
+        lines += [f"## {server}", ""]
+        for policy in policies:
+            lines += [*_policy(policy, policy.name), ""]
+        if server.startswith("Vault"):
+            lines += [*_tasks(needed), ""]
+    return "\n".join(lines).rstrip() + "\n" + MEANING
+
+
+def _policy(policy: Policy, name: str) -> Iterator[str]:
+    what = policy.description.removeprefix("modalnomad: ")
+    yield from (f"### `{name}`", "", f"{what[0].upper()}{what[1:]}.", "", "| on | right | for |", "|---|---|---|")
+    for on, right, why in _rights(policy):
+        yield f"| {on} | {right} | {why} |"
+
+
+def _rights(policy: Policy) -> Iterator[tuple[str, str, str]]:
+    for kind, names in policy.rules.items():
+        if "policy" in names:
+            yield f"{kind}s", names["policy"], _why(policy, f"{kind}: {names['policy']}")
+            continue
+        for name, granted in names.items():
+            on = f"`{name}`" if kind == "path" else f"{kind} `{name}`" if name else f"{kind}, all"
+            if kind == "namespace":
+                for capability in granted["capabilities"]:
+                    yield on, capability, _why(policy, capability)
+            elif "capabilities" in granted:
+                yield on, ", ".join(granted["capabilities"]), _why(policy, name)
+            else:
+                right = granted["policy"]
+                keys = (f"{kind} {name}: {right}", f"{kind}: {right}")
+                yield on, right, _why(policy, *keys)
+
+
+def _why(policy: Policy, *keys: str) -> str:
+    """The first that is there. Raises KeyError: a right without a reason."""
+    return policy.why[next((key for key in keys if key in policy.why), keys[0])]
+
+
+def _tasks(needed: Wanted) -> Iterator[str]:
+    raw = platform()
+    names = {"mount": needed.mount}
+    policy = Policy(**filled(raw["vault_environment_policy"], names))
+    yield from _policy(policy, policy.name)
+    role: Mapping[str, object] = filled(raw["vault_role"], names)
+    claims = ", ".join(f"`{claim}` = `{value}`" for claim, value in dict(role["bound_claims"]).items())  # type: ignore[call-overload]
+    yield from (
+        "",
+        f"Tasks log in at `auth/{needed.auth_mount}` with the role `{role['name']}` and the identity that Nomad signed",
+        f"for them; it must say {claims}: the namespace the job runs in.",
+    )
