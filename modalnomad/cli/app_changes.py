@@ -48,8 +48,7 @@ def rollback(
     settings = load_settings(env)
 
     def begin(parts: DeployParts, told: Told) -> tuple[AppChange, Coroutine[Any, Any, None]]:
-        keep = settings.embedded.keep_versions
-        change = Rollback(parts.stores, parts.discovery, parts.stage, told, keep=keep)
+        change = Rollback(parts.stores, parts.discovery, parts.stage, told, keep=parts.keep)
         return change, change.run(app, settings.environment, version, strategy=strategy, check=check)
 
     show = partial(show_deployed, as_json=as_json, what="Rollback")
@@ -173,7 +172,8 @@ async def _show_present(settings: Settings, app: str, function: str, *, as_json:
     from modalnomad.deploy.changing import Changed, present
     from modalnomad.wiring.records import open_records
 
-    record = await present(open_records(settings).discovery, app, settings.environment)
+    async with open_records(settings) as records:
+        record = await present(records.discovery, app, settings.environment)
     changed = Changed(record=record, skipped=True, served=True, direct_urls={})
     _show_scaled(changed, None, Told(), 0.0, function=function, as_json=as_json)
 

@@ -69,7 +69,10 @@ def logs(
     env: EnvOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What an App's replicas wrote under `up`, also when `up` does not run."""
+    """What an App's replicas wrote under `up`, also when `up` does not run.
+
+    On a cluster: as long as Nomad's nodes have it. Their lines carry no times; those shown are of the replica's start.
+    """
     from modalnomad.embedded.log_reader import LogReader, Wanted
     from modalnomad.wiring.home import home_of
 
@@ -89,6 +92,11 @@ def logs(
     if not NAME.fullmatch(app):
         raise UserError(f"{app!r} is not the name of an App", "a name is 1 to 64 of A-Z, a-z, 0-9, _, . and -")
     show: Callable[[LogLine], str] = as_record if as_json else Text(timestamps, sys.stdout.isatty())
+    if settings.backend == "hashicorp":
+        from modalnomad.cli.cluster_logs import show_cluster_logs
+
+        show_cluster_logs(settings, app, wanted, show, follow=follow, tail=_wanted_lines(wanted, tail))
+        return
     reader = LogReader(home_of(settings), settings.environment, app, wanted)
     try:
         if not reader.found:
@@ -107,9 +115,13 @@ def logs(
 
 
 def _past(reader: LogReader, wanted: Wanted, tail: int | None) -> Iterable[LogLine]:
-    if tail is None and wanted.since is not None:
-        return reader.all()
-    return reader.last(DEFAULT_LINES if tail is None else tail)
+    lines = _wanted_lines(wanted, tail)
+    return reader.all() if lines is None else reader.last(lines)
+
+
+def _wanted_lines(wanted: Wanted, tail: int | None) -> int | None:
+    """None: all."""
+    return None if tail is None and wanted.since is not None else DEFAULT_LINES if tail is None else tail
 
 
 def _print(lines: Iterable[str]) -> None:
@@ -135,9 +147,9 @@ def _explain_nothing(settings: Settings, app: str, *, follow: bool) -> None:
     from modalnomad.cli.output import err
     from modalnomad.embedded.log_segments import app_folders, app_named
     from modalnomad.model.errors import NotFound
-    from modalnomad.wiring.records import open_records
+    from modalnomad.wiring.records import with_records
 
-    records = asyncio.run(open_records(settings).discovery.apps())
+    records = asyncio.run(with_records(settings, lambda records: records.discovery.apps()))
     known = {(record.environment, record.app) for record in records}
     known |= {(folder.parent.name, app_named(folder.name)) for folder in app_folders(settings.home)}
     if (settings.environment, app) in known:

@@ -57,11 +57,11 @@ async def _read(
     from modalnomad.wiring.records import open_records
     from modalnomad.wiring.running import replicas_by_app
 
-    discovery = open_records(settings).discovery
-    # Told below, as what the list lacks; in the words of the log it would stand there twice.
-    with _unlogged("modalnomad.discovery"):
-        records = await discovery.apps(environment)
-        problems = await discovery.problems()
+    async with open_records(settings) as opened:
+        # Told below, as what the list lacks; in the words of the log it would stand there twice.
+        with _unlogged("modalnomad.discovery"):
+            records = await opened.discovery.apps(environment)
+            problems = await opened.discovery.problems()
     return records, problems, await replicas_by_app(settings)
 
 
@@ -127,11 +127,11 @@ async def _record(settings: Settings, app: str) -> AppRecord:
     from modalnomad.deploy.changing import no_such_app
     from modalnomad.wiring.records import open_records
 
-    discovery = open_records(settings).discovery
-    record = await discovery.app(app, settings.environment)
-    if record is None:
-        raise await no_such_app(discovery, app, settings.environment)
-    return record
+    async with open_records(settings) as opened:
+        record = await opened.discovery.app(app, settings.environment)
+        if record is None:
+            raise await no_such_app(opened.discovery, app, settings.environment)
+        return record
 
 
 def _version_row(version: AppVersion, record: AppRecord) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from modalnomad.model.manifest import Notice
 from modalnomad.settings import Settings
 from modalnomad.wiring.deploy import DeployParts, open_deploy
 from modalnomad.wiring.prune import prune
-from modalnomad.wiring.running import Listener, listener
+from modalnomad.wiring.running import Listener
 
 INTERRUPTED = 130
 
@@ -69,7 +69,7 @@ async def carry_out(settings: Settings, begin: Begin, show: Show, *, prunes: boo
                 return INTERRUPTED
             assert change.changed is not None
             seconds = time.monotonic() - begun
-            show(change.changed, await listener(settings, running=change.changed.served), told, seconds)
+            show(change.changed, await parts.listener(change.changed.served), told, seconds)
         if prunes and not change.changed.skipped:
             await interrupts.race(_prune(settings))
     return 0

@@ -1,9 +1,9 @@
-"""`modalnomad container`: the replicas of a running `up`."""
+"""`modalnomad container`: the replicas of a running `up`, or of a cluster."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +11,7 @@ import typer
 from modalnomad.cli.common import EnvOption, JsonOption, load_settings
 from modalnomad.cli.output import emit, out, show_table
 
-app = typer.Typer(help="Containers: the replicas that a running `modalnomad up` has.", no_args_is_help=True)
+app = typer.Typer(help="Containers: the replicas that a running `up`, or a cluster, has.", no_args_is_help=True)
 
 REASON_SHOWN = 60
 
@@ -24,13 +24,13 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """Those that start, serve or end, with what runs on them."""
-    from modalnomad.wiring.control import control_call
     from modalnomad.wiring.loop import run
+    from modalnomad.wiring.running import containers
 
     settings = load_settings(env)
     found = [
         container
-        for container in run(control_call(settings, "containers"))
+        for container in run(containers(settings))
         if (all_environments or container["environment"] == settings.environment) and app in {None, container["app"]}
     ]
     if as_json:
@@ -48,7 +48,7 @@ def list_(
         out.print(f"No containers run{where}.", markup=False)
 
 
-def _row(container: dict[str, Any], *, now: float) -> Sequence[str]:
+def _row(container: Mapping[str, Any], *, now: float) -> Sequence[str]:
     name = f"{container['app']}/{container['function']}"
     if container["parameters"]:
         name += f" {container['parameters']}"
@@ -57,7 +57,7 @@ def _row(container: dict[str, Any], *, now: float) -> Sequence[str]:
         container["id"],
         name,
         container["state"],
-        str(container["requests"]),
+        "" if container["requests"] is None else str(container["requests"]),
         age(now - container["started_at"]),
         reason if len(reason) <= REASON_SHOWN else reason[: REASON_SHOWN - 1] + "…",
     )
@@ -86,10 +86,10 @@ def stop(
 
     When requests, or the Function's min_containers, need one, another is started in its place.
     """
-    from modalnomad.wiring.control import control_call
     from modalnomad.wiring.loop import run
+    from modalnomad.wiring.running import stop_container
 
-    stopped = run(control_call(load_settings(env), "stop_container", id=container, now=now, environment=env))
+    stopped = run(stop_container(load_settings(env), container, now=now, environment=env))
     if as_json:
         emit({"id": stopped, "killed": now})
     else:

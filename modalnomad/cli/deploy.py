@@ -74,6 +74,5 @@ def deploy(
 def _begin(parts: DeployParts, told: Told, wanted: Wanted) -> tuple[Deployment, Coroutine[Any, Any, None]]:
     from modalnomad.deploy.deployment import Deployment
 
-    keep = parts.settings.embedded.keep_versions
-    deployment = Deployment(parts.builder, parts.discovery, parts.stage, told, keep=keep)
+    deployment = Deployment(parts.builder, parts.discovery, parts.stage, told, keep=parts.keep)
     return deployment, deployment.run(wanted)

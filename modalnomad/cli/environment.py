@@ -23,10 +23,11 @@ def list_(env: EnvOption = None, as_json: JsonOption = False) -> None:
 
     None needs to be created: `--env NAME` of any command names a new one.
     """
+    from modalnomad.wiring.loop import run
     from modalnomad.wiring.records import environments
 
     settings = load_settings(env)
-    found = environments(settings)
+    found = run(environments(settings))
     if as_json:
         for each in found:
             emit({**asdict(each), "current": each.name == settings.environment})

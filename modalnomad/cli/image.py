@@ -61,11 +61,13 @@ def prune(
 ) -> None:
     """Remove images that no kept version of any App needs and nothing runs from; they are built again when needed."""
     from modalnomad.deploy.image_admin import prune_images
-    from modalnomad.wiring.records import image_store, open_records
+    from modalnomad.wiring.records import image_store, with_records
 
     settings = load_settings(env)
-    discovery = open_records(settings).discovery
-    pruned = asyncio.run(prune_images(image_store(settings), discovery, unused_for=unused_for * 86400))
+    store, unused = image_store(settings), unused_for * 86400
+    pruned = asyncio.run(
+        with_records(settings, lambda records: prune_images(store, records.discovery, unused_for=unused))
+    )
     if as_json:
         emit({"removed": pruned.removed, "busy": pruned.busy, "freed": pruned.freed})
         return

@@ -16,7 +16,23 @@ import typer
 
 from modalnomad import __version__
 from modalnomad.cli import app as app_group
-from modalnomad.cli import container, deploy, doctor, environment, image, plan, prune, run, secret, serve, token, up
+from modalnomad.cli import (
+    container,
+    deploy,
+    doctor,
+    environment,
+    image,
+    plan,
+    prune,
+    render,
+    router,
+    run,
+    secret,
+    serve,
+    setup,
+    token,
+    up,
+)
 from modalnomad.cli.output import emit, err, error_record, show_error, write_what_can_be_written
 from modalnomad.model.errors import BackendError, ModalNomadError
 
@@ -56,8 +72,10 @@ def _options(
 app.command("serve")(serve.serve)
 app.command("run", context_settings=run.PASSED_ON)(run.run)
 app.command("up")(up.up)
+app.command("router")(router.router)
 app.command("deploy")(deploy.deploy)
 app.command("plan")(plan.plan)
+app.command("render")(render.render)
 app.add_typer(app_group.app, name="app")
 app.add_typer(container.app, name="container")
 app.add_typer(secret.app, name="secret")
@@ -66,6 +84,7 @@ app.add_typer(image.app, name="image")
 app.add_typer(environment.app, name="environment")
 app.command("prune")(prune.prune)
 app.command("doctor", epilog="Example: `modalnomad doctor --json`")(doctor.doctor)
+app.command("setup", epilog="Example: `modalnomad setup --env main --env staging --dry-run`")(setup.setup)
 
 
 def main() -> None:

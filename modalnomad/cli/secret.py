@@ -40,14 +40,17 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Create a secret, or with --force replace one."""
-    from modalnomad.wiring.records import open_records
+    from modalnomad.wiring.records import with_records
 
     settings = load_settings(env)
     values = _from_files(from_dotenv, from_json) | _from_arguments(pairs or [])
     if not values:
         raise UserError("no values given", f"modalnomad secret create {name} KEY=VALUE")
-    records = open_records(settings)
-    info = asyncio.run(records.secrets.create(name, settings.environment, values, replace=force))
+    info = asyncio.run(
+        with_records(
+            settings, lambda records: records.secrets.create(name, settings.environment, values, replace=force)
+        )
+    )
     if as_json:
         emit({"name": info.name, "environment": info.environment, "keys": info.keys, "version": info.version})
     else:
@@ -58,10 +61,10 @@ def create(
 @app.command("list", epilog="Example: `modalnomad secret list --env staging`")
 def list_(env: EnvOption = None, as_json: JsonOption = False) -> None:
     """Names and keys of all secrets of the environment; no values."""
-    from modalnomad.wiring.records import open_records
+    from modalnomad.wiring.records import with_records
 
     settings = load_settings(env)
-    infos = asyncio.run(open_records(settings).secrets.list(settings.environment))
+    infos = asyncio.run(with_records(settings, lambda records: records.secrets.list(settings.environment)))
     if as_json:
         for info in infos:
             emit(
@@ -92,10 +95,15 @@ def delete(
 ) -> None:
     """Delete a secret. Running replicas keep the values they were started with; new ones of Apps that use it cannot
     start any more, so it is refused as long as an App that is served uses it, unless --yes is given."""
-    from modalnomad.wiring.records import open_records
+    from modalnomad.wiring.records import with_records
 
     settings = load_settings(env)
-    existed = asyncio.run(_delete(open_records(settings), name, settings.environment, allow_missing, yes))
+    existed = asyncio.run(
+        with_records(
+            settings,
+            lambda records: _delete(records, name, settings.environment, allow_missing=allow_missing, yes=yes),
+        )
+    )
     if as_json:
         emit({"deleted": name if existed else None, "environment": settings.environment})
     elif existed:
@@ -104,7 +112,7 @@ def delete(
         out.print(f"There is no secret {name} in environment {settings.environment}.", markup=False)
 
 
-async def _delete(records: Records, name: str, environment: str, allow_missing: bool, yes: bool) -> bool:
+async def _delete(records: Records, name: str, environment: str, *, allow_missing: bool, yes: bool) -> bool:
     """Whether there was one."""
     if not yes and (users := users_of(name, environment, await records.discovery.apps())):
         apps = ", ".join(f"{user.app} (environment {user.environment})" for user in users)

@@ -28,11 +28,11 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Create a token and show its secret, this once."""
-    from modalnomad.wiring.records import open_records
+    from modalnomad.wiring.records import with_records
 
     settings = load_settings(env)
     token, secret = new_token(settings.environment, name, rate, now=time.time())
-    asyncio.run(open_records(settings).discovery.publish(PutToken(token)))
+    asyncio.run(with_records(settings, lambda records: records.discovery.publish(PutToken(token))))
     if as_json:
         emit({"id": token.id, "secret": secret, "environment": token.environment, "name": token.name})
         return
@@ -59,10 +59,10 @@ def new_token(environment: str, name: str, rate: float | None, *, now: float) ->
 @app.command("list", epilog="Example: `modalnomad token list`")
 def list_(env: EnvOption = None, as_json: JsonOption = False) -> None:
     """All tokens of the environment; no secrets."""
-    from modalnomad.wiring.records import open_records
+    from modalnomad.wiring.records import with_records
 
     settings = load_settings(env)
-    tokens = asyncio.run(open_records(settings).discovery.tokens(settings.environment))
+    tokens = asyncio.run(with_records(settings, lambda records: records.discovery.tokens(settings.environment)))
     if as_json:
         for token in tokens:
             emit(token.model_dump(exclude={"secret_sha256"}))
@@ -88,10 +88,11 @@ def delete(
     as_json: JsonOption = False,
 ) -> None:
     """Delete a token; running routers refuse it within a second."""
-    from modalnomad.wiring.records import open_records
+    from modalnomad.wiring.records import with_records
 
     settings = load_settings(env)
-    asyncio.run(open_records(settings).discovery.publish(DeleteToken(id, settings.environment)))
+    change = DeleteToken(id, settings.environment)
+    asyncio.run(with_records(settings, lambda records: records.discovery.publish(change)))
     if as_json:
         emit({"deleted": id, "environment": settings.environment})
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modalnomad.cli.common import JsonOption, load_settings
+from modalnomad.model.errors import UserError
 
 if TYPE_CHECKING:
     from modalnomad.settings import Settings
@@ -56,6 +57,11 @@ def up(
             "access_log": access_log,
         },
     )
+    if settings.backend != "embedded":
+        raise UserError(
+            f"`up` serves what is deployed on this machine, and the settings say backend = {settings.backend}",
+            "start `modalnomad router`, which serves what the cluster has; or set MODALNOMAD_BACKEND=embedded",
+        )
     if code := run(_up(settings, env, quiet=quiet, as_json=as_json)):
         raise typer.Exit(code)
 

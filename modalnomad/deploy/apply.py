@@ -94,7 +94,7 @@ class Applying:
     def _outcome_words(self, hint: str | None) -> str:
         after = self.change.after
         if self.published:
-            what = f"App {after.app} is stored as {in_words(after)}; `modalnomad up` serves it as soon as it runs"
+            what = f"App {after.app} is stored as {in_words(after)}; whatever serves this environment goes on with it"
         else:
             before = self.change.before
             what = f"nothing was changed: App {after.app} stays {in_words(before)}" if before else "nothing was stored"

@@ -75,17 +75,18 @@ async def _code_change(plan: Plan, before: AppRecord | None, artifacts: Artifact
     """None: the old source is not there."""
     if before is None or not before.versions or not before.versions[-1].revisions:
         return CodeChange()
-    try:
-        old = await artifacts.locate(before.versions[-1].revisions[0].bundle)
-    except NotFound:
-        return None
-    return await asyncio.to_thread(_compare_bundles, plan, Path(old))
-
-
-def _compare_bundles(plan: Plan, old: Path) -> CodeChange:
     with scratch_folder("modalnomad-plan-") as folder:
-        new = make_bundle(plan.manifest.source, plan.functions, folder / "bundle.tar.gz")
-        return CodeChange.between(dict(_files(old)), dict(_files(new)))
+        old = folder / "old.tar.gz"
+        try:
+            await artifacts.get(before.versions[-1].revisions[0].bundle, old)
+        except NotFound:
+            return None
+        return await asyncio.to_thread(_compare_bundles, plan, old, folder)
+
+
+def _compare_bundles(plan: Plan, old: Path, folder: Path) -> CodeChange:
+    new = make_bundle(plan.manifest.source, plan.functions, folder / "bundle.tar.gz")
+    return CodeChange.between(dict(_files(old)), dict(_files(new)))
 
 
 def _files(bundle: Path) -> Iterator[tuple[str, str]]:

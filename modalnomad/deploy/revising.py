@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from modalnomad.deploy.apply import Change
@@ -27,7 +26,7 @@ from modalnomad.deploy.versions import (
 )
 from modalnomad.model.apps import AppRecord, AppVersion
 from modalnomad.model.errors import BackendRefused, ManifestInvalid, NotFound, UserError
-from modalnomad.model.revision import Revision
+from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.model.routes import ScalingOverride
 from modalnomad.ports.artifacts import Artifacts
 from modalnomad.ports.discovery import Discovery
@@ -40,8 +39,8 @@ class Stores:
 
     artifacts: Artifacts
     secrets: Secrets
-    image: Callable[[str], Path | None]
-    """An image's folder by its digest; None: it is not there."""
+    has_image: Callable[[BuiltImage], Awaitable[bool]]
+    """Whether replicas can still be started from it."""
 
 
 class Rollback(AppChange):
@@ -94,11 +93,11 @@ async def refuse_missing(app: str, version: AppVersion, stores: Stores) -> None:
         except NotFound:
             gone[f"its source (bundle {bundle[:12]})"] = None
     for revision in version.revisions:
-        if stores.image(revision.image.digest) is None:
+        if not await stores.has_image(revision.image):
             gone[f"the image of {revision.function.tag} ({revision.image.digest[:12]})"] = None
     if gone:
         raise BackendRefused(
-            f"v{version.number} of App {app} cannot be served again, removed from this home: {', '.join(gone)}",
+            f"v{version.number} of App {app} cannot be served again, as something of it was removed: {', '.join(gone)}",
             "deploy that program again; what kept versions need is not to be removed by hand",
         )
 

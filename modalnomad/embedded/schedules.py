@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,8 +24,15 @@ class ScheduleRecords:
     def __init__(self, home: Path) -> None:
         self._path = home / "schedules.json"
 
-    def load(self) -> dict[JobKey, Memory]:
+    async def load(self) -> dict[JobKey, Memory]:
         """What was remembered. A file that cannot be read counts as none, which is logged: schedules go on."""
+        return await asyncio.to_thread(self._load)
+
+    async def save(self, memory: Mapping[JobKey, Memory]) -> None:
+        """Raises BackendRefused."""
+        await asyncio.to_thread(self._save, memory)
+
+    def _load(self) -> dict[JobKey, Memory]:
         try:
             content = read_record(self._path, KIND, FORMAT) or {"jobs": []}
             return {
@@ -37,8 +45,7 @@ class ScheduleRecords:
             logger.error("%s cannot be used: schedules are counted from now. %s", self._path, error)
             return {}
 
-    def save(self, memory: Mapping[JobKey, Memory]) -> None:
-        """Raises BackendRefused."""
+    def _save(self, memory: Mapping[JobKey, Memory]) -> None:
         jobs = [
             {
                 "environment": environment,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from modalnomad_sdk.store import ImageStore
 
-from modalnomad.deploy.build import Builder
+from modalnomad.deploy.build import Builder, ImageBuilder
 from modalnomad.deploy.bundle import pack
 from modalnomad.deploy.hosts import Naming
 from modalnomad.deploy.images import Images
 from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.ports.artifacts import Artifacts
 from modalnomad.ports.engine import Engine
+from modalnomad.ports.secrets import Secrets
 from modalnomad.settings import Settings
 
 
@@ -28,9 +29,9 @@ def builder_of(
     settings: Settings,
     *,
     engine: Engine,
-    secrets: EmbeddedSecrets,
+    secrets: Secrets,
     artifacts: Artifacts,
-    images: Images,
+    images: ImageBuilder,
     ephemeral: bool,
     prepares: bool = True,
 ) -> Builder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,8 +34,8 @@ class Container:
     """`<number>.<epoch>`, as its log lines say."""
     revision: str
     state: str
-    requests: int
-    """That run on it."""
+    requests: int | None
+    """That run on it; None: not known here."""
     started_at: float
     """Unix time."""
     reason: str
@@ -79,18 +79,13 @@ class Containers:
         comes is decided by demand. `id`: a beginning is enough. `environment`: it is looked for there only. Returns
         the whole id. Raises NotFound, UserError."""
         alive = {name: found for name, found in self._alive().items() if environment in {None, found[1].environment}}
-        wanted = id if id.startswith(PREFIX) else PREFIX + id
-        found = [name for name in alive if name.startswith(wanted)]
-        if not found or wanted == PREFIX:
-            raise NotFound(f"no container {id!r} runs", "see them with: modalnomad container list")
-        if len(found) > 1:
-            raise UserError(f"{id!r} could be {' or '.join(sorted(found))}", "give more of it")
-        replica, _ = alive[found[0]]
+        name = pick(id, alive)
+        replica, _ = alive[name]
         # Also before it is killed: who waits for it gets another one, and is not told that a start failed.
         dismiss(self._parts.router.activator, replica.key, monotonic())
         if now:
             await self._parts.engine.kill(replica.key)
-        return found[0]
+        return name
 
     def _alive(self) -> dict[str, tuple[Replica, Revision]]:
         return {
@@ -98,6 +93,17 @@ class Containers:
             for replica in self._parts.router.replicas.value
             if replica.state in ALIVE and (revision := self._revisions.find(replica.key.pool.revision)) is not None
         }
+
+
+def pick(id: str, names: Collection[str]) -> str:
+    """The one that begins so. Raises NotFound, UserError."""
+    wanted = id if id.startswith(PREFIX) else PREFIX + id
+    found = [name for name in names if name.startswith(wanted)]
+    if not found or wanted == PREFIX:
+        raise NotFound(f"no container {id!r} runs", "see them with: modalnomad container list")
+    if len(found) > 1:
+        raise UserError(f"{id!r} could be {' or '.join(sorted(found))}", "give more of it")
+    return found[0]
 
 
 def name_of(replica: Replica) -> str:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from modalnomad.deploy.build import Builder
+from modalnomad.deploy.changing import OpenStage
 from modalnomad.deploy.revising import Stores
-from modalnomad.deploy.stage import Stage
 from modalnomad.embedded.artifacts import EmbeddedArtifacts
 from modalnomad.embedded.discovery import EmbeddedDiscovery
 from modalnomad.embedded.engine import EmbeddedEngine
 from modalnomad.embedded.keys import platform_key
 from modalnomad.embedded.secrets import EmbeddedSecrets
+from modalnomad.model.revision import BuiltImage
 from modalnomad.ports.discovery import Discovery
 from modalnomad.settings import Settings
 from modalnomad.wiring.building import builder_of, images_of
 from modalnomad.wiring.control import open_stage
 from modalnomad.wiring.home import home_of
 from modalnomad.wiring.records import image_store
+from modalnomad.wiring.running import Listener, listener
 from modalnomad.wiring.scratch import scratch_in
 
 
@@ -31,15 +34,29 @@ class DeployParts:
     builder: Builder
     discovery: Discovery
     stores: Stores
-
-    def stage(self) -> AbstractAsyncContextManager[Stage | None]:
-        """The platform that runs on this home; None: none does."""
-        return open_stage(self.settings)
+    stage: OpenStage
+    """The platform that runs; None: none does."""
+    keep: int
+    """Versions of an App that are kept."""
+    listener: Callable[[bool], Awaitable[Listener]]
+    """Where requests go in; the argument: whether a platform was there to take the change."""
 
 
 @asynccontextmanager
 async def open_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
     """Images that are built stay, whatever is pruned, until it is left."""
+    if settings.backend == "hashicorp":
+        from modalnomad.wiring.cluster_deploy import open_cluster_deploy
+
+        async with open_cluster_deploy(settings) as parts:
+            yield parts
+    else:
+        async with _open_embedded(settings) as parts:
+            yield parts
+
+
+@asynccontextmanager
+async def _open_embedded(settings: Settings) -> AsyncIterator[DeployParts]:
     home = home_of(settings)
     secrets = EmbeddedSecrets(home)
     artifacts = EmbeddedArtifacts(settings.home)
@@ -64,13 +81,20 @@ async def open_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
         ephemeral=False,
         prepares=False,
     )
+
+    async def has_image(image: BuiltImage) -> bool:
+        return store.path(image.digest) is not None
+
     try:
         with scratch_in(home):
             yield DeployParts(
                 settings=settings,
                 builder=builder,
                 discovery=EmbeddedDiscovery(settings.home),
-                stores=Stores(artifacts=artifacts, secrets=secrets, image=store.path),
+                stores=Stores(artifacts=artifacts, secrets=secrets, has_image=has_image),
+                stage=partial(open_stage, settings),
+                keep=settings.embedded.keep_versions,
+                listener=partial(listener, settings),
             )
     finally:
         images.close()

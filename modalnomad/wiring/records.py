@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from modalnomad_sdk.store import ImageStore
 
@@ -19,6 +21,8 @@ from modalnomad.wiring.home import home_of
 if TYPE_CHECKING:
     from modalnomad.wiring.prune import Pruned
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Records:
@@ -28,10 +32,24 @@ class Records:
     discovery: Discovery
 
 
-def open_records(settings: Settings) -> Records:
-    """Starts nothing. Raises BackendRefused, see `home_of`."""
-    home = home_of(settings)
-    return Records(EmbeddedSecrets(home), EmbeddedDiscovery(home))
+@asynccontextmanager
+async def open_records(settings: Settings) -> AsyncIterator[Records]:
+    """Of the back end in use; starts nothing, and asks no server before something is asked of it. Raises
+    BackendRefused, see `home_of`."""
+    if settings.backend == "hashicorp":
+        from modalnomad.wiring.cluster import open_cluster
+
+        async with open_cluster(settings) as cluster:
+            yield Records(cluster.secrets, cluster.discovery)
+    else:
+        home = home_of(settings)
+        yield Records(EmbeddedSecrets(home), EmbeddedDiscovery(home))
+
+
+async def with_records(settings: Settings, work: Callable[[Records], Awaitable[T]]) -> T:
+    """What `work` makes of them. Raises as `open_records` and `work`."""
+    async with open_records(settings) as records:
+        return await work(records)
 
 
 def image_store(settings: Settings) -> ImageStore:
@@ -39,8 +57,12 @@ def image_store(settings: Settings) -> ImageStore:
     return ImageStore(home_of(settings) / "images")
 
 
-def environments(settings: Settings) -> tuple[EnvironmentInfo, ...]:
-    """Those of this home. Raises BackendRefused."""
+async def environments(settings: Settings) -> tuple[EnvironmentInfo, ...]:
+    """Those of this home, or of the cluster. Raises BackendError."""
+    if settings.backend == "hashicorp":
+        from modalnomad.wiring.cluster_running import cluster_environments
+
+        return await cluster_environments(settings)
     return environments_of(home_of(settings))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from modalnomad.model.errors import BackendError
 from modalnomad.settings import UP_PORT, Settings
@@ -12,13 +13,32 @@ from modalnomad.wiring.control import control_call
 from modalnomad.wiring.parts import address
 
 
+async def containers(settings: Settings) -> Sequence[Mapping[str, Any]]:
+    """Replicas that are up or coming, as `wiring.containers.Container`. Raises BackendError."""
+    if settings.backend == "hashicorp":
+        from modalnomad.wiring.cluster_running import cluster_containers
+
+        return await cluster_containers(settings)
+    found: Sequence[Mapping[str, Any]] = await control_call(settings, "containers")
+    return found
+
+
+async def stop_container(settings: Settings, id: str, *, now: bool, environment: str | None) -> str:
+    """End one, see `wiring.containers.Containers.stop`. Returns its whole id."""
+    if settings.backend == "hashicorp":
+        from modalnomad.wiring.cluster_running import stop_cluster_container
+
+        return await stop_cluster_container(settings, id, now=now, environment=environment)
+    return str(await control_call(settings, "stop_container", id=id, now=now, environment=environment))
+
+
 async def replicas_by_app(settings: Settings) -> Mapping[tuple[str, str], int] | None:
     """(environment, App) → replicas that are up or coming; None: no platform runs, or it does not answer."""
     try:
-        containers = await control_call(settings, "containers")
+        found = await containers(settings)
     except BackendError:
         return None
-    return Counter((container["environment"], container["app"]) for container in containers)
+    return Counter((container["environment"], container["app"]) for container in found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +54,8 @@ class Listener:
         return address(host, self.port, tls=self.tls) if self.port else None
 
 
-async def listener(settings: Settings, *, running: bool) -> Listener:
-    """Of the platform that runs, else (also when it went away) as the settings say."""
+async def listener(settings: Settings, running: bool) -> Listener:
+    """Of the platform that runs (`running`: one did), else (also when it went away) as the settings say."""
     if running:
         try:
             status = await control_call(settings, "status")

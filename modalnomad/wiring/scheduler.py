@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import Final, Protocol
 
-from modalnomad.embedded.schedules import ScheduleRecords
 from modalnomad.kit.tasks import Tasks
 from modalnomad.model.errors import BackendError
 from modalnomad.model.ids import RevisionId
@@ -38,6 +37,16 @@ class Calls(Protocol):
         """To its end."""
 
 
+class Memories(Protocol):
+    """Where it is kept when each job last ran."""
+
+    async def load(self) -> dict[JobKey, Memory]:
+        """What was remembered; what cannot be read counts as nothing."""
+
+    async def save(self, memory: Mapping[JobKey, Memory]) -> None:
+        """Instead of what was. Raises BackendError."""
+
+
 class Scheduler:
     """A run still going when the next is due does not hold that up: `max_containers` does, if it is to."""
 
@@ -45,7 +54,7 @@ class Scheduler:
         self,
         discovery: Discovery,
         caller: Calls,
-        records: ScheduleRecords,
+        records: Memories,
         *,
         wall: Callable[[], float] = time.time,
         steady: Callable[[], float] = steady_clock,
@@ -68,7 +77,7 @@ class Scheduler:
 
     async def run(self) -> None:
         """Until cancelled; then runs under way are cancelled too."""
-        self._saved = await asyncio.to_thread(self._records.load)
+        self._saved = await self._records.load()
         self._timetable.memory = dict(self._saved)
         async with Tasks("scheduler") as loops, self._tasks:
             follow = loops.spawn(self._follow(), "follow")
@@ -111,7 +120,7 @@ class Scheduler:
         if memory == self._saved or not self._seen:
             return
         try:
-            await asyncio.to_thread(self._records.save, memory)
+            await self._records.save(memory)
             self._saved = memory
         except BackendError as error:
             logger.error("the last runs of schedules cannot be kept: %s", error.message)

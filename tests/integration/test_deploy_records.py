@@ -70,7 +70,7 @@ def test_a_rollback_finds_its_source_gone(shop: Deploys) -> None:
     shop.write(answer="two")
     shop.deploy()
     refused = shop.run("app", "rollback", "shop", "1", code=1)
-    assert "v1 of App shop cannot be served again, removed from this home: its source" in refused.stderr
+    assert "v1 of App shop cannot be served again, as something of it was removed: its source" in refused.stderr
     assert "deploy that program again" in refused.stderr
     assert shop.versions() == [1, 2]
 

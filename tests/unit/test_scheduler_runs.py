@@ -105,7 +105,7 @@ async def test_what_is_due_is_called_without_arguments(world: World) -> None:
         (call,) = world.calls
         assert (call.revision.id, call.payload, call.method, call.tell) == (revision().id, b"", "", True)
         assert world.scheduler.due == {KEY: 1000.0 + 7200}
-        assert world.records.load() == {KEY: Memory(1000.0, 4600.0)}
+        assert await world.records.load() == {KEY: Memory(1000.0, 4600.0)}
         assert world.scheduler.outcomes == {"result": 1}
 
 

@@ -1,0 +1,92 @@
+"""`modalnomad router`: one of the routers in front of a cluster, until it is stopped."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from modalnomad.cli.common import JsonOption, load_settings
+
+if TYPE_CHECKING:
+    from modalnomad.settings import Settings
+
+
+def router(
+    *,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one. [default: 8700]")
+    ] = None,
+    domain: Annotated[str | None, typer.Option(help="Last part of all host names. [default: localhost]")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of a certificate with its chain: HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
+    admin_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port for metrics, health, /debug; 0: a free one. [default: 8701]"),
+    ] = None,
+    artifacts_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port on which nodes get bundles; 0: a free one. [default: 8702]"),
+    ] = None,
+    access_log: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A line of JSON for each request; `-`: standard output.")
+    ] = None,
+    env: Annotated[
+        str | None, typer.Option("--env", "-e", help="Serve the Apps of this environment only. [default: all]")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve what is deployed on a cluster, until Ctrl-C: wakes, routes and drains replicas that Nomad runs.
+
+    Any number of routers may run; each serves everything. Where the servers are is said by NOMAD_ADDR, CONSUL_HTTP_ADDR
+    and VAULT_ADDR or the settings file.
+
+    Example: `modalnomad router --domain apps.example.com`
+    """
+    from modalnomad.wiring.loop import run
+
+    settings = load_settings(
+        env,
+        router={
+            "host": host,
+            "port": port,
+            "domain": domain,
+            "tls_cert": tls_cert,
+            "tls_key": tls_key,
+            "admin_port": admin_port,
+            "access_log": access_log,
+        },
+        artifacts={"port": artifacts_port},
+    ).model_copy(update={"backend": "hashicorp"})
+    if code := run(_router(settings, env, as_json=as_json)):
+        raise typer.Exit(code)
+
+
+async def _router(settings: Settings, environment: str | None, *, as_json: bool) -> int:
+    """Exit code: 0 after an orderly end, 130 when interrupted before anything was served or a second time."""
+    from modalnomad.cli.interrupts import Interrupts
+    from modalnomad.cli.outlet import Outlet
+    from modalnomad.cli.routing import Routing
+    from modalnomad.cli.up_view import UpJson, UpText
+    from modalnomad.kit.tasks import Tasks
+    from modalnomad.wiring.notify import Notifier
+    from modalnomad.wiring.routing import open_router
+
+    notifier = Notifier()
+    with Interrupts() as interrupts, Outlet(sys.stdout.fileno(), interrupts.take) as outlet:
+        view = UpJson(outlet) if as_json else UpText(outlet)
+        async with (
+            open_router(settings, environment) as parts,
+            Routing(parts, view) as routing,
+            Tasks("notify") as tasks,
+        ):
+            tasks.spawn(notifier.keep_alive(), "alive")
+            if not await interrupts.race(routing.start()):
+                return 130
+            notifier.ready(f"Routing for {settings.nomad.address}")
+            await interrupts.race(routing.watch())
+            notifier.stopping("Requests are finished", settings.router.drain_timeout)
+            return 0 if await interrupts.race(routing.stop()) else 130

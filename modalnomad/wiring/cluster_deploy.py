@@ -1,0 +1,134 @@
+"""The parts of `deploy` and of everything else that changes a deployed App, on a cluster."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from modalnomad.deploy.images import Images
+from modalnomad.deploy.revising import Stores
+from modalnomad.hashicorp.consul.routers import routers
+from modalnomad.hashicorp.nomad.engine import NomadEngine
+from modalnomad.hashicorp.packs import ClusterImages
+from modalnomad.model.errors import BackendError, BackendRefused, NotFound
+from modalnomad.model.revision import BuiltImage, Revision
+from modalnomad.render.nomad import Rendering
+from modalnomad.settings import Settings
+from modalnomad.wiring.building import builder_of
+from modalnomad.wiring.cluster import Cluster, open_cluster, public_port, renderer
+from modalnomad.wiring.cluster_stage import open_cluster_stage
+from modalnomad.wiring.deploy import DeployParts
+from modalnomad.wiring.records import image_store
+from modalnomad.wiring.running import Listener
+from modalnomad.wiring.scratch import scratch_in
+
+
+@asynccontextmanager
+async def open_cluster_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
+    """Images that are built stay, whatever is pruned, until it is left."""
+    async with open_cluster(settings) as cluster:
+        store = image_store(settings)
+        images = Images(store)
+        asked = await make_engine(cluster)
+        builder = builder_of(
+            settings,
+            engine=asked,
+            secrets=cluster.secrets,
+            artifacts=cluster.artifacts,
+            images=ClusterImages(images, cluster.artifacts),
+            ephemeral=False,
+            prepares=False,
+        )
+        try:
+            with scratch_in(cluster.home):
+                yield DeployParts(
+                    settings=settings,
+                    builder=builder,
+                    discovery=cluster.discovery,
+                    stores=Stores(
+                        artifacts=cluster.artifacts,
+                        secrets=cluster.secrets,
+                        has_image=partial(_has_image, cluster),
+                    ),
+                    stage=partial(open_cluster_stage, cluster, partial(opened_engine, cluster)),
+                    keep=settings.nomad.keep_versions,
+                    listener=partial(_listener, cluster),
+                )
+        finally:
+            images.close()
+            await asked.close()
+
+
+async def make_engine(
+    cluster: Cluster, *, router: str = "", source: Callable[[Revision], str] | None = None
+) -> NomadEngine:
+    """Not open: nothing is watched. Raises BackendError when the platform key cannot be had."""
+    key = await cluster.platform_key()
+    return NomadEngine(
+        api=cluster.nomad,
+        rendering=renderer(cluster, key, deployer(), source or source_text),
+        version_of=cluster.next_version,
+        router=router or deployer(),
+    )
+
+
+async def opened_engine(cluster: Cluster) -> NomadEngine:
+    """One that watches."""
+    engine = await make_engine(cluster)
+    await engine.open()
+    return engine
+
+
+@asynccontextmanager
+async def watching_engine(cluster: Cluster) -> AsyncIterator[NomadEngine]:
+    """One that registers and starts nothing: it needs no platform key."""
+
+    async def unable(revision: Revision, version: int) -> Rendering:
+        raise BackendRefused("nothing is registered by this command")
+
+    async with NomadEngine(api=cluster.nomad, rendering=unable, version_of=cluster.next_version) as engine:
+        yield engine
+
+
+def deployer() -> str:
+    """`user@host`."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+def source_text(revision: Revision) -> str:
+    """The Function's file, where it lies on this machine; empty: it does not."""
+    where = revision.function.where.rpartition(":")[0]
+    try:
+        return Path(where).read_text("utf-8") if where else ""
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+async def _has_image(cluster: Cluster, image: BuiltImage) -> bool:
+    if image.reference is not None or image.pack is None:
+        return image.reference is not None
+    try:
+        await cluster.artifacts.locate(image.pack)
+    except NotFound:
+        return False
+    return True
+
+
+async def _listener(cluster: Cluster, running: bool) -> Listener:
+    """As a router that runs says, else as the settings do."""
+    settings = cluster.settings
+    try:
+        found = await routers(cluster.consul, settings.consul.prefix) if running else ()
+    except BackendError:
+        found = ()
+    for info in found:
+        return Listener(info.port, info.tls)
+    return Listener(public_port(settings), settings.router.tls_cert is not None)

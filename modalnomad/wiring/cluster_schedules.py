@@ -1,0 +1,53 @@
+"""When Functions with a schedule last ran, kept where every router of a cluster finds it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from modalnomad.hashicorp.consul.api import ConsulApi
+from modalnomad.model.errors import BackendError
+from modalnomad.scaling.schedule import JobKey, Memory
+
+logger = logging.getLogger("modalnomad.schedules")
+
+FORMAT: Final = 1
+
+
+class ClusterSchedules:
+    """`<prefix>/schedules` in Consul's store, written only by the router that holds the lock."""
+
+    def __init__(self, consul: ConsulApi, prefix: str) -> None:
+        self._consul = consul
+        self._key = f"{prefix}/schedules"
+
+    async def load(self) -> dict[JobKey, Memory]:
+        """What was remembered. What cannot be read counts as nothing, which is logged: schedules go on."""
+        try:
+            found = await self._consul.get(self._key)
+            content = json.loads(found.items[0].value) if found.items else {"jobs": []}
+            return {
+                (str(job["environment"]), str(job["app"]), str(job["function"])): Memory(
+                    float(job["deployed_at"]), float(job["last"])
+                )
+                for job in content["jobs"]
+            }
+        except (BackendError, KeyError, TypeError, ValueError) as error:
+            logger.error("%s in Consul cannot be used: schedules are counted from now. %s", self._key, error)
+            return {}
+
+    async def save(self, memory: Mapping[JobKey, Memory]) -> None:
+        """Raises BackendError."""
+        jobs = [
+            {
+                "environment": environment,
+                "app": app,
+                "function": function,
+                "deployed_at": kept.deployed_at,
+                "last": kept.last,
+            }
+            for (environment, app, function), kept in sorted(memory.items())
+        ]
+        await self._consul.put(self._key, json.dumps({"format": FORMAT, "jobs": jobs}).encode())

@@ -1,0 +1,160 @@
+"""A cluster as a deploy sees it: the deployer itself registers jobs and starts replicas, routers follow the record."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import Final
+
+from modalnomad.deploy.stage import Stage
+from modalnomad.deploy.warming import ALIVE, WARM, count_warm
+from modalnomad.hashicorp.consul.registrations import watch_registrations
+from modalnomad.hashicorp.consul.routers import RouterInfo, routers
+from modalnomad.hashicorp.nomad.engine import NomadEngine
+from modalnomad.kit.tasks import Tasks
+from modalnomad.kit.watch import Cell
+from modalnomad.model.errors import BackendError, UserCodeFailed
+from modalnomad.model.ids import RevisionId
+from modalnomad.model.replica import PoolKey, Replica, ReplicaKey, ReplicaState
+from modalnomad.model.revision import Revision
+from modalnomad.wiring.cluster import Cluster
+
+LOOK: Final = 0.25
+"""Seconds between two looks at what routers serve."""
+
+
+class ClusterStage(Stage):
+    """One deploy's. `replicas` and `ready` are kept up to date by whoever opened it."""
+
+    def __init__(self, cluster: Cluster, engine: NomadEngine) -> None:
+        self._cluster = cluster
+        self._engine = engine
+        self.replicas: Cell[tuple[Replica, ...] | None] = Cell(None)
+        """As the engine says; None: not known yet."""
+        self.ready: Cell[frozenset[ReplicaKey]] = Cell(frozenset())
+        """Those whose health check passes."""
+        self._brought: dict[RevisionId, Revision] = {}
+
+    async def _known(self) -> Sequence[Replica]:
+        return await self.replicas.until(lambda replicas: replicas is not None) or ()
+
+    async def warm_counts(self, revision: RevisionId) -> Mapping[str, int]:
+        """As the protocol says."""
+        return count_warm(await self._known(), revision)
+
+    async def apart(self, revision: Revision) -> bool:
+        """Where it asks for a GPU and none is free: its predecessor may hold the one there is."""
+        if not revision.function.resources.gpu:
+            return False
+        return (await self._engine.explain(revision)).answer == "not_now"
+
+    async def prepare(self, revision: Revision) -> None:
+        """As the protocol says."""
+        self._brought.setdefault(revision.id, revision)
+        await self._engine.prepare(revision)
+
+    async def warm(self, revision: Revision, parameters: str, count: int) -> None:
+        """As the protocol says. Readiness is what the health check says, once a second."""
+        await self.prepare(revision)
+        pool = PoolKey(revision.id, parameters)
+        limit = revision.function.scaling.max_containers
+        count = count if limit is None else min(count, max(1, limit))
+        keys = [await self._start(pool, number) for number in range(count)]
+        await asyncio.gather(*(self._until_ready(revision, key) for key in keys))
+
+    async def _start(self, pool: PoolKey, number: int) -> ReplicaKey:
+        mine = [r for r in await self._known() if r.key.pool == pool and r.key.number == number]
+        for replica in mine:
+            if replica.state in WARM:
+                return replica.key
+        key = ReplicaKey(pool, number, 1 + max((replica.key.epoch for replica in mine), default=0))
+        await self._engine.start(key, "deploy: as warm as the version before")
+        return key
+
+    async def _until_ready(self, revision: Revision, key: ReplicaKey) -> None:
+        def ended(replicas: Collection[Replica] | None) -> Replica | None:
+            found = (replica for replica in replicas or () if replica.key == key)
+            return next((r for r in found if r.state in {ReplicaState.FAILED, ReplicaState.GONE}), None)
+
+        async with Tasks("warming") as tasks:
+            ready = tasks.spawn(self.ready.until(lambda keys: key in keys), "ready")
+            over = tasks.spawn(self.replicas.until(lambda replicas: ended(replicas) is not None), "over")
+            async with asyncio.timeout(revision.function.start_limit + self._cluster.settings.nomad.grace_period):
+                await asyncio.wait([ready, over], return_when=asyncio.FIRST_COMPLETED)
+        if key not in self.ready.value and (replica := ended(self.replicas.value)) is not None:
+            failure = replica.failure
+            reason = failure.reason if failure is not None else "it ended before it was ready"
+            raise UserCodeFailed(
+                f"{revision.app}/{revision.function.tag} does not start: {reason}", failure.detail if failure else ""
+            )
+
+    async def follow(self, earlier: RevisionId, successor: RevisionId) -> None:
+        """Nothing to arrange: the successor is placed when Nomad has room for it, which its predecessor makes by
+        draining."""
+
+    async def served(self, app: str, environment: str, serial: int) -> None:
+        """Return when every router that runs says so; none may run."""
+        while True:
+            infos = await self._routers()
+            if all(_serves(info, app, environment, serial) for info in infos):
+                return
+            await asyncio.sleep(LOOK)
+
+    async def _routers(self) -> tuple[RouterInfo, ...]:
+        return await routers(self._cluster.consul, self._cluster.settings.consul.prefix)
+
+    async def end(self, revision: RevisionId) -> None:
+        """As the protocol says."""
+        alive = [r.key for r in await self._known() if r.key.pool.revision == revision and r.state in ALIVE]
+        await asyncio.gather(*(self._engine.kill(key) for key in alive))
+
+    async def direct_urls(self, hosts: tuple[str, ...]) -> Mapping[str, str]:
+        """None: routers may be many."""
+        return {}
+
+    async def close(self) -> None:
+        """What it brought and is in no record by now is ended and forgotten."""
+        if not self._brought:
+            return
+        try:
+            records = await self._cluster.discovery.apps()
+        except BackendError:
+            return  # it may have been published: what nobody asks for ends by itself
+        kept = {revision.id for record in records for version in record.versions for revision in version.revisions}
+        for revision in self._brought.keys() - kept:
+            await self._engine.retire(revision)
+
+
+def _serves(info: RouterInfo, app: str, environment: str, serial: int) -> bool:
+    if info.environment not in {"", environment}:
+        return True
+    return info.serials.get(f"{environment}/{app}", 0) >= serial
+
+
+@asynccontextmanager
+async def open_cluster_stage(
+    cluster: Cluster, open_engine: Callable[[], Awaitable[NomadEngine]]
+) -> AsyncIterator[ClusterStage]:
+    """What it follows ends with it."""
+    engine = await open_engine()
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(engine.close)
+        stage = ClusterStage(cluster, engine)
+        tasks = await stack.enter_async_context(Tasks("stage"))
+        tasks.spawn(_follow_replicas(stage, engine), "replicas")
+        tasks.spawn(_follow_ready(stage, cluster), "ready")
+        stack.push_async_callback(stage.close)
+        yield stage
+
+
+async def _follow_replicas(stage: ClusterStage, engine: NomadEngine) -> None:
+    async with aclosing(engine.watch()) as snapshots:  # type: ignore[type-var]
+        async for snapshot in snapshots:
+            stage.replicas.set(snapshot)
+
+
+async def _follow_ready(stage: ClusterStage, cluster: Cluster) -> None:
+    async with aclosing(watch_registrations(cluster.consul)) as snapshots:  # type: ignore[type-var]
+        async for snapshot in snapshots:
+            stage.ready.set(frozenset(each.key for each in snapshot if each.passing))

@@ -1,0 +1,261 @@
+"""A whole cluster for tests: Consul (fake), OpenBao (real), Nomad (fake or real), prepared by `modalnomad setup`, and the
+real commands against it.
+
+    async with cluster(tmp_path) as c:
+        await c.cli("deploy", "examples/hello.py")
+        async with c.router() as router:
+            answer = await router.get("hello.localhost", "/")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import aiohttp
+
+from modalnomad.kit.tasks import Tasks
+from tests.support.fakes.consul import FakeConsul
+from tests.support.nomad_agent import NomadAgent
+from tests.support.openbao import OpenBao
+from tests.support.repository import ROOT
+from tests.support.serve import shared_home
+from tests.support.up import own_home
+
+PATIENCE = 60.0
+"""Seconds after which a test has failed."""
+
+
+class Nomad(Protocol):
+    """A fake or a real one."""
+
+    @property
+    def address(self) -> str:
+        """`http://127.0.0.1:port`."""
+
+
+@dataclass
+class Result:
+    """What a command printed."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    def records(self) -> list[dict[str, Any]]:
+        """Of `--json`."""
+        return [json.loads(line) for line in self.stdout.splitlines() if line.startswith("{")]
+
+
+@dataclass
+class Cluster:
+    """Its servers, and commands that use them."""
+
+    folder: Path
+    consul: FakeConsul
+    vault: OpenBao
+    nomad: Any
+    env: dict[str, str]
+    tasks: Tasks
+
+    async def cli(self, *arguments: str, code: int | None = 0, env: Mapping[str, str] | None = None) -> Result:
+        """`modalnomad ARGUMENTS`; fails unless it ends with `code` (None: any)."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "modalnomad",
+            *arguments,
+            cwd=ROOT,
+            env={**self.env, **(env or {})},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(PATIENCE):
+                out, err = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        result = Result(process.returncode or 0, out.decode(), err.decode())
+        if code is not None:
+            assert result.code == code, f"{arguments}: {result.code}\n{result.stdout}\n{result.stderr}"
+        return result
+
+    @asynccontextmanager
+    async def router(self, *arguments: str, env: Mapping[str, str] | None = None) -> AsyncIterator[Router]:
+        """A running `modalnomad router`."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "modalnomad",
+            "router",
+            "--json",
+            "--port",
+            "0",
+            "--admin-port",
+            "0",
+            *arguments,
+            cwd=ROOT,
+            env={**self.env, **(env or {})},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=1 << 22,
+        )
+        router = Router(process)
+        reading = [
+            self.tasks.spawn(router.read_events(), "router events"),
+            self.tasks.spawn(router.read_errors(), "router errors"),
+        ]
+        try:
+            await router.until(lambda event: event["event"] == "ready")
+            yield router
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await process.wait()
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+                await asyncio.wait(reading)
+                await router.close()
+
+
+@dataclass
+class Router:
+    """A running `modalnomad router --json`."""
+
+    process: asyncio.subprocess.Process
+    events: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _session: aiohttp.ClientSession | None = None
+
+    async def read_events(self) -> None:
+        """To the end of its output."""
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            async with self._changed:
+                self.events.append(json.loads(line))
+                self._changed.notify_all()
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def read_errors(self) -> None:
+        """To the end of it."""
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.errors.append(line.decode(errors="replace"))
+
+    async def until(self, wanted: Callable[[dict[str, Any]], bool], *, limit: float = PATIENCE) -> dict[str, Any]:
+        """The first event of that kind, also of the past."""
+        seen = 0
+        async with asyncio.timeout(limit), self._changed:
+            while True:
+                for event in self.events[seen:]:
+                    if wanted(event):
+                        return event
+                seen = len(self.events)
+                if self.process.returncode is not None:
+                    raise AssertionError(f"the router ended: {self.process.returncode}\n{''.join(self.errors)}")
+                await self._changed.wait()
+
+    @property
+    def url(self) -> str:
+        """`http://127.0.0.1:port` of its listener."""
+        (ready,) = [event for event in self.events if event["event"] == "ready"]
+        return f"http://127.0.0.1:{ready['url'].rpartition(':')[2]}"
+
+    @property
+    def admin_url(self) -> str:
+        """Of its admin listener."""
+        (ready,) = [event for event in self.events if event["event"] == "ready"]
+        return str(ready["admin_url"])
+
+    async def get(self, host: str, path: str = "/", **how: Any) -> tuple[int, str]:
+        """Status and text of one request, with a connection of its own."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True, limit=0))
+        headers = {"Host": host, **how.pop("headers", {})}
+        limit = aiohttp.ClientTimeout(total=PATIENCE)
+        async with self._session.request(
+            how.pop("method", "GET"), self.url + path, headers=headers, timeout=limit, **how
+        ) as answer:
+            return answer.status, await answer.text()
+
+    async def close(self) -> None:
+        """End its connections."""
+        if self._session is not None:
+            await self._session.close()
+
+
+def free_port() -> int:
+    """A port nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def vault_stanza(vault: OpenBao) -> dict[str, Any]:
+    """Of a Nomad agent."""
+    return {
+        "enabled": True,
+        "address": vault.address,
+        "jwt_auth_backend_path": "jwt-nomad",
+        "create_from_role": "modalnomad-main",
+        "default_identity": {"aud": ["vault.io"], "ttl": "1h"},
+    }
+
+
+@asynccontextmanager
+async def cluster(
+    folder: Path, *, real: bool = False, environments: tuple[str, ...] = ("main",), **settings: str
+) -> AsyncIterator[Cluster]:
+    """Everything, set up. `real`: a real Nomad. `settings`: more environment variables of the commands."""
+    async with AsyncExitStack() as stack:
+        consul = await stack.enter_async_context(FakeConsul())
+        (folder / "vault").mkdir()
+        vault = stack.enter_context(OpenBao(folder / "vault"))
+        nomad = await stack.enter_async_context(await _nomad(consul, vault, real=real))
+        port = free_port()
+        env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "LANG": "C.UTF-8",
+            "MODALNOMAD_BACKEND": "hashicorp",
+            "MODALNOMAD_HOME": str(own_home(folder)),
+            "NOMAD_ADDR": nomad.address,
+            "CONSUL_HTTP_ADDR": consul.address,
+            "VAULT_ADDR": vault.address,
+            "VAULT_TOKEN": vault.root_token,
+            # Environments are made once for all tests: a node's store is where deploys make theirs.
+            "MODALNOMAD_NOMAD__NODE_STORE": str(shared_home()),
+            "MODALNOMAD_NOMAD__PYTHON": sys.executable,
+            "MODALNOMAD_ARTIFACTS__PORT": str(port),
+            **settings,
+        }
+        tasks = await stack.enter_async_context(Tasks("cluster"))
+        made = Cluster(folder, consul, vault, nomad, env, tasks)
+        await made.cli("setup", *(word for name in environments for word in ("--env", name)))
+        yield made
+
+
+async def _nomad(consul: FakeConsul, vault: OpenBao, *, real: bool) -> Any:
+    if real:
+        return NomadAgent(consul=consul.address.removeprefix("http://"), vault=vault_stanza(vault))
+    from tests.support.fakes.nomad import FakeNomad
+
+    return FakeNomad(consul=consul.address, vault=vault.address)
