@@ -137,10 +137,10 @@ class FakeConsul:
         return self._add(Fault(path, times, respond, method, **how))
 
     def empty(self, times: float = 1, *, path: str = "/v1/", body: str = "[]", index: int | None = None) -> Fault:
-        """The next answers are 200 with nothing in it, at the index asked for or at `index`."""
+        """The next answers are 200 with nothing in it, at the index asked for (else 1) or at `index`."""
 
         async def respond(request: web.Request) -> web.StreamResponse:
-            told = index if index is not None else int(request.query.get("index", "0")) or self.store.index
+            told = index if index is not None else int(request.query.get("index", "1"))
             return _answer(200, body.encode(), told)
 
         return self._add(Fault(path, times, respond))
