@@ -137,5 +137,5 @@ def _entry(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     data = archive.extractfile(member) if member.isreg() else None
     path.write_bytes(data.read() if data is not None else b"")
-    path.chmod(member.mode & 0o777 if member.isreg() else 0o644)
+    path.chmod(member.mode & 0o777)
     os.utime(path, (member.mtime, member.mtime))
