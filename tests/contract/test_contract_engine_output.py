@@ -77,7 +77,7 @@ return b"done"
 
 
 async def test_values_of_secrets_stand_in_no_state_and_no_line(harness: Harness) -> None:
-    await harness.secrets.create("s", "main", {"TOKEN": "tell-nobody"})
+    await harness.secrets.create("s", harness.environment, {"TOKEN": "tell-nobody"})
     revision = await harness.revision(
         HELLO + "\nraise RuntimeError('on purpose')\n", secrets=(SecretRef(name="s", required_keys=("TOKEN",)),)
     )
@@ -87,5 +87,5 @@ async def test_values_of_secrets_stand_in_no_state_and_no_line(harness: Harness)
     assert "tell-nobody" not in repr(await lines(harness, None))
     assert "tell-nobody" not in repr(revision)
     with pytest.raises(SecretMissing) as missing:
-        await harness.secrets.check([SecretRef(name="s", required_keys=("TOKEN", "OTHER"))], "main")
+        await harness.secrets.check([SecretRef(name="s", required_keys=("TOKEN", "OTHER"))], harness.environment)
     assert "tell-nobody" not in f"{missing.value} {missing.value.hint}"

@@ -21,6 +21,7 @@ from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.embedded.store import TEMPORARY_PREFIX
 from modalnomad.model.errors import BackendRefused
 from modalnomad.model.gpus import Gpu
+from modalnomad.model.ids import Digest
 from modalnomad.model.manifest import Endpoint, Resources, SecretRef
 from modalnomad.model.replica import ReplicaState
 from modalnomad.model.revision import BuiltImage
@@ -297,3 +298,12 @@ async def test_many_bundles_are_compiled_one_after_the_other(home: Path, monkeyp
         assert len(running) == 1
         gate.set()
         await eventually(lambda: len(done) == 4)
+
+
+async def test_an_environment_that_is_not_here_can_never_run(home: Path) -> None:
+    async with embedded(home) as h:
+        unbuilt = BuiltImage(digest=Digest("2" * 64), python="3.11")
+        verdict = await h.engine.explain(await h.revision(HELLO, image=unbuilt, prepare=False))
+
+    assert verdict.answer == "never"
+    assert "is not on this machine" in verdict.reason

@@ -30,7 +30,7 @@ from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.embedded.template import Template
 from modalnomad.model.ids import Digest, RevisionId
 from modalnomad.model.manifest import Function, Source
-from modalnomad.model.replica import PoolKey, Replica, ReplicaKey, ReplicaState, UnixAddress
+from modalnomad.model.replica import Address, PoolKey, Replica, ReplicaKey, ReplicaState, UnixAddress
 from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.ports.artifacts import Artifacts
 from modalnomad.ports.engine import Engine
@@ -105,6 +105,8 @@ class Harness:
     artifacts: Artifacts
     secrets: Secrets
     home: Path
+    environment: str = "main"
+    """Of its Apps and secrets."""
     warm: bool = False
     """Replicas are forked from a template, which is waited for before the first of them."""
 
@@ -118,7 +120,7 @@ class Harness:
             bundle = await self.artifacts.put(Path(file.name))
         revision = Revision.make(
             app="app",
-            environment="main",
+            environment=self.environment,
             function=Function(tag=tag, **function),
             source=Source(mode="script", entry="prog.py", root="/nowhere", module="prog"),
             bundle=bundle,
@@ -176,12 +178,32 @@ class Harness:
                         return replica
         raise AssertionError("watch ended")
 
+    async def address(self, key: ReplicaKey) -> Address:
+        """Where it is to listen. ConnectionError when it ended before that was known."""
+        async with asyncio.timeout(PATIENCE):
+            async for replicas in self.engine.watch():
+                for replica in replicas:
+                    if replica.key == key and replica.address is not None:
+                        return replica.address
+                    if replica.key == key and replica.state in (ReplicaState.FAILED, ReplicaState.GONE):
+                        raise ConnectionError(f"it ended: {replica}")
+        raise AssertionError("watch ended")
+
+    async def _connect(self, key: ReplicaKey) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """As a router does: an address may be known before anything listens there."""
+        while True:
+            address = await self.address(key)
+            if isinstance(address, UnixAddress):
+                return await asyncio.open_unix_connection(address.path)
+            try:
+                return await asyncio.open_connection(address.host, address.port)
+            except ConnectionRefusedError:
+                await asyncio.sleep(0.01)
+
     async def ask(self, key: ReplicaKey, path: str = "/", method: str = "GET", **fields: str) -> Answer:
         """One request with the revision's ticket. ConnectionError when the replica goes first."""
-        address = (await self.replica(key)).address
-        assert isinstance(address, UnixAddress), address
         async with asyncio.timeout(PATIENCE):
-            reader, writer = await asyncio.open_unix_connection(address.path)
+            reader, writer = await self._connect(key)
             try:
                 writer.write(head(path, method, headers=fields, ticket=ticket(PLATFORM_KEY, key.pool.revision)))
                 raw = await reader.read()
@@ -240,7 +262,7 @@ async def embedded(
         **options,
     )
     try:
-        yield Harness(engine, artifacts, secrets, home, warm)
+        yield Harness(engine, artifacts, secrets, home, warm=warm)
     finally:
         async with asyncio.timeout(PATIENCE):
             await engine.close()

@@ -35,6 +35,7 @@ SecretTexts = Callable[[RevisionId], Awaitable[str]]
 """`db=3,api=1` of a revision as they are now. Raises BackendError, SecretMissing."""
 
 
+AGAIN: Final = "deploy the App again"
 FINAL: Final = ("is stopped", "Dispatch request", "validation failed", "Permission denied")
 """In texts of 500 that a repetition does not change."""
 
@@ -52,15 +53,14 @@ class Dispatcher:
         self._router = router
 
     async def dispatch(self, key: ReplicaKey, reason: str, request_id: str) -> Failure | None:
-        """None: it is under way, and the world has its child. Raises NotFound: no job of its revision."""
+        """None: it is under way, and the world has its child. Raises NotFound: its revision has no job, or one that was
+        stopped."""
         if (waiting := blocked(self._world, key)) is not None:
             return waiting
         try:
             parent = await self._parent(key.pool.revision)
         except BackendError as error:
             return Failure("start_failed", error.message, error.hint or "")
-        if parent.stopped:
-            return Failure("start_failed", f"its job {parent.id} was stopped by hand: deploy the App again")
         secrets = await self._secrets(key.pool.revision)
         if isinstance(secrets, Failure):
             return secrets
@@ -79,7 +79,9 @@ class Dispatcher:
             await self._mirror.find_parents(revision)
             found = self._world.parents(revision)
         if not found:
-            raise NotFound(f"Nomad has no job of revision {revision}", "deploy the App again")
+            raise NotFound(f"Nomad has no job of revision {revision}", AGAIN)
+        if found[0].stopped:
+            raise NotFound(f"the job {found[0].id} of revision {revision} was stopped in Nomad", AGAIN)
         return found[0]
 
     async def _secrets(self, revision: RevisionId) -> str | Failure:
@@ -105,7 +107,7 @@ class Dispatcher:
             except ServerRefused as error:
                 if "job not found" in error.text:
                     self._world.forget_job(parent, parent.index)
-                    raise NotFound(f"Nomad has no job {parent.id} any more", "deploy the App again") from error
+                    raise NotFound(f"Nomad has no job {parent.id} any more", AGAIN) from error
                 if pause is None or not _passing(error):
                     raise
                 failure: BackendError = error

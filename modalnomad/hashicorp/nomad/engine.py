@@ -207,7 +207,6 @@ class NomadEngine(Engine):
     async def start(self, key: ReplicaKey, reason: str, *, request_id: str = "") -> None:
         """Dispatch it. The same key twice starts once, whoever asks. Cancelling the call does not stop the start.
         Raises NotFound."""
-        await self.open()
         task = self._starting.get(key)
         if task is None:
             task = self._starting[key] = self._tasks.spawn(self._start(key, reason, request_id), f"start {key}")
@@ -216,6 +215,7 @@ class NomadEngine(Engine):
             raise error
 
     async def _start(self, key: ReplicaKey, reason: str, request_id: str) -> ModalNomadError | None:
+        await self.open()
         if self._world.child(key) is not None:
             self._view.recall(key, monotonic())
             self._publish(always=True)
@@ -266,10 +266,18 @@ class NomadEngine(Engine):
             if self._living(key) is not None and not self._mirror.streaming(job.namespace):
                 await self._mirror.refresh(job)
 
-    async def _signal(self, allocation: Allocation) -> bool:
+    async def terminate(self, key: ReplicaKey) -> None:
+        """SIGTERM to its task: it lets no more requests in, finishes those it has and goes. Unknown, ended, or without
+        a place: nothing happens. Raises BackendError."""
+        await self.open()
+        job = self._world.child(key) if self._living(key) is not None else None
+        if job is not None and (allocation := self._world.allocation(job)) is not None:
+            await self._signal(allocation, "SIGTERM")
+
+    async def _signal(self, allocation: Allocation, signal: str = "SIGKILL") -> bool:
         """False: its task does not run. Raises BackendError."""
         try:
-            await self._api.signal(allocation.id, TASK, "SIGKILL")
+            await self._api.signal(allocation.id, TASK, signal)
         except ServerRefused as error:
             if error.status in {401, 403}:
                 raise

@@ -28,15 +28,17 @@ async def explain(api: NomadApi, parents: Parents, revision: Revision) -> Verdic
     if metric is None:
         return Verdict("yes")
     found = placement(metric)
+    gpu = revision.function.resources.gpu
+    asked = f" (it asks for {' or '.join(gpu)})" if "GPU" in found.reason else ""
     if found.code == "unplaceable":
-        return Verdict("never", found.reason)
+        return Verdict("never", found.reason + asked)
     try:
         nodes = [node_of(shape) for shape in (await api.nodes()).items]
     except BackendRefused:  # a token without node read: what is left is what the scheduler says
         nodes = []
     if (too_much := too_big(metric, nodes)) is not None:
         return Verdict("never", too_much)
-    return Verdict("not_now", found.reason)
+    return Verdict("not_now", found.reason + asked)
 
 
 def too_big(metric: Shape, nodes: list[Node]) -> str | None:

@@ -9,6 +9,7 @@ from typing import Final
 from modalnomad.hashicorp.nomad.api import NomadApi, Output
 from modalnomad.hashicorp.nomad.shapes import Allocation
 from modalnomad.hashicorp.nomad.view import DETAIL_LIMIT
+from modalnomad.hashicorp.nomad.words import says_what_runs
 from modalnomad.kit.log_lines import LineSplitter
 from modalnomad.model.errors import BackendError
 from modalnomad.render.cluster import TASK
@@ -35,5 +36,5 @@ async def _lines(api: NomadApi, allocation: Allocation, stream: Output) -> list[
         logger.info("the last lines of %s: %s", allocation.id, error.message)
         return []
     splitter = LineSplitter()
-    lines = [text for _, text in (*splitter.feed(data), *splitter.end())]
+    lines = [text for _, text in (*splitter.feed(data), *splitter.end()) if not says_what_runs(text)]
     return lines[1:] if len(data) >= DETAIL_BYTES else lines  # the first is only the rest of one

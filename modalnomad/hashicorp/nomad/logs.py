@@ -13,6 +13,7 @@ from typing import Final
 from modalnomad.hashicorp.http import ServerRefused
 from modalnomad.hashicorp.nomad.api import NomadApi, Output
 from modalnomad.hashicorp.nomad.shapes import Allocation, Job
+from modalnomad.hashicorp.nomad.words import says_what_runs
 from modalnomad.hashicorp.nomad.world import World
 from modalnomad.kit.log_lines import LineSplitter
 from modalnomad.kit.tasks import Tasks
@@ -71,7 +72,8 @@ async def _past(api: NomadApi, world: World, replicas: Replicas, job: Job) -> li
             splitter = LineSplitter()
             texts = [*splitter.feed(data), *splitter.end()]
             for request_id, text in texts[len(data) >= BACK :][-LINES_KEPT:]:
-                lines.append(_line(job, job.submitted_at, stream, text, request_id))
+                if not says_what_runs(text):
+                    lines.append(_line(job, job.submitted_at, stream, text, request_id))
     lines += _end(job, replicas)
     return lines
 
@@ -159,7 +161,8 @@ class _Following:
             async with aclosing(self._api.follow(allocation.id, TASK, stream, size=BACK)) as frames:
                 async for frame in frames:
                     for request_id, text in splitter.feed(frame.data):
-                        await self._queue.put(_line(job, at or time.time(), stream, text, request_id))
+                        if not says_what_runs(text):
+                            await self._queue.put(_line(job, at or time.time(), stream, text, request_id))
                     if frame.data:
                         quiet = False
                         continue

@@ -167,3 +167,11 @@ def shown(text: str) -> str:
     """One line, cut, without folders of the machine it comes from."""
     line = _HOST_PATH.sub(r"…/\1", " ".join(text.split()))
     return line if len(line) <= TEXT_SHOWN else f"{line[:TEXT_SHOWN]}…"
+
+
+_FIRST_LINE: Final = re.compile(r"modalnomad: \S.*, revision [0-9a-f]{32}, replica [0-9]+\.[0-9]+(: |$)")
+
+
+def says_what_runs(line: str) -> bool:
+    """The first line of a task, for people who read its log in Nomad: whoever reads it here knows that."""
+    return _FIRST_LINE.match(line) is not None

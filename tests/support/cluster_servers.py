@@ -1,0 +1,162 @@
+"""Real servers of a cluster for tests: one Nomad and one OpenBao for all of them, an environment of its own for each.
+
+with Servers() as servers:                          # some seconds
+    async with servers.environment() as place: ...  # milliseconds
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from modalnomad.render.cluster import namespace_of
+from tests.support.fakes.consul import FakeConsul
+from tests.support.nomad_agent import NomadAgent
+from tests.support.nomad_calls import Calls
+from tests.support.openbao import OpenBao
+
+T = TypeVar("T")
+
+START_LIMIT = 60.0
+"""Seconds for all servers."""
+VAULT_RETRY = {"attempts": 3, "backoff": "100ms", "max_backoff": "500ms"}
+RIGHTS = ["list-jobs", "read-job", "submit-job", "dispatch-job", "read-logs", "alloc-lifecycle"]
+"""Of a deployer and a router."""
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One environment of a cluster, and a token that sees no other."""
+
+    environment: str
+    nomad: str
+    """Its address."""
+    token: str
+    vault: str
+    vault_token: str
+    store: Path
+    """Environments on its node."""
+
+    @property
+    def namespace(self) -> str:
+        """Of Nomad."""
+        return namespace_of(self.environment)
+
+
+class Servers:
+    """They run on an event loop in a thread of their own, so that tests with loops of theirs can share them."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="servers", daemon=True)
+        self._open = AsyncExitStack()
+        self._folder = Path()
+        self.agent = NomadAgent()
+
+    def __enter__(self) -> Self:
+        self._folder = Path(tempfile.mkdtemp(prefix="servers-"))
+        self._thread.start()
+        try:
+            self.call(self._start())
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.call(self._open.aclose())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """On the servers' own loop; blocks."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(START_LIMIT)
+
+    async def _start(self) -> None:
+        enter = self._open.enter_async_context
+        self.bao = OpenBao(self._folder / "bao")
+        await asyncio.to_thread(self.bao.start)
+        self._open.callback(self.bao.stop)
+        consul = await enter(FakeConsul())
+        vault = {
+            "enabled": True,
+            "address": self.bao.address,
+            "jwt_auth_backend_path": "jwt-nomad",
+            "default_identity": {"aud": ["vault.io"], "ttl": "1h"},
+        }
+        agent = NomadAgent(
+            acl=True,
+            consul=consul.address.removeprefix("http://"),
+            vault=vault,
+            client={"template": {"vault_retry": VAULT_RETRY}},
+        )
+        self.agent = await enter(agent)
+        wanted = {"consul.version", "vault.version"}
+        await agent.calls.until(f"/v1/node/{agent.node}", lambda node: wanted <= node["Attributes"].keys())
+        await asyncio.to_thread(self.bao.enable_jwt, jwks_url=f"{agent.address}/.well-known/jwks.json")
+
+    @asynccontextmanager
+    async def environment(self) -> AsyncIterator[Place]:
+        """One that nobody else uses; its jobs are stopped afterwards."""
+        name = f"t{next(_numbers)}"
+        namespace = namespace_of(name)
+        await asyncio.to_thread(self._make_role, name, namespace)
+        async with Calls(self.agent.address, self.agent.token) as calls:
+            await calls.put(f"/v1/namespace/{namespace}", {"Name": namespace})
+            quoted = ", ".join(f'"{right}"' for right in RIGHTS)
+            rules = f'namespace "{namespace}" {{ capabilities = [{quoted}] }}\nnode {{ policy = "read" }}'
+            await calls.put(f"/v1/acl/policy/{namespace}", {"Name": namespace, "Rules": rules})
+            made = await calls.put("/v1/acl/token", {"Name": name, "Type": "client", "Policies": [namespace]})
+            try:
+                yield Place(
+                    environment=name,
+                    nomad=self.agent.address,
+                    token=made["SecretID"],
+                    vault=self.bao.address,
+                    vault_token=self.bao.root_token,
+                    store=self._folder / "store",
+                )
+            finally:
+                await _end_jobs(calls, namespace)
+
+    def _make_role(self, name: str, namespace: str) -> None:
+        path = f"secret/data/modalnomad/{name}/*"
+        self.bao.policy(namespace, f'path "{path}" {{ capabilities = ["read"] }}')
+        self.bao.jwt_role(namespace, namespace, [namespace])
+
+
+async def _end_jobs(calls: Calls, namespace: str) -> None:
+    for job in await calls.get("/v1/jobs", namespace=namespace):
+        path = f"/v1/job/{job['ID'].replace('/', '%2F')}"
+        await calls.call("DELETE", path, namespace=namespace, no_shutdown_delay=True)
+
+
+def this_environment(store: Path, digest: str) -> None:
+    """The environment that runs the tests, as one of a node's."""
+    folder = store / "images" / digest
+    if folder.exists():
+        return
+    folder.mkdir(parents=True)
+    for name in ("bin", "lib", "lib64", "include", "pyvenv.cfg"):
+        source = Path(sys.prefix) / name
+        if source.exists():
+            (folder / name).symlink_to(source)
+    (folder / "modalnomad-image.json").write_text("{}")
