@@ -17,7 +17,7 @@ from modalnomad.model.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from modalnomad.embedded.checks.finding import Finding
+    from modalnomad.kit.finding import Finding
 
 MARKS: Final = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "problem": "[red]✗[/]"}
 WIDTH: Final = 11
@@ -41,7 +41,7 @@ def doctor(env: EnvOption = None, as_json: JsonOption = False) -> None:
 
 
 def _findings(env: str | None) -> Sequence[Finding]:
-    from modalnomad.embedded.checks.finding import problem
+    from modalnomad.kit.finding import problem
     from modalnomad.wiring.doctor import examine
 
     try:

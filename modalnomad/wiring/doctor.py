@@ -19,12 +19,12 @@ from modalnomad.embedded.checks import home as of_home
 from modalnomad.embedded.checks import machine as of_machine
 from modalnomad.embedded.checks import service as of_service
 from modalnomad.embedded.checks.certificates import validity
-from modalnomad.embedded.checks.finding import Finding, problem
 from modalnomad.embedded.gpus import find_gpus
 from modalnomad.embedded.limits import available
 from modalnomad.embedded.network import namespaces_allowed
 from modalnomad.embedded.records import Records
 from modalnomad.embedded.runs import SOCKET_PATH_LIMIT
+from modalnomad.kit.finding import Finding, problem
 from modalnomad.model.errors import BackendError, ModalNomadError
 from modalnomad.settings import UP_ADMIN_PORT, UP_PORT, Settings, config_file
 from modalnomad.wiring import doctor_facts as facts

@@ -10,8 +10,8 @@ import pytest
 
 from modalnomad.embedded.checks import home, machine, service
 from modalnomad.embedded.checks.certificates import validity
-from modalnomad.embedded.checks.finding import Finding
 from modalnomad.embedded.checks.home import HomeFacts
+from modalnomad.kit.finding import Finding
 from modalnomad.settings import EmbeddedSettings, RouterSettings, ScalingSettings, Settings
 
 HOME = Path("/srv/home")

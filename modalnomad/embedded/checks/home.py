@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from modalnomad.embedded.checks.finding import Finding, in_units, ok, problem, warning
+from modalnomad.kit.finding import Finding, in_units, ok, problem, warning
 
 ELSEWHERE: Final = "or choose another folder with MODALNOMAD_HOME"
 SPACE_LOW: Final = 2 * 1000**3

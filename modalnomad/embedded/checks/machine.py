@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
-from modalnomad.embedded.checks.finding import Finding, ok, problem, warning
+from modalnomad.kit.finding import Finding, ok, problem, warning
 
 CONNECTIONS: Final = 10_000
 """Idle ones that a router should be able to hold."""

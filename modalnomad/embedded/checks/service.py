@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from modalnomad.embedded.checks.finding import Finding, ok, problem, warning
+from modalnomad.kit.finding import Finding, ok, problem, warning
 from modalnomad.settings import Settings
 
 CERTIFICATE_DAYS: Final = 14
