@@ -66,7 +66,7 @@ def on_node(
     made.update(secrets)
     path = image_env.get("PATH") or environ.get("PATH") or os.defpath
     made.update(PATH=f"{image}/bin{os.pathsep}{path}", VIRTUAL_ENV=image, PYTHONUNBUFFERED="1")
-    made.update({name: environ[name] for name in PASSED if name in environ})
+    _fix(made, environ)
     _cover_gpus(made, environ, container=False)
     made[c.ENV_BUNDLE] = bundle
     if workdir is not None:
@@ -81,12 +81,19 @@ def in_container(
     made = {name: value for name, value in environ.items() if not name.startswith(PRIVATE)}
     made.update(secrets)
     made.update(PYTHONUNBUFFERED="1")
-    made.update({name: environ[name] for name in PASSED if name in environ})
+    _fix(made, environ)
     _cover_gpus(made, environ, container=True)
     made[c.ENV_BUNDLE] = bundle
     if workdir is not None:
         made[c.ENV_WORKDIR] = workdir
     return made
+
+
+def _fix(made: dict[str, str], environ: Mapping[str, str]) -> None:
+    """What the task says counts, and where it listens is told by Nomad alone."""
+    for name in (c.ENV_LISTEN, c.ENV_LIFELINE, c.ENV_CGROUPS):
+        made.pop(name, None)
+    made.update({name: environ[name] for name in PASSED if name in environ})
 
 
 def _cover_gpus(made: dict[str, str], environ: Mapping[str, str], *, container: bool) -> None:

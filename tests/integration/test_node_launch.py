@@ -1,0 +1,374 @@
+"""What a task does on its node before it is a replica: environment, SDK, variables, and every way to fail."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import signal
+import stat
+import tarfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from modalnomad_sdk import contract as c
+
+from tests.support.nodes import Node, node_at, shown
+
+MARKER = {"kind": "run", "command": "touch $VIRTUAL_ENV/built-$$", "environment": {}, "workdir": ""}
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    async with node_at(tmp_path, MARKER) as made:
+        yield made
+
+
+async def run(node: Node, what: str = "launch", **more: str) -> tuple[int, str, str]:
+    """Beside the loop, which serves artifacts."""
+    import asyncio
+
+    return await asyncio.to_thread(node.run, what, **more)
+
+
+async def warm(node: Node) -> None:
+    """Everything is there, and replicas show what they are given."""
+    code, out, err = await run(node, "prewarm")
+    assert code == 0, (out, err)
+    node.show_runner()
+
+
+async def replica(node: Node, **more: str) -> dict[str, Any]:
+    """What a replica is given."""
+    code, out, err = await run(node, **more)
+    assert code == 0, (out, err)
+    return shown(out)
+
+
+def image(node: Node) -> Path:
+    return node.store / "images" / node.variables[c.ENV_IMAGE]
+
+
+def builds(node: Node) -> int:
+    return len(list(image(node).glob("built-*")))
+
+
+async def test_prewarming_makes_all_that_a_start_needs(node: Node) -> None:
+    code, out, err = await run(node, "prewarm")
+
+    assert (code, err) == (0, "")
+    assert "making a virtual environment" in out
+    assert out.splitlines()[-1].endswith("is ready on this node")
+    assert builds(node) == 1
+    assert stat.S_IMODE(node.store.stat().st_mode) == 0o700
+    (sdk,) = (node.store / "sdk").glob("?" * 64)
+    assert list(sdk.glob("modalnomad_sdk/runner/__pycache__/*.pyc")), "compiled"
+    code, out, _ = await run(node, "prewarm", **{c.ENV_ARTIFACTS: "", c.ENV_PACK: ""})
+    assert code == 0, "and once is enough"
+    assert "virtual" not in out
+
+
+async def test_a_start_on_a_bare_node_makes_everything_and_becomes_the_runner(node: Node) -> None:
+    code, out, err = await run(node, **{c.ENV_TICKET_SHA256: "0"})
+
+    assert out.startswith("modalnomad: shop.f, revision rev-1, replica 0.1: queue: 14 waiting (request abc)\n")
+    assert builds(node) == 1
+    assert code == c.Exit.BAD_CONFIGURATION
+    assert c.ENV_TICKET_SHA256 in err, "the runner's own words"
+
+
+async def test_a_replica_is_what_the_environment_says(node: Node) -> None:
+    await warm(node)
+
+    found = await replica(node, NOMAD_PORT_http="20000", **{c.ENV_IMAGE_WORKDIR: "/root/data"})
+
+    assert found["executable"] == str(image(node) / "bin" / "python")
+    assert found["cwd"] == str(node.task / "root" / "data")
+    environ = found["environ"]
+    assert environ[c.ENV_BUNDLE] == str(node.task / "root")
+    assert environ["VIRTUAL_ENV"] == str(image(node))
+    assert (environ["NOMAD_PORT_http"], environ["CUDA_VISIBLE_DEVICES"]) == ("20000", "")
+    assert "AGENT_SECRET" not in environ
+    assert not {c.ENV_NODE_STORE, c.ENV_LAUNCH, c.ENV_ARTIFACTS, "NOMAD_SECRETS_DIR"} & environ.keys()
+
+
+VALUES = {
+    "PLAIN": "x",
+    "EMPTY": "",
+    "LINES": "one\ntwo\r\n\n",
+    "QUOTES": "'\"`$HOME ${NOMAD_TASK_DIR} {{ x }} #%\\",
+    "UNICODE": "ůñ✓ \U0001f511",
+    "LONG": "x" * 30_000,
+}
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8", "de_DE.ISO-8859-1"])
+async def test_secrets_are_exact(node: Node, locale: str) -> None:
+    await warm(node)
+    node.secret("00-db.json", VALUES)
+    node.secret("01-more.json", {"PLAIN": "later wins"})
+
+    found = await replica(node, LC_ALL=locale, **{c.ENV_SECRET_FILES: "00-db.json,01-more.json"})
+
+    environ = {name: value.encode("latin-1").decode() for name, value in found["environ"].items()}
+    assert {name: environ[name] for name in VALUES} == {**VALUES, "PLAIN": "later wins"}
+
+
+async def test_a_secret_that_cannot_be_variables_is_refused_unseen(node: Node) -> None:
+    await warm(node)
+    node.secret("00-db.json", {"LD_PRELOAD": "hidden"})
+
+    code, out, err = await run(node, **{c.ENV_SECRET_FILES: "00-db.json"})
+
+    assert code == c.Exit.BAD_CONFIGURATION
+    assert "reserved" in err
+    assert "hidden" not in out + err
+
+
+async def test_a_secret_that_is_not_there_is_said(node: Node) -> None:
+    await warm(node)
+
+    code, _, err = await run(node, **{c.ENV_SECRET_FILES: "00-db.json"})
+
+    assert (code, "00-db.json" in err) == (c.Exit.BAD_CONFIGURATION, True)
+
+
+async def test_a_dispatch_by_hand_ends_with_a_reason(node: Node) -> None:
+    code, _, err = await run(node, **{c.ENV_POOL: "", c.ENV_REPLICA: "."})
+
+    assert code == c.Exit.BAD_CONFIGURATION
+    assert "Dispatch button" in err
+    assert not node.store.exists(), "nothing was made for it"
+
+
+# --- several at once, and killed ones ---------------------------------------------------------------------------
+
+
+async def test_two_at_once_build_once(node: Node) -> None:
+    import asyncio
+
+    results = await asyncio.gather(*(run(node, "prewarm") for _ in range(3)))
+
+    assert [code for code, _, _ in results] == [0, 0, 0], results
+    assert builds(node) == 1
+    assert sum("building image" in out for _, out, _ in results) == 1
+    assert len(list((node.store / "sdk").glob("?" * 64))) == 1
+
+
+async def test_a_kill_at_any_moment_leaves_a_node_that_works(tmp_path: Path) -> None:
+    """At moments that are spread over a whole first start, in a store that each one finds as the last left it."""
+    import asyncio
+    import time
+
+    async with node_at(tmp_path / "timed") as timed:
+        began = time.monotonic()
+        assert (await run(timed, "prewarm"))[0] == 0
+        whole = time.monotonic() - began
+    async with node_at(tmp_path / "killed", MARKER) as node:
+        for part in range(1, 9):
+            with node.start("prewarm") as process:
+                await asyncio.sleep(whole * part / 9)
+                process.send_signal(signal.SIGKILL)
+                await asyncio.to_thread(process.communicate)
+            for folder in (node.store / "sdk").glob("?" * 64):
+                assert (folder / "modalnomad_sdk" / "runner" / "__main__.py").stat().st_size, "whole or not there"
+
+        code, out, err = await run(node, "prewarm")
+
+        assert code == 0, (out, err)
+        assert builds(node) == 1
+        assert not list(node.store.glob("*/.part-*"))
+        assert not list(node.store.glob("images/.building-*"))
+
+
+async def test_what_a_killed_one_left_is_not_used_and_goes(node: Node) -> None:
+    part = node.store / "sdk" / ".part-1"
+    (part / "modalnomad_sdk").mkdir(parents=True)
+    half = node.store / "images" / node.variables[c.ENV_IMAGE] / "bin"
+    half.mkdir(parents=True)
+    (half / "python").symlink_to("/usr/bin/python3")  # without the mark that says that it is complete
+
+    code, out, err = await run(node, "prewarm")
+
+    assert code == 0, (out, err)
+    assert builds(node) == 1
+    assert not part.exists()
+
+
+async def test_an_environment_whose_python_went_away_is_made_anew(node: Node) -> None:
+    await warm(node)
+    python = image(node) / "bin" / "python"
+    python.unlink()
+    python.symlink_to("/nowhere/python3")
+
+    code, out, _ = await run(node, "prewarm")
+
+    assert code == 0
+    assert "building image" in out
+
+
+# --- what cannot be made -----------------------------------------------------------------------------------------
+
+
+async def refused(node: Node, **more: str) -> str:
+    """The reason, with the code that says that it is the node's."""
+    code, _, err = await run(node, **more)
+    assert code == c.Exit.ENVIRONMENT_FAILED, err
+    assert "Traceback" not in err
+    assert not list(node.store.glob("images/" + "?" * 64))
+    return err
+
+
+async def test_a_pack_that_is_gone_is_said(node: Node) -> None:
+    for file in (node.folder / "artifacts").iterdir():
+        if file.name == node.variables[c.ENV_PACK]:
+            file.unlink()
+
+    assert "deploy the App again" in await refused(node)
+
+
+async def test_a_pack_that_is_damaged_is_never_used(node: Node) -> None:
+    file = node.folder / "artifacts" / node.variables[c.ENV_PACK]
+    content = bytearray(file.read_bytes())
+    content[600] ^= 1
+    file.write_bytes(content)
+
+    assert "something else than its name says" in await refused(node)
+
+
+async def test_a_pack_of_another_image_is_refused(node: Node) -> None:
+    assert "of another image" in await refused(node, **{c.ENV_IMAGE: "0" * 64})
+
+
+async def test_no_server_is_said_with_its_address(node: Node) -> None:
+    err = await refused(node, **{c.ENV_ARTIFACTS: "http://127.0.0.1:1"})
+
+    assert "http://127.0.0.1:1/artifacts/" in err
+    assert "artifacts.url" in err
+
+
+async def test_a_node_without_uv_is_told_so(node: Node) -> None:
+    assert "uv" in await refused(node, PATH="/usr/bin:/bin")
+
+
+async def test_a_node_without_the_images_python_is_told_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.support import nodes
+
+    usual = nodes.definition
+    monkeypatch.setattr(nodes, "definition", lambda *steps: {**usual(*steps), "python": "3.10.99"})
+    async with node_at(tmp_path) as node:
+        err = await refused(node)
+
+    assert "Python 3.10.99 is not installed" in err
+    assert "installed: " in err
+
+
+async def test_a_build_that_fails_shows_its_output(tmp_path: Path) -> None:
+    step = {"kind": "run", "command": "echo of no use; exit 3", "environment": {}, "workdir": ""}
+    async with node_at(tmp_path, step) as node:
+        code, out, err = await run(node)
+
+    assert code == c.Exit.ENVIRONMENT_FAILED
+    assert "of no use" in out
+    assert "exit status 3" in err
+
+
+async def test_a_store_that_cannot_be_written_is_said(node: Node) -> None:
+    node.store.write_text("a file")
+
+    code, _, err = await run(node)
+
+    assert code == c.Exit.ENVIRONMENT_FAILED
+    assert str(node.store) in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", [c.ENV_SDK, c.ENV_IMAGE])
+@pytest.mark.parametrize("value", ["", "../../etc", "A" * 64])
+async def test_digests_are_checked_before_they_are_paths(node: Node, name: str, value: str) -> None:
+    code, _, err = await run(node, **{name: value})
+
+    assert code == c.Exit.BAD_CONFIGURATION
+    assert name in err
+
+
+async def test_another_archive_than_was_sent_is_not_unpacked(node: Node) -> None:
+    code, _, err = await run(node, **{c.ENV_SDK: "0" * 64})
+
+    assert code == c.Exit.BAD_CONFIGURATION
+    assert "was sent" in err
+    assert not list((node.store / "sdk").glob("?" * 64))
+
+
+# --- files of the image, containers ------------------------------------------------------------------------------
+
+
+def archive(folder: Path, **files: bytes) -> Path:
+    """A `files` step's archive."""
+    path = folder / "files.tar.gz"
+    with gzip.open(path, "wb") as packed, tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name.replace("__", "/").replace("_", "."))
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+async def test_the_images_files_lie_beside_the_bundle_which_wins(tmp_path: Path) -> None:
+    path = archive(tmp_path, model_bin=b"m" * 2_000_000, data__words_txt=b"image", app_py=b"image")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    step = {"kind": "files", "archive": digest}
+    async with node_at(tmp_path / "node", step, archives={digest: path}) as node:
+        await warm(node)
+        (node.task / "root" / "app.py").write_text("bundle")
+
+        await replica(node)
+
+        root = node.task / "root"
+        assert (root / "app.py").read_text() == "bundle"
+        assert (root / "data" / "words.txt").read_text() == "image"
+        assert (root / "model.bin").stat().st_size == 2_000_000
+
+
+async def test_in_a_container_there_is_nothing_to_make(node: Node) -> None:
+    """The SDK lies unpacked in the image, and the interpreter is whoever runs it."""
+    import shutil
+    import zipfile
+
+    from tests.support.nodes import SHOW
+
+    sdk = node.folder / "sdk"
+    with zipfile.ZipFile(node.archive) as content:
+        content.extractall(sdk)
+    (sdk / "modalnomad_sdk" / "runner" / "__main__.py").write_text(SHOW)
+    shutil.move(node.archive, node.folder / "gone")
+    node.archive = sdk
+    node.secret("00-db.json", {"DB": "x"})
+
+    found = await replica(node, OWN="image", **{c.ENV_NODE_STORE: "", c.ENV_SECRET_FILES: "00-db.json"})
+
+    assert found["executable"] == node.command()[0]
+    assert (found["environ"]["OWN"], found["environ"]["DB"]) == ("image", "x")
+    assert not any(name.startswith("NOMAD_META") for name in found["environ"])
+    assert not node.store.exists()
+
+
+def test_one_archive_for_the_same_sources(tmp_path: Path) -> None:
+    from modalnomad.hashicorp.sdk_archive import write_sdk_archive
+
+    for name in ("a", "b"):
+        write_sdk_archive(tmp_path / name)
+
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_an_old_python_is_told_so() -> None:
+    """Its own syntax must reach the message: no annotations that are evaluated, nothing newer than f-strings."""
+    import ast
+
+    from modalnomad.hashicorp.sdk_archive import ENTRY
+
+    ast.parse(ENTRY.read_text("utf-8"), feature_version=(3, 6))
+    assert "from __future__ import annotations" not in ENTRY.read_text("utf-8")
