@@ -24,6 +24,9 @@ from modalnomad.model.ids import Digest
 from modalnomad.model.manifest import Description, Function, Image, Mount, Source
 from modalnomad.ports.artifacts import Artifacts
 
+PLACEHOLDER = ".modalnomad"
+"""An empty file that is the only one of a bundle without any: Nomad's client takes an archive without files for a
+broken one."""
 OUTSIDE = (
     "add_local_{kind} to {remote!r}: replicas on this machine have no file system of their own, only the folder that "
     "containers call /root. Choose a remote path under /root, or run the image with the docker driver"
@@ -54,7 +57,8 @@ def make_bundle(source: Source, functions: Iterable[Function], target: Path) -> 
             folders.add(workdir)
     if collected.problems:
         raise ManifestInvalid(collected.problems)
-    write_archive(collected.files, frozenset(folders) - collected.files.keys(), target)
+    files = collected.files or {PLACEHOLDER: Path(os.devnull)}
+    write_archive(files, frozenset(folders) - files.keys(), target)
     return target
 
 

@@ -91,7 +91,7 @@ def test_files_copied_into_the_image_are_in_the_bundle_too(tmp_path: Path) -> No
 
 def test_without_source(tmp_path: Path) -> None:
     src = tree(tmp_path / "src", {"app.py": ""})
-    assert names(script(src), tmp_path / "b", Function(tag="f", include_source=False)) == {}
+    assert names(script(src), tmp_path / "b", Function(tag="f", include_source=False)) == {".modalnomad": ""}
 
 
 def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
