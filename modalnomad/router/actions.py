@@ -11,10 +11,15 @@ from modalnomad.kit.tasks import Tasks
 from modalnomad.model.errors import ModalNomadError
 from modalnomad.model.replica import Address, Failure, ReplicaKey
 from modalnomad.ports.engine import Starter
+from modalnomad.router.channels import NoSocket
 from modalnomad.router.places import Drain, Kill, Place, Start
 from modalnomad.router.probe import DrainRefused, Prober
 
 logger = logging.getLogger("modalnomad.router.actions")
+
+KILL_PAUSE = 1.0
+LONGEST_KILL_PAUSE = 30.0
+"""Seconds between two tries to have the engine end a replica, when it fails; doubled from the first to the longest."""
 
 
 class Heard(Protocol):
@@ -43,6 +48,7 @@ class Actions:
         self._heard = heard
         self._tasks = Tasks("activator")
         self._probes: dict[ReplicaKey, asyncio.Task[None]] = {}
+        self._killing: set[ReplicaKey] = set()
         self._greeted: dict[ReplicaKey, float] = {}
         self._closed = False
 
@@ -67,11 +73,13 @@ class Actions:
         """Have the engine end it."""
         logger.info("kill %s: %s", effect.key, effect.reason)
         self._end_probe(effect.key)
+        self._killing.add(effect.key)
         self._spawn(self._kill(effect), f"kill {effect.key}")
 
     def ended(self, place: Place) -> None:
         """Free what was held for it: probe, pooled connections."""
         self._end_probe(place.key)
+        self._killing.discard(place.key)
         self._greeted.pop(place.key, None)
         if place.address is not None:
             self._forget(place.address)
@@ -127,6 +135,9 @@ class Actions:
         except DrainRefused as refusal:
             logger.info("drain %s refused: %s", effect.key, refusal)
             self._heard.heard_refusal(effect.key, refusal.idle_for)
+        except NoSocket as error:  # it was not asked
+            logger.warning("drain %s: %s", effect.key, error)
+            self._heard.heard_refusal(effect.key, 0.0)
         except (OSError, TimeoutError) as error:
             # It may have agreed. It is not offered any more; if it does not end, it is killed when it overstays.
             logger.warning("drain %s got no answer: %s", effect.key, error)
@@ -135,12 +146,21 @@ class Actions:
             self._forget(place.address)
 
     async def _kill(self, effect: Kill) -> None:
-        try:
-            await self._engine.kill(effect.key)
-        except ModalNomadError as error:
-            logger.error("kill %s failed: %s", effect.key, error.message)
-            return
-        self._heard.heard_ended(effect.key, None)
+        """Until the engine did, or the replica ended otherwise."""
+        pause, told = KILL_PAUSE, 0
+        while effect.key in self._killing:
+            try:
+                await self._engine.kill(effect.key)
+            except Exception as error:
+                said = error.message if isinstance(error, ModalNomadError) else repr(error)
+                told += 1
+                if told & (told - 1) == 0:  # the 1st, 2nd, 4th, 8th …
+                    logger.error("kill %s failed (try %d), again in %g s: %s", effect.key, told, pause, said)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_KILL_PAUSE)
+            else:
+                self._heard.heard_ended(effect.key, None)
+                return
 
     async def _greet(self, key: ReplicaKey, address: Address) -> None:
         try:

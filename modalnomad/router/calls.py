@@ -20,8 +20,10 @@ from modalnomad.model.manifest import Endpoint
 from modalnomad.model.replica import Address, PoolKey, ReplicaKey
 from modalnomad.model.revision import Revision
 from modalnomad.model.routes import Route
+from modalnomad.router import outcomes
 from modalnomad.router.ask import ask
 from modalnomad.router.channel import Channel
+from modalnomad.router.channels import NoSocket
 from modalnomad.router.http1 import Headers
 from modalnomad.router.leases import Lease
 from modalnomad.router.replies import Answer, Reply
@@ -35,7 +37,7 @@ MARGIN: Final = 5.0
 """Seconds past the function's timeout in which its replica tells of it by itself."""
 LONGEST_PAUSE: Final = 5.0
 """Seconds between two tries to get a place where there is none; a call has no impatient client."""
-_PATIENT: Final = frozenset({"queue_timeout", "queue_full", "no_capacity", "too_many_pools"})
+_PATIENT: Final = frozenset({"queue_timeout", "queue_full", "no_capacity", "too_many_pools", "too_many_connections"})
 _HEADERS: Final = 64 * 1024
 """Bytes a pickled result may grow by as JSON of an error."""
 
@@ -167,6 +169,8 @@ class Caller:
         """Raises _Elsewhere."""
         try:
             channel = await self._connect(lease.address)
+        except NoSocket as error:
+            raise outcomes.no_socket(error) from error
         except (ConnectionError, TimeoutError) as error:
             lease.gone(timed_out=isinstance(error, TimeoutError))
             raise _Elsewhere(lease.key) from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from typing import Final
 
 from modalnomad.kit.clock import Clock, monotonic
@@ -14,6 +16,15 @@ IDLE_TIME: Final = 4.0
 """Seconds an unused connection is kept: less than servers do (5 s is common), so that it is us who closes first."""
 IDLE_LIMIT: Final = 64
 """Unused connections kept per replica."""
+_OWN_LIMITS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+"""What connect(2) fails with for reasons on this side: files, memory, local ports."""
+_KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+"""A replica's machine may vanish without a word: then a request that waits for its answer hears of it in half a minute.
+(No TCP_USER_TIMEOUT: it would cut off a replica that just does not read, see tcp(7).)"""
+
+
+class NoSocket(OSError):
+    """No connection can be opened, whoever listens: this process or machine is at a limit of its own."""
 
 
 class Channels:
@@ -40,7 +51,7 @@ class Channels:
         return None
 
     async def connect(self, address: Address) -> Channel:
-        """Raises ConnectionError or TimeoutError."""
+        """Raises ConnectionError or TimeoutError: it is not there; NoSocket: nobody knows."""
         loop = asyncio.get_running_loop()
         self._counters.connects += 1
 
@@ -52,10 +63,13 @@ class Channels:
                 if isinstance(address, UnixAddress):
                     _, channel = await loop.create_unix_connection(make, address.path)
                 else:
-                    _, channel = await loop.create_connection(make, address.host, address.port)
+                    transport, channel = await loop.create_connection(make, address.host, address.port)
+                    _watch(transport.get_extra_info("socket"))
         except (ConnectionError, TimeoutError):
             raise
         except OSError as error:
+            if error.errno in _OWN_LIMITS:
+                raise NoSocket(error.errno, f"no connection to {address} can be opened: {error.strerror}") from error
             raise ConnectionRefusedError(f"nobody listens at {address}: {error}") from error
         return channel
 
@@ -120,3 +134,11 @@ class Channels:
         while self._open:
             self._closed_one.clear()
             await self._closed_one.wait()
+
+
+def _watch(sock: socket.socket) -> None:
+    """TCP_NODELAY is set by asyncio itself."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE:
+        if hasattr(socket, name):  # not all of them everywhere
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -42,8 +42,8 @@ CODES: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("503", "queue_timeout", "yes", "Replicas are alive, but none had room within `router.queue_timeout`.",
      "More replicas, as for `queue_full`."),
     ("503", "draining", "yes", "The router is stopping.", "Come back in a moment."),
-    ("503", "too_many_connections", "yes", "More clients are connected than the limit of open files leaves room for.",
-     "Raise `ulimit -n` (`LimitNOFILE` in the unit)."),
+    ("503", "too_many_connections", "yes", "More clients are connected than the limit of open files leaves room for, "
+     "or no connection to a replica could be opened.", "Raise `ulimit -n` (`LimitNOFILE` in the unit)."),
     ("504", "startup_timeout", "", "The replica was not ready within the Function's `startup_timeout` (else "
      "`timeout`).", "`modalnomad app logs`; a longer `startup_timeout`."),
     ("504", "execution_timeout", "", "The Function gave no answer within its `timeout`, counted from its place in a "

@@ -70,6 +70,12 @@ def too_many_pools(limit: int) -> Reply:
     return Reply(429, "too_many_pools", detail, retry_after=1.0)
 
 
+def no_socket(error: OSError) -> Reply:
+    """The router itself is at a limit: no replica is to blame."""
+    detail = "This router has as many connections as it can."
+    return Reply(503, "too_many_connections", detail, private=str(error), retry_after=1.0)
+
+
 def draining() -> Reply:
     """The router is shutting down."""
     return Reply(503, "draining", "The router is shutting down.", retry_after=1.0, close=True)

@@ -15,13 +15,20 @@ from typing import Any, Protocol
 
 from modalnomad_sdk import contract
 
+from modalnomad.kit.clock import Clock, monotonic
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import Address, ReplicaKey
 
 logger = logging.getLogger("modalnomad.router.probe")
 
-PAUSES = (0.002, 0.005, 0.01, 0.02, 0.05)
-"""Seconds between two tries to connect to a starting replica; the last one repeats."""
+FIRST_PAUSE = 0.002
+LONGEST_PAUSE = 0.25
+PATIENCE = 40
+"""Between two tries to connect to a starting replica passes a 40th of the time it has taken so far, within these bounds
+(seconds): what trying adds to a start is 1 % of it on average."""
+MOST_TRIES = 2000
+"""Connections tried per second, of all starting replicas together, so that a hundred of them leave time for requests
+(one costs about 0.1 ms). Only while nobody listens: one that does, holds the request."""
 STRANGER_PAUSE = 0.25
 """Seconds after an answer that was not the replica's own `ready`."""
 DRAIN_LIMIT = 10.0
@@ -53,8 +60,10 @@ class DrainRefused(Exception):
 class Prober:
     """Asks replicas, with the ticket of their revision."""
 
-    def __init__(self, ask: Asker, platform_key: bytes) -> None:
+    def __init__(self, ask: Asker, platform_key: bytes, clock: Clock = monotonic) -> None:
         self._ask = ask
+        self._clock = clock
+        self._pausing = 0
         self._platform_key = platform_key
         self._tickets: dict[RevisionId, bytes] = {}
 
@@ -72,20 +81,26 @@ class Prober:
         """Return when the replica itself has said that it is ready: one held request, repeated while nobody listens.
         Whoever else answers on that address (a stranger on the port) is asked again. The pool keeps the time."""
         expected = f"{key.pool} {key.name}".encode()
-        tries = 0
+        began = self._clock()
         while True:
-            pause = PAUSES[min(tries, len(PAUSES) - 1)]
-            tries += 1
             try:
                 status, headers, _ = await self._send(key, address, b"GET", contract.READY_PATH.encode(), None)
             except (OSError, TimeoutError):
-                await asyncio.sleep(pause)
+                await self._pause(self._clock() - began)
                 continue
             names = [value for name, value in headers if name.lower() == contract.HEADER_REPLICA.encode()]
             if status == 200 and names == [expected]:
                 return
             logger.warning("%s: %s answered %d as %s", key, address, status, names)
             await asyncio.sleep(STRANGER_PAUSE)
+
+    async def _pause(self, taken: float) -> None:
+        self._pausing += 1
+        try:
+            pause = min(max(FIRST_PAUSE, taken / PATIENCE), LONGEST_PAUSE)
+            await asyncio.sleep(max(pause, self._pausing / MOST_TRIES))
+        finally:
+            self._pausing -= 1
 
     async def drain(self, key: ReplicaKey, address: Address, idle_for: float, *, force: bool = False) -> None:
         """Return when it agreed. `force`: whatever runs on it, it lets nothing more in and ends after that. Raises

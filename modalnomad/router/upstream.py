@@ -13,12 +13,12 @@ from modalnomad_sdk import contract
 
 from modalnomad.kit.clock import Clock, monotonic
 from modalnomad.model.replica import Address, ReplicaKey
-from modalnomad.router import headers, websocket
+from modalnomad.router import headers, outcomes, websocket
 from modalnomad.router.activator import Lease
 from modalnomad.router.ask import ask
 from modalnomad.router.auth import Caller
 from modalnomad.router.channel import Channel
-from modalnomad.router.channels import Channels
+from modalnomad.router.channels import Channels, NoSocket
 from modalnomad.router.framing import FramingError, encode_chunk, encode_end
 from modalnomad.router.gate import Gate
 from modalnomad.router.headers import Passage
@@ -238,12 +238,15 @@ class Upstream:
         return await self._channels.connect(address)
 
     async def _channel(self, lease: Lease, *, fresh: bool) -> Channel:
-        """A kept one, or a new one. Raises TryElsewhere when nobody listens there any more."""
+        """A kept one, or a new one. Raises TryElsewhere when nobody listens there any more, Reply 503 when none can be
+        opened to anywhere."""
         kept = None if fresh else self._channels.take(lease.address)
         if kept is not None:
             return kept
         try:
             return await self._channels.connect(lease.address)
+        except NoSocket as error:
+            raise outcomes.no_socket(error) from error
         except (ConnectionError, TimeoutError) as error:
             lease.gone(timed_out=isinstance(error, TimeoutError))
             raise TryElsewhere("gone", lease.key) from error

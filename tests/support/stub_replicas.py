@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,10 +19,10 @@ from modalnomad_sdk import contract
 
 from modalnomad.kit.tasks import Tasks
 from modalnomad.kit.watch import Cell
-from modalnomad.model.errors import NotFound
+from modalnomad.model.errors import BackendUnreachable, NotFound
 from modalnomad.model.ids import Digest
 from modalnomad.model.manifest import Endpoint, Function, Parameter, Scaling, Source
-from modalnomad.model.replica import Address, Failure, Replica, ReplicaKey, ReplicaState, UnixAddress
+from modalnomad.model.replica import Address, Failure, Replica, ReplicaKey, ReplicaState, TcpAddress, UnixAddress
 from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.model.routes import Route
 from modalnomad.router.table import Match
@@ -84,6 +85,8 @@ class StubReplica:
     """Requests are answered."""
     busy: bool = False
     """Requests are refused, as by a runner that others fill too."""
+    sock: socket.socket | None = None
+    """Bound to its TCP port; None: it listens on `path`."""
     most: int = 0
     """Requests it had at once, at most."""
     tasks: Tasks = field(default_factory=lambda: Tasks("stub"))
@@ -92,7 +95,16 @@ class StubReplica:
         """From now on connections are taken."""
         self.tasks = Tasks("stub")
         self.closed = False
-        self.server = await asyncio.start_unix_server(self._accepted, self.path)
+        if self.sock is not None:
+            self.server = await asyncio.start_server(self._accepted, sock=self.sock)
+        else:
+            self.server = await asyncio.start_unix_server(self._accepted, self.path)
+
+    def bind(self) -> TcpAddress:
+        """Have a TCP port instead, on which connections are refused until it listens."""
+        self.sock = socket.socket()
+        self.sock.bind(("127.0.0.1", 0))
+        return TcpAddress("127.0.0.1", self.sock.getsockname()[1])
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.closed:  # it was in the backlog
@@ -114,6 +126,8 @@ class StubReplica:
             server.close()
             self.path.unlink(missing_ok=True)
             await self.tasks.close()
+        elif self.sock is not None:
+            self.sock.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -169,6 +183,12 @@ class StubEngine:
         self.failure: Failure | None = None
         """Every start ends with it."""
         self.unprepared = False
+        self.tcp = False
+        """Replicas have TCP ports."""
+        self.late = False
+        """They do not listen by themselves."""
+        self.kill_fails = 0
+        """So many times."""
         self.open = asyncio.Event()
         """Cleared: requests are held back."""
         self.open.set()
@@ -191,11 +211,15 @@ class StubEngine:
         if self.failure is not None:
             self._show(Replica(key, ReplicaState.FAILED, failure=self.failure))
             return
-        await stub.listen()
+        address: Address = UnixAddress(str(stub.path))
+        if self.tcp:
+            address = stub.bind()
+        if not self.late:
+            await stub.listen()
         self.on_start(stub)
         if self.obedient:
             self._tasks.spawn(self._obey(stub), f"obey {key}")
-        self._show(Replica(key, ReplicaState.STARTING, UnixAddress(str(stub.path))))
+        self._show(Replica(key, ReplicaState.STARTING, address))
 
     async def watch(self) -> AsyncIterator[tuple[Replica, ...]]:
         """See Starter."""
@@ -205,6 +229,9 @@ class StubEngine:
     async def kill(self, key: ReplicaKey) -> None:
         """See Starter."""
         self.killed.append(key)
+        if self.kill_fails:
+            self.kill_fails -= 1
+            raise BackendUnreachable("the engine was asked to end it and answered 500")
         await self.end(key)
 
     async def end(self, key: ReplicaKey, failure: Failure | None = None) -> None:
