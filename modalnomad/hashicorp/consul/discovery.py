@@ -70,7 +70,6 @@ class ConsulDiscovery(Discovery):
         self._known: dict[str, Found[Entry]] = {}
         self._stale: dict[str, float] = {}
         """Kind → Unix time since when what is known of it is not confirmed."""
-        self._loaded_from = 0.0
         self._loaded = False
         self._saved_at = 0.0
         self._saving = asyncio.Lock()
@@ -114,7 +113,7 @@ class ConsulDiscovery(Discovery):
 
     async def _follow(self, kind: str, looked: Cell[dict[str, bool]]) -> None:
         def doubt(reason: str) -> None:
-            self._stale.setdefault(kind, self._loaded_from or time.time())
+            self._stale.setdefault(kind, time.time())
             looked.set({**looked.value, kind: False})
 
         follower = Follower(
@@ -149,7 +148,6 @@ class ConsulDiscovery(Discovery):
                 self._readers[kind].remember(table.stand_ins)
                 self._known[kind] = table.found
                 self._stale[kind] = saved_at
-                self._loaded_from = saved_at
 
     async def _save(self) -> None:
         if self._cache is None or self._known.keys() != set(KINDS):

@@ -48,8 +48,7 @@ class Agent:
         id = wanted.get("ID") or name
         checks = [*(wanted.get("Checks") or ()), *([wanted["Check"]] if wanted.get("Check") else ())]
         old = self.services.get(id)
-        index = self._store.bump("services")
-        self.services[id] = {
+        made = {
             "ID": id,
             "Service": name,
             "Tags": wanted.get("Tags") or [],
@@ -59,10 +58,11 @@ class Agent:
             "TaggedAddresses": wanted.get("TaggedAddresses") or {},
             "Weights": wanted.get("Weights") or {"Passing": 1, "Warning": 1},
             "EnableTagOverride": wanted.get("EnableTagOverride", False),
-            "CreateIndex": old["CreateIndex"] if old else index,
-            "ModifyIndex": index,
         }
-        self._touch(name)
+        if old is None or made != {field: old[field] for field in made}:
+            index = self._store.bump("services")
+            self.services[id] = {**made, "CreateIndex": old["CreateIndex"] if old else index, "ModifyIndex": index}
+            self._touch(name)
         kept = set()
         for number, check in enumerate(checks, 1):
             suffix = f":{number}" if len(checks) > 1 else ""
@@ -264,7 +264,8 @@ def add_agent_routes(consul: FakeConsul, app: web.Application) -> None:
 
         def look() -> tuple[int, Any]:
             index, found = agent.health(name, passing)
-            if not rights.may("service", "read", name):
+            # Both count: https://developer.hashicorp.com/consul/api-docs/health#list-service-instances-for-service
+            if not (rights.may("service", "read", name) and rights.may("node", "read", agent.node)):
                 rights.filtered = rights.filtered or bool(found)
                 return index, []
             return index, [one for one in found if keep(one)]
