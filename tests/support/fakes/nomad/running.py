@@ -34,6 +34,9 @@ class Running(Protocol):
     def logs(self, alloc_id: str, stream: str) -> Path:
         """The file all of the task's `stdout` or `stderr` goes to; it may not exist yet. Raises KeyError: unknown."""
 
+    def log_files(self, alloc_id: str, stream: str) -> list[Path]:
+        """What is kept of it, oldest first: `<task>.<stream>.<number>`. Raises KeyError: unknown."""
+
     async def lose(self, alloc_id: str) -> None:
         """Its machine is gone: end it at once, and tell nothing more."""
 
