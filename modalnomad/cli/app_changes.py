@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from modalnomad.cli.changing import Told
     from modalnomad.deploy.changing import AppChange, Changed
     from modalnomad.settings import Settings
-    from modalnomad.wiring.deploy import DeployParts
-    from modalnomad.wiring.running import Listener
+    from modalnomad.wiring.deploy_parts import DeployParts, Listener
 
 AppArgument = Annotated[str, typer.Argument(metavar="APP", help="Name of the App.")]
 

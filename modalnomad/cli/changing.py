@@ -15,9 +15,9 @@ from modalnomad.deploy.report import Report
 from modalnomad.model.errors import ModalNomadError
 from modalnomad.model.manifest import Notice
 from modalnomad.settings import Settings
-from modalnomad.wiring.deploy import DeployParts, open_deploy
+from modalnomad.wiring.deploy import open_deploy
+from modalnomad.wiring.deploy_parts import DeployParts, Listener
 from modalnomad.wiring.prune import prune
-from modalnomad.wiring.running import Listener
 
 INTERRUPTED = 130
 

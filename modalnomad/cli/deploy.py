@@ -14,7 +14,7 @@ from modalnomad.deploy.strategy import Strategy
 if TYPE_CHECKING:
     from modalnomad.cli.changing import Told
     from modalnomad.deploy.deployment import Deployment, Wanted
-    from modalnomad.wiring.deploy import DeployParts
+    from modalnomad.wiring.deploy_parts import DeployParts
 
 StrategyOption = Annotated[
     Strategy,

@@ -15,7 +15,7 @@ from modalnomad.deploy.changing import Changed
 from modalnomad.deploy.compare import schedule_in_words
 from modalnomad.model.apps import AppVersion
 from modalnomad.model.manifest import Notice, Schedule
-from modalnomad.wiring.running import Listener
+from modalnomad.wiring.deploy_parts import Listener
 
 NOT_SERVED = "No platform runs on this home: `modalnomad up` serves it."
 

@@ -18,7 +18,7 @@ app = typer.Typer(help="Images: the environments that were built on this machine
 def list_(env: EnvOption = None, as_json: JsonOption = False) -> None:
     """Every image with its size, last used first. Images belong to all environments."""
     from modalnomad.embedded.store import translated
-    from modalnomad.wiring.records import image_store
+    from modalnomad.wiring.home import image_store
 
     store = image_store(load_settings(env))
     with translated(f"look at the images in {store.root}"):
@@ -61,7 +61,8 @@ def prune(
 ) -> None:
     """Remove images that no kept version of any App needs and nothing runs from; they are built again when needed."""
     from modalnomad.deploy.image_admin import prune_images
-    from modalnomad.wiring.records import image_store, with_records
+    from modalnomad.wiring.home import image_store
+    from modalnomad.wiring.records import with_records
 
     settings = load_settings(env)
     store, unused = image_store(settings), unused_for * 86400

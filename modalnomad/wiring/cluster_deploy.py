@@ -21,9 +21,8 @@ from modalnomad.settings import Settings
 from modalnomad.wiring.building import builder_of
 from modalnomad.wiring.cluster import Cluster, open_cluster, public_port, renderer
 from modalnomad.wiring.cluster_stage import open_cluster_stage
-from modalnomad.wiring.deploy import DeployParts
-from modalnomad.wiring.records import image_store
-from modalnomad.wiring.running import Listener
+from modalnomad.wiring.deploy_parts import DeployParts, Listener
+from modalnomad.wiring.home import image_store
 from modalnomad.wiring.scratch import scratch_in
 
 
@@ -107,9 +106,11 @@ def source_text(revision: Revision) -> str:
     """The Function's file, where it lies on this machine; empty: it does not."""
     where = revision.function.where.rpartition(":")[0]
     try:
-        return Path(where).read_text("utf-8") if where else ""
+        text = Path(where).read_text("utf-8") if where else ""
     except (OSError, UnicodeDecodeError):
         return ""
+    # Whoever may read jobs would read values that are written in the program.
+    return "" if "from_dict" in text else text
 
 
 async def _has_image(cluster: Cluster, image: BuiltImage) -> bool:

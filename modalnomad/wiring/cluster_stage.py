@@ -8,16 +8,17 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Final
 
 from modalnomad.deploy.stage import Stage
-from modalnomad.deploy.warming import ALIVE, WARM, count_warm
+from modalnomad.deploy.warming import ALIVE, WARM, all_or_first_error, count_warm
 from modalnomad.hashicorp.consul.registrations import watch_registrations
 from modalnomad.hashicorp.consul.routers import RouterInfo, routers
 from modalnomad.hashicorp.nomad.engine import NomadEngine
 from modalnomad.kit.tasks import Tasks
 from modalnomad.kit.watch import Cell
-from modalnomad.model.errors import BackendError, UserCodeFailed
+from modalnomad.model.errors import BackendError, BackendRefused, UserCodeFailed
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import PoolKey, Replica, ReplicaKey, ReplicaState
 from modalnomad.model.revision import Revision
+from modalnomad.render.cluster import CONSUL_META_LIMIT, encode
 from modalnomad.wiring.cluster import Cluster
 
 LOOK: Final = 0.25
@@ -61,7 +62,8 @@ class ClusterStage(Stage):
         limit = revision.function.scaling.max_containers
         count = count if limit is None else min(count, max(1, limit))
         keys = [await self._start(pool, number) for number in range(count)]
-        await asyncio.gather(*(self._until_ready(revision, key) for key in keys))
+        if len(encode(parameters)) <= CONSUL_META_LIMIT:  # longer ones Consul is not told of: they are only started
+            await all_or_first_error([self._until_ready(revision, key) for key in keys])
 
     async def _start(self, pool: PoolKey, number: int) -> ReplicaKey:
         mine = [r for r in await self._known() if r.key.pool == pool and r.key.number == number]
@@ -77,17 +79,22 @@ class ClusterStage(Stage):
             found = (replica for replica in replicas or () if replica.key == key)
             return next((r for r in found if r.state in {ReplicaState.FAILED, ReplicaState.GONE}), None)
 
+        limit = revision.function.start_limit + self._cluster.settings.nomad.grace_period
         async with Tasks("warming") as tasks:
             ready = tasks.spawn(self.ready.until(lambda keys: key in keys), "ready")
             over = tasks.spawn(self.replicas.until(lambda replicas: ended(replicas) is not None), "over")
-            async with asyncio.timeout(revision.function.start_limit + self._cluster.settings.nomad.grace_period):
-                await asyncio.wait([ready, over], return_when=asyncio.FIRST_COMPLETED)
-        if key not in self.ready.value and (replica := ended(self.replicas.value)) is not None:
+            await asyncio.wait([ready, over], return_when=asyncio.FIRST_COMPLETED, timeout=limit)
+        if key in self.ready.value:
+            return
+        name = f"{revision.app}/{revision.function.tag}"
+        if (replica := ended(self.replicas.value)) is not None:
             failure = replica.failure
             reason = failure.reason if failure is not None else "it ended before it was ready"
-            raise UserCodeFailed(
-                f"{revision.app}/{revision.function.tag} does not start: {reason}", failure.detail if failure else ""
-            )
+            raise UserCodeFailed(f"{name} does not start: {reason}", failure.detail if failure else "")
+        raise BackendRefused(
+            f"{name} was started, and Consul did not say within {limit:g} s that its health check passes",
+            "is Nomad's agent on its node told where Consul is? `modalnomad doctor` looks",
+        )
 
     async def follow(self, earlier: RevisionId, successor: RevisionId) -> None:
         """Nothing to arrange: the successor is placed when Nomad has room for it, which its predecessor makes by

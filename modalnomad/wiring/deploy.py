@@ -1,14 +1,11 @@
-"""The parts of `deploy` and of everything else that changes a deployed App: all of them but those that run replicas."""
+"""The parts of `deploy` and of everything else that changes a deployed App, of the back end in use."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 
-from modalnomad.deploy.build import Builder
-from modalnomad.deploy.changing import OpenStage
 from modalnomad.deploy.revising import Stores
 from modalnomad.embedded.artifacts import EmbeddedArtifacts
 from modalnomad.embedded.discovery import EmbeddedDiscovery
@@ -16,30 +13,13 @@ from modalnomad.embedded.engine import EmbeddedEngine
 from modalnomad.embedded.keys import platform_key
 from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.model.revision import BuiltImage
-from modalnomad.ports.discovery import Discovery
 from modalnomad.settings import Settings
 from modalnomad.wiring.building import builder_of, images_of
 from modalnomad.wiring.control import open_stage
-from modalnomad.wiring.home import home_of
-from modalnomad.wiring.records import image_store
-from modalnomad.wiring.running import Listener, listener
+from modalnomad.wiring.deploy_parts import DeployParts
+from modalnomad.wiring.home import home_of, image_store
+from modalnomad.wiring.running import listener
 from modalnomad.wiring.scratch import scratch_in
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeployParts:
-    """Builds and publishes; runs nothing."""
-
-    settings: Settings
-    builder: Builder
-    discovery: Discovery
-    stores: Stores
-    stage: OpenStage
-    """The platform that runs; None: none does."""
-    keep: int
-    """Versions of an App that are kept."""
-    listener: Callable[[bool], Awaitable[Listener]]
-    """Where requests go in; the argument: whether a platform was there to take the change."""
 
 
 @asynccontextmanager

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from modalnomad_sdk.store import ImageStore
+
 from modalnomad.embedded.home import open_home
 from modalnomad.embedded.store import named_lock
 from modalnomad.settings import Settings
@@ -16,6 +18,11 @@ from modalnomad.settings import Settings
 def home_of(settings: Settings) -> Path:
     """The home, checked; a new one is marked with its format. Raises BackendRefused, see `embedded.home.open_home`."""
     return open_home(settings.home)
+
+
+def image_store(settings: Settings) -> ImageStore:
+    """The images of this machine's replicas. Raises BackendRefused, see `home_of`."""
+    return ImageStore(home_of(settings) / "images")
 
 
 @contextmanager

@@ -26,8 +26,7 @@ from modalnomad.ports.discovery import Discovery
 from modalnomad.router.activator import StartFailed
 from modalnomad.router.server import RouterServer
 from modalnomad.settings import RouterSettings, Settings
-from modalnomad.wiring.home import home_of
-from modalnomad.wiring.records import image_store
+from modalnomad.wiring.home import home_of, image_store
 from modalnomad.wiring.tls import tls_context
 
 if TYPE_CHECKING:

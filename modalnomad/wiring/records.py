@@ -7,8 +7,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from modalnomad_sdk.store import ImageStore
-
 from modalnomad.embedded.discovery import EmbeddedDiscovery
 from modalnomad.embedded.environments import EnvironmentInfo
 from modalnomad.embedded.environments import environments as environments_of
@@ -50,11 +48,6 @@ async def with_records(settings: Settings, work: Callable[[Records], Awaitable[T
     """What `work` makes of them. Raises as `open_records` and `work`."""
     async with open_records(settings) as records:
         return await work(records)
-
-
-def image_store(settings: Settings) -> ImageStore:
-    """The images of this machine's replicas. Raises BackendRefused, see `home_of`."""
-    return ImageStore(home_of(settings) / "images")
 
 
 async def environments(settings: Settings) -> tuple[EnvironmentInfo, ...]:

@@ -19,8 +19,7 @@ from modalnomad.settings import ArtifactSettings, Settings
 from modalnomad.wiring.building import naming_of
 from modalnomad.wiring.cluster import web_urls
 from modalnomad.wiring.cluster_deploy import deployer, source_text
-from modalnomad.wiring.home import home_of
-from modalnomad.wiring.records import image_store
+from modalnomad.wiring.home import home_of, image_store
 from modalnomad.wiring.scratch import scratch_in
 
 NO_TICKET: Final = "0" * 64

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from modalnomad.model.errors import BackendError
 from modalnomad.settings import UP_PORT, Settings
 from modalnomad.wiring.control import control_call
-from modalnomad.wiring.parts import address
+from modalnomad.wiring.deploy_parts import Listener
 
 
 async def containers(settings: Settings) -> Sequence[Mapping[str, Any]]:
@@ -39,19 +38,6 @@ async def replicas_by_app(settings: Settings) -> Mapping[tuple[str, str], int] |
     except BackendError:
         return None
     return Counter((container["environment"], container["app"]) for container in found)
-
-
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """Where requests go in."""
-
-    port: int
-    """0: not known before a platform runs."""
-    tls: bool
-
-    def url(self, host: str) -> str | None:
-        """Public address of a host name."""
-        return address(host, self.port, tls=self.tls) if self.port else None
 
 
 async def listener(settings: Settings, running: bool) -> Listener:
