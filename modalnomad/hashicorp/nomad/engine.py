@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Final, Protocol, Self
 
@@ -17,6 +17,7 @@ from modalnomad.hashicorp.nomad.lastwords import last_words
 from modalnomad.hashicorp.nomad.logs import read_logs
 from modalnomad.hashicorp.nomad.mirror import RELIST, Mirror
 from modalnomad.hashicorp.nomad.parents import Parents, Renderings, Versions
+from modalnomad.hashicorp.nomad.prewarming import Told, prewarm
 from modalnomad.hashicorp.nomad.remarks import cluster_remarks
 from modalnomad.hashicorp.nomad.shapes import Allocation
 from modalnomad.hashicorp.nomad.view import View, with_registrations
@@ -29,7 +30,7 @@ from modalnomad.model.manifest import Function, Notice
 from modalnomad.model.replica import Address, LogLine, Replica, ReplicaKey, ReplicaState
 from modalnomad.model.revision import Revision
 from modalnomad.ports.engine import Engine, Verdict
-from modalnomad.render.cluster import TASK
+from modalnomad.render.cluster import META_SECRETS, TASK
 
 logger = logging.getLogger("modalnomad.nomad")
 
@@ -177,6 +178,20 @@ class NomadEngine(Engine):
                 if self.stale_since is not None:
                     self._publish()
 
+    def started_with(self) -> Mapping[ReplicaKey, str]:
+        """Live replicas and the versions of the secrets they were started with, `db=3,api=1`; empty: they have none."""
+        found = {}
+        for replica in self._replicas.value or ():
+            if replica.state is ReplicaState.STARTING and (job := self._world.child(replica.key)) is not None:
+                found[replica.key] = job.meta.get(META_SECRETS, "")
+        return found
+
+    def replace(self, reasons: Mapping[ReplicaKey, str]) -> None:
+        """These replicas, and no others, should be replaced before they go (`Replica.leaving`), beside those whose
+        machine is drained."""
+        self._view.leaving = dict(reasons)
+        self._publish()
+
     # --- revisions -----------------------------------------------------------------------------------------------
 
     async def prepare(self, revision: Revision) -> None:
@@ -197,6 +212,10 @@ class NomadEngine(Engine):
     async def explain(self, revision: Revision) -> Verdict:
         """What Nomad's scheduler would say. Raises BackendError."""
         return await explain(self._api, self._parents, revision)
+
+    async def prewarm(self, revision: Revision, told: Told = lambda done, total: None) -> int:
+        """Make its environment on every node it may run on. Returns on how many. Raises UserError, BackendError."""
+        return await prewarm(self._api, await self._parents.prewarm_body(revision), told)
 
     async def remarks(self, functions: Sequence[Function]) -> tuple[Notice, ...]:
         """What has no effect on a cluster."""

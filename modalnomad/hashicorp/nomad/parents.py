@@ -13,7 +13,7 @@ from modalnomad.hashicorp.nomad.shapes import Allocation, allocation_of
 from modalnomad.model.errors import BackendConflict, BackendRefused
 from modalnomad.model.revision import Revision
 from modalnomad.render.cluster import META_REVISION, META_SPEC, TASK, environment_of, namespace_of
-from modalnomad.render.nomad import META_VERSION, Rendering, parent_job
+from modalnomad.render.nomad import META_VERSION, Rendering, parent_job, prewarm_job
 
 logger = logging.getLogger("modalnomad.nomad")
 
@@ -43,6 +43,10 @@ class Parents:
         found = await self._find(revision.id, namespace_of(revision.environment))
         version = _version(found[0]) if found else None
         return await self._render(revision, version or await self._version_of(revision))
+
+    async def prewarm_body(self, revision: Revision) -> dict[str, Any]:
+        """The job that makes its environment on all nodes. Raises UserError, BackendError."""
+        return prewarm_job(revision, await self._rendering(revision, await self._version_of(revision)))
 
     async def prepare(self, revision: Revision) -> None:
         """Have its job registered, as it is rendered now. Its replicas run on. A job of it that is there under another
