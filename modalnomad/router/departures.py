@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import Final
 
 from modalnomad.model.replica import ReplicaKey
 from modalnomad.router.breaker import Starts
@@ -11,6 +13,9 @@ from modalnomad.router.places import Drain, Effect, Kill, Place, PlaceState
 from modalnomad.router.roster import Roster
 from modalnomad.scaling.decide import Reason
 
+FORCE_AFTER: Final = 60.0
+"""Seconds for which one that goes for good is only asked: requests of other routers, which do not choose it any more
+while they have others, are finished as a rule. Forced, what still runs gets the runner's grace period."""
 _LEFT_OVER = Reason("retired", "no longer served")
 
 
@@ -22,24 +27,18 @@ class Departures:
         self._starts = starts
 
     def close(
-        self,
-        place: Place,
-        now: float,
-        reason: Reason,
-        *,
-        idle_for: float = 0.0,
-        going: bool = False,
-        force: bool = False,
+        self, place: Place, now: float, reason: Reason, *, idle_for: float = 0.0, going: bool = False
     ) -> list[Effect]:
-        """It takes no more requests, and is asked to drain when it holds none. `going`, `force`: see Place."""
+        """It takes no more requests, and is asked to drain when it holds none. `going`: see Place."""
         self._places.move(place, PlaceState.CLOSING, now)
         place.why = reason
         place.going |= going
-        place.forced |= force
-        return [] if place.running else [Drain(place.key, idle_for, reason, force=place.forced)]
+        place.force_at = now + FORCE_AFTER if place.going else math.inf
+        return [] if place.running else [Drain(place.key, idle_for, reason)]
 
-    def again(self, place: Place) -> Drain:
+    def again(self, place: Place, now: float) -> Drain:
         """Ask it to drain, once it holds nothing any more, or once more."""
+        place.forced |= now >= place.force_at
         return Drain(place.key, 0.0, place.why or _LEFT_OVER, force=place.forced)
 
     def kill(self, place: Place, now: float, reason: Reason) -> list[Effect]:
@@ -109,5 +108,5 @@ class Departures:
                 self._places.move(place, PlaceState.READY, now)
             case "drain":
                 place.changed_at = now
-                return [self.again(place)]
+                return [self.again(place, now)]
         return []

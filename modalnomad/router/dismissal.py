@@ -12,7 +12,7 @@ def dismiss(activator: Activator, key: ReplicaKey, now: float) -> bool:
     for pool in activator.pools():
         place = pool.places.get(key)
         if place is not None and place.live:
-            place.going = place.forced = True
+            place.going = True
             activator.apply(pool, pool.shed({key.number}, now, Reason("asked", "stopped by hand")))
             activator.on_change()
             return True

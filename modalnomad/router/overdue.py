@@ -27,7 +27,7 @@ def overdue(place: Place, now: float, policy: Policy, overstay: float) -> Overdu
     if place.state is PlaceState.STRUCK and since >= (HUNG_LIMIT if place.hung else STRIKE_LIMIT) and not place.running:
         return "answer"
     if place.state is PlaceState.DRAINING and not place.killed:
-        # What other routers had sent there before it was forced is finished.
+        # What other routers had sent there before it was forced may take its time.
         return "end" if since >= overstay + (policy.request_limit if place.forced else 0.0) else None
     if place.state is PlaceState.CLOSING and since >= RETRY_PAUSE and not place.running:
         return "drain"

@@ -10,6 +10,7 @@ STARTING ─ready─▶ READY ◀──probe answered──┐
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -74,8 +75,10 @@ class Place:
     """Why its engine wants it replaced (`model.Replica.leaving`)."""
     going: bool = False
     """It leaves for good: it is not reopened, whoever waits."""
+    force_at: float = math.inf
+    """From then on its drain holds whatever other routers have running on it: that gets the grace period."""
     forced: bool = False
-    """Its drain holds although requests of other routers run on it; they are finished."""
+    """It was asked so."""
 
     def move(self, state: PlaceState, now: float) -> None:
         """Raises IllegalMove."""

@@ -112,7 +112,7 @@ class Pool:
         if not place.running:
             place.idle_since = now
             if place.state is PlaceState.CLOSING:
-                return [self._departures.again(place), *self.settle(now)]
+                return [self._departures.again(place, now), *self.settle(now)]
             if place is self._replacing.dry and not self.tickets and place.state is PlaceState.READY:
                 return [*self._go(Step("drain", place), now), *self.settle(now)]
         return self.settle(now) if self.tickets else []
@@ -385,7 +385,7 @@ class Pool:
     def _go(self, step: Step, now: float) -> list[Effect]:
         reason = Reason("replaced", f"replaced: {step.place.leaving}")
         if step.what == "close":
-            return self._departures.close(step.place, now, reason, going=True, force=True)
+            return self._departures.close(step.place, now, reason, going=True)
         if step.what == "drain":
             return self._departures.close(step.place, now, reason, idle_for=step.idle_for)
         if not self._room(len(self.places) - 1) or not self._may.allowed(now):

@@ -7,6 +7,7 @@ import pytest
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import Failure, PoolKey, ReplicaKey, TcpAddress
 from modalnomad.router.breaker import Breaker, Starts
+from modalnomad.router.departures import FORCE_AFTER
 from modalnomad.router.places import Deny, Drain, Effect, Failed, Grant, Kill, Place, PlaceState, Start, Ticket
 from modalnomad.router.pool import Pool
 from modalnomad.router.replacing import LONGEST_PAUSE, PAUSE, QUIET
@@ -59,7 +60,16 @@ def test_one_in_use_goes_after_its_successor_is_ready_and_after_its_last_request
     assert old.state is PlaceState.CLOSING
     assert take(pool, 12.0).key == start.key, "no new leases on the old one"
     (drain,) = drains(pool.release(lease, 13.0))
-    assert (drain.key, drain.force, drain.reason.kind) == (old.key, True, "replaced"), "other routers go on sending"
+    assert (drain.key, drain.force, drain.reason.kind) == (old.key, False, "replaced")
+    now = 13.0
+    while not drain.force:
+        assert now < 12.0 + FORCE_AFTER + 1.0
+        pool.drain_sent(old.key, now)
+        pool.drain_refused(old.key, now)
+        assert old not in pool.places.offered, "other routers use it, this one does not"
+        now += 0.3
+        (drain,) = drains(pool.expire(now))
+    assert now >= 12.0 + FORCE_AFTER, "what other routers had running there has had its time"
 
 
 def test_nobody_waiting_brings_back_one_that_has_its_successor() -> None:
@@ -183,10 +193,11 @@ def test_a_drain_that_is_forced_leaves_other_routers_the_time_of_a_request() -> 
     (new,) = started(pool.replace(0.0, 1))
     pool.ready(new, 0.0)
     pool.replace(0.0, 1)
-    pool.release(lease, 0.0)
-    assert pool.drain_sent(old.key, 0.0) is old
-    assert not [e for e in pool.expire(49.9) if isinstance(e, Kill)]
-    assert [e.key for e in pool.expire(50.0) if isinstance(e, Kill)] == [old.key]
+    (drain,) = drains(pool.release(lease, FORCE_AFTER))
+    assert drain.force
+    assert pool.drain_sent(old.key, FORCE_AFTER) is old
+    assert not [e for e in pool.expire(FORCE_AFTER + 49.9) if isinstance(e, Kill)]
+    assert [e.key for e in pool.expire(FORCE_AFTER + 50.0) if isinstance(e, Kill)] == [old.key]
 
 
 def test_the_slow_part_of_scaling_lets_a_successor_be_and_sends_the_old_one_first() -> None:
