@@ -23,7 +23,7 @@ from modalnomad.kit.tasks import Tasks
 from tests.support.fakes import consul_kv as kv
 from tests.support.fakes.consul_acl import Acl, Rights
 from tests.support.fakes.consul_admin import add_acl_routes
-from tests.support.fakes.consul_agent import Agent, add_agent_routes
+from tests.support.fakes.consul_agent import Agent, AgentRoutes
 from tests.support.fakes.consul_state import Refused, Store
 
 DEFAULT_WAIT, LONGEST_WAIT = 300.0, 600.0
@@ -81,8 +81,8 @@ class FakeConsul:
 
     async def __aenter__(self) -> Self:
         app = web.Application(middlewares=[self._middleware], client_max_size=1 << 26)
-        add_kv_routes(self, app)
-        add_agent_routes(self, app)
+        KvRoutes(self).add(app)
+        AgentRoutes(self).add(app)
         add_acl_routes(self.acl, app, self._rights)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.05)
         await self._runner.setup()
@@ -246,71 +246,78 @@ class FakeConsul:
         return answer
 
 
-def add_kv_routes(consul: FakeConsul, app: web.Application) -> None:
+class KvRoutes:
     """KV, transactions, sessions, status."""
-    store = consul.store
 
-    async def read(request: web.Request) -> web.Response:
-        rights = consul._rights(request)
-        return await consul.blocking(request, kv.get(store, request, rights), rights)
+    def __init__(self, consul: FakeConsul) -> None:
+        self.consul = consul
+        self.store = consul.store
 
-    async def write(request: web.Request) -> web.Response:
-        return _json(await kv.put(store, request, consul._rights(request), consul.kv_limit))
+    def add(self, app: web.Application) -> None:
+        """To the server."""
+        app.router.add_get("/v1/kv/{key:.*}", self.read)
+        app.router.add_put("/v1/kv/{key:.*}", self.write)
+        app.router.add_delete("/v1/kv/{key:.*}", self.delete)
+        app.router.add_put("/v1/txn", self.transaction)
+        app.router.add_put("/v1/session/create", self.create)
+        app.router.add_put("/v1/session/renew/{id}", self.renew)
+        app.router.add_put("/v1/session/destroy/{id}", self.destroy)
+        app.router.add_get("/v1/session/info/{id}", self.sessions)
+        app.router.add_get("/v1/session/list", self.sessions)
+        app.router.add_get("/v1/status/leader", self.leader)
+        app.router.add_get("/v1/status/peers", self.peers)
 
-    async def delete(request: web.Request) -> web.Response:
-        return _json(kv.delete(store, request, consul._rights(request)))
+    async def read(self, request: web.Request) -> web.Response:
+        rights = self.consul._rights(request)
+        return await self.consul.blocking(request, kv.get(self.store, request, rights), rights)
 
-    async def transaction(request: web.Request) -> web.Response:
-        status, body = await kv.txn(store, request, consul._rights(request), consul.kv_limit)
+    async def write(self, request: web.Request) -> web.Response:
+        return _json(await kv.put(self.store, request, self.consul._rights(request), self.consul.kv_limit))
+
+    async def delete(self, request: web.Request) -> web.Response:
+        return _json(kv.delete(self.store, request, self.consul._rights(request)))
+
+    async def transaction(self, request: web.Request) -> web.Response:
+        status, body = await kv.txn(self.store, request, self.consul._rights(request), self.consul.kv_limit)
         return _json(body, status)
 
-    async def create(request: web.Request) -> web.Response:
-        return _json(await kv.create_session(store, request, consul._rights(request), NODE, consul.ttl_min))
+    async def create(self, request: web.Request) -> web.Response:
+        return _json(
+            await kv.create_session(self.store, request, self.consul._rights(request), NODE, self.consul.ttl_min)
+        )
 
-    async def renew(request: web.Request) -> web.Response:
-        consul._rights(request).need("session", "write", NODE)
+    async def renew(self, request: web.Request) -> web.Response:
+        self.consul._rights(request).need("session", "write", NODE)
         id = request.match_info["id"]
-        if (session := store.sessions.get(id)) is None:
+        if (session := self.store.sessions.get(id)) is None:
             raise Refused(404, f"Session id '{id}' not found")
-        store.renew(session)
+        self.store.renew(session)
         return _json([session.json()])
 
-    async def destroy(request: web.Request) -> web.Response:
-        consul._rights(request).need("session", "write", NODE)
-        store.end_session(request.match_info["id"])
+    async def destroy(self, request: web.Request) -> web.Response:
+        self.consul._rights(request).need("session", "write", NODE)
+        self.store.end_session(request.match_info["id"])
         return _json(True)
 
-    async def sessions(request: web.Request) -> web.Response:
-        rights = consul._rights(request)
+    async def sessions(self, request: web.Request) -> web.Response:
+        rights = self.consul._rights(request)
         rights.need("session", "read", NODE)
 
         def look() -> tuple[int, Any]:
             found = (
-                [store.sessions.get(request.match_info["id"])]
+                [self.store.sessions.get(request.match_info["id"])]
                 if "id" in request.match_info
-                else store.sessions.values()
+                else self.store.sessions.values()
             )
-            return store.tables.get("sessions", 1), [one.json() for one in found if one is not None]
+            return self.store.tables.get("sessions", 1), [one.json() for one in found if one is not None]
 
-        return await consul.blocking(request, look, rights)
+        return await self.consul.blocking(request, look, rights)
 
-    async def leader(request: web.Request) -> web.Response:
+    async def leader(self, request: web.Request) -> web.Response:
         return _json("127.0.0.1:8300")
 
-    async def peers(request: web.Request) -> web.Response:
+    async def peers(self, request: web.Request) -> web.Response:
         return _json(["127.0.0.1:8300"])
-
-    app.router.add_get("/v1/kv/{key:.*}", read)
-    app.router.add_put("/v1/kv/{key:.*}", write)
-    app.router.add_delete("/v1/kv/{key:.*}", delete)
-    app.router.add_put("/v1/txn", transaction)
-    app.router.add_put("/v1/session/create", create)
-    app.router.add_put("/v1/session/renew/{id}", renew)
-    app.router.add_put("/v1/session/destroy/{id}", destroy)
-    app.router.add_get("/v1/session/info/{id}", sessions)
-    app.router.add_get("/v1/session/list", sessions)
-    app.router.add_get("/v1/status/leader", leader)
-    app.router.add_get("/v1/status/peers", peers)
 
 
 def _body(value: Any) -> bytes:

@@ -202,103 +202,109 @@ SERF = {
 }
 
 
-def add_agent_routes(consul: FakeConsul, app: web.Application) -> None:
+class AgentRoutes:
     """Agent, health and catalog."""
-    agent, store = consul.agent, consul.store
 
-    async def own(request: web.Request) -> web.Response:
-        consul._rights(request).need("agent", "read", agent.node)
-        return web.json_response(agent_self(agent.node, consul.version))
+    def __init__(self, consul: FakeConsul) -> None:
+        self.consul = consul
+        self.agent = consul.agent
+        self.store = consul.store
 
-    async def services(request: web.Request) -> web.Response:
-        rights = consul._rights(request)
+    def add(self, app: web.Application) -> None:
+        """To the server."""
+        app.router.add_get("/v1/agent/self", self.own)
+        app.router.add_get("/v1/agent/services", self.services)
+        app.router.add_get("/v1/agent/checks", self.checks)
+        app.router.add_put("/v1/agent/service/register", self.register)
+        app.router.add_put("/v1/agent/service/deregister/{id}", self.deregister)
+        app.router.add_put("/v1/agent/check/register", self.register_check)
+        app.router.add_put("/v1/agent/check/deregister/{id}", self.deregister_check)
+        app.router.add_put("/v1/agent/check/{how:pass|warn|fail}/{id}", self.set_check)
+        app.router.add_get("/v1/health/service/{name}", self.health)
+        app.router.add_get("/v1/catalog/services", self.catalog)
+        app.router.add_get("/v1/catalog/nodes", self.nodes)
+
+    async def own(self, request: web.Request) -> web.Response:
+        self.consul._rights(request).need("agent", "read", self.agent.node)
+        return web.json_response(agent_self(self.agent.node, self.consul.version))
+
+    async def services(self, request: web.Request) -> web.Response:
+        rights = self.consul._rights(request)
         keep = matcher(request.query.get("filter", ""))
         shown = {
             id: {**one, "Datacenter": DATACENTER}
-            for id, one in agent.services.items()
+            for id, one in self.agent.services.items()
             if rights.may("service", "read", one["Service"]) and keep(one)
         }
         return web.json_response(shown)
 
-    async def checks(request: web.Request) -> web.Response:
-        rights = consul._rights(request)
-        shown = {id: one for id, one in agent.checks.items() if rights.may("service", "read", one["ServiceName"])}
+    async def checks(self, request: web.Request) -> web.Response:
+        rights = self.consul._rights(request)
+        shown = {id: one for id, one in self.agent.checks.items() if rights.may("service", "read", one["ServiceName"])}
         return web.json_response(shown)
 
-    async def register(request: web.Request) -> web.Response:
+    async def register(self, request: web.Request) -> web.Response:
         wanted = await request.json()
-        consul._rights(request).need("service", "write", wanted.get("Name", ""))
-        agent.register(wanted)
+        self.consul._rights(request).need("service", "write", wanted.get("Name", ""))
+        self.agent.register(wanted)
         return web.Response()
 
-    async def deregister(request: web.Request) -> web.Response:
+    async def deregister(self, request: web.Request) -> web.Response:
         id = request.match_info["id"]
-        consul._rights(request).need("service", "write", agent.services.get(id, {}).get("Service", id))
-        agent.deregister(id)
+        self.consul._rights(request).need("service", "write", self.agent.services.get(id, {}).get("Service", id))
+        self.agent.deregister(id)
         return web.Response()
 
-    async def register_check(request: web.Request) -> web.Response:
+    async def register_check(self, request: web.Request) -> web.Response:
         wanted = await request.json()
-        rights = consul._rights(request)
-        if service := agent.services.get(wanted.get("ServiceID", "")):
+        rights = self.consul._rights(request)
+        if service := self.agent.services.get(wanted.get("ServiceID", "")):
             rights.need("service", "write", service["Service"])
         else:
-            rights.need("node", "write", agent.node)
-        agent.add_check(wanted)
+            rights.need("node", "write", self.agent.node)
+        self.agent.add_check(wanted)
         return web.Response()
 
-    async def deregister_check(request: web.Request) -> web.Response:
-        consul._rights(request).need("node", "write", agent.node)
-        agent.remove_check(request.match_info["id"])
+    async def deregister_check(self, request: web.Request) -> web.Response:
+        self.consul._rights(request).need("node", "write", self.agent.node)
+        self.agent.remove_check(request.match_info["id"])
         return web.Response()
 
-    async def set_check(request: web.Request) -> web.Response:
+    async def set_check(self, request: web.Request) -> web.Response:
         status = {"pass": "passing", "warn": "warning", "fail": "critical"}[request.match_info["how"]]
-        agent.update(request.match_info["id"], status, request.query.get("note", ""))
+        self.agent.update(request.match_info["id"], status, request.query.get("note", ""))
         return web.Response()
 
-    async def health(request: web.Request) -> web.Response:
-        rights = consul._rights(request)
+    async def health(self, request: web.Request) -> web.Response:
+        rights = self.consul._rights(request)
         name, passing = request.match_info["name"], request.query.get("passing", "0") not in {"0", "false"}
         keep = matcher(request.query.get("filter", ""))
 
         def look() -> tuple[int, Any]:
-            index, found = agent.health(name, passing)
+            index, found = self.agent.health(name, passing)
             # Both count: https://developer.hashicorp.com/consul/api-docs/health#list-service-instances-for-service
-            if not (rights.may("service", "read", name) and rights.may("node", "read", agent.node)):
+            if not (rights.may("service", "read", name) and rights.may("node", "read", self.agent.node)):
                 rights.filtered = rights.filtered or bool(found)
                 return index, []
             return index, [one for one in found if keep(one)]
 
-        return await consul.blocking(request, look, rights)
+        return await self.consul.blocking(request, look, rights)
 
-    async def catalog(request: web.Request) -> web.Response:
-        rights = consul._rights(request)
+    async def catalog(self, request: web.Request) -> web.Response:
+        rights = self.consul._rights(request)
 
         def look() -> tuple[int, Any]:
             named: dict[str, list[str]] = {"consul": []}
-            for one in agent.services.values():
+            for one in self.agent.services.values():
                 if rights.may("service", "read", one["Service"]):
                     named[one["Service"]] = sorted({*named.get(one["Service"], ()), *one["Tags"]})
-            return max(store.tables.get("services", 0), 1), named
+            return max(self.store.tables.get("services", 0), 1), named
 
-        return await consul.blocking(request, look, rights)
+        return await self.consul.blocking(request, look, rights)
 
-    async def nodes(request: web.Request) -> web.Response:
-        rights = consul._rights(request)
-        return await consul.blocking(request, lambda: (1, [agent.node_json()]), rights)
-
-    app.router.add_get("/v1/agent/self", own)
-    app.router.add_get("/v1/agent/services", services)
-    app.router.add_get("/v1/agent/checks", checks)
-    app.router.add_put("/v1/agent/service/register", register)
-    app.router.add_put("/v1/agent/service/deregister/{id}", deregister)
-    app.router.add_put("/v1/agent/check/register", register_check)
-    app.router.add_put("/v1/agent/check/deregister/{id}", deregister_check)
-    app.router.add_put("/v1/agent/check/{how:pass|warn|fail}/{id}", set_check)
-    app.router.add_get("/v1/health/service/{name}", health)
-    app.router.add_get("/v1/catalog/services", catalog)
-    app.router.add_get("/v1/catalog/nodes", nodes)
+    async def nodes(self, request: web.Request) -> web.Response:
+        rights = self.consul._rights(request)
+        return await self.consul.blocking(request, lambda: (1, [self.agent.node_json()]), rights)
 
 
 def agent_self(node: str, version: str) -> dict[str, Any]:
