@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.support.cluster_servers import Servers
+from tests.support.cluster_servers import Servers, fake_place
 from tests.support.engines import Harness, embedded
 from tests.support.nomad_agent import nomad_program
 from tests.support.nomad_engine import nomad_engine
+from tests.support.openbao import OpenBao
 
 
 @pytest.fixture(scope="session")
-def servers() -> Iterator[Servers]:
-    """Of a real cluster, where there is a Nomad on PATH."""
+def servers(openbao: OpenBao) -> Iterator[Servers]:
+    """A real Nomad, where there is one on PATH."""
     if nomad_program() is None:
         pytest.skip("no nomad on PATH: not tried on a real one")
-    with Servers() as found:
+    with Servers(openbao) as found:
         yield found
 
 
-@pytest.fixture(params=["embedded", "embedded with templates", "nomad (real)"])
+@pytest.fixture(params=["embedded", "embedded with templates", "nomad (fake)", "nomad (real)"])
 async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
     """An engine of each kind."""
-    if "nomad" in request.param:
-        async with (
-            request.getfixturevalue("servers").environment() as place,
-            nomad_engine(place, tmp_path / "home") as h,
-        ):
-            yield h
-        return
-    async with embedded(tmp_path / "home", warm="templates" in request.param) as h:
-        yield h
+    kind, home = request.param, tmp_path / "home"
+    async with AsyncExitStack() as stack:
+        if kind == "nomad (real)":
+            place = await stack.enter_async_context(request.getfixturevalue("servers").environment())
+            yield await stack.enter_async_context(nomad_engine(place, home))
+        elif kind == "nomad (fake)":
+            place = await stack.enter_async_context(fake_place(request.getfixturevalue("openbao"), tmp_path))
+            yield await stack.enter_async_context(nomad_engine(place, home))
+        else:
+            yield await stack.enter_async_context(embedded(home, warm="templates" in kind))

@@ -21,6 +21,10 @@ from typing import Any, Self, TypeVar
 
 from modalnomad.render.cluster import namespace_of
 from tests.support.fakes.consul import FakeConsul
+from tests.support.fakes.identity import Signer
+from tests.support.fakes.nomad.server import FakeNomad
+from tests.support.fakes.tasks.runner import TaskRunner
+from tests.support.fakes.tasks.vault import VaultAccess
 from tests.support.nomad_agent import NomadAgent
 from tests.support.nomad_calls import Calls
 from tests.support.openbao import OpenBao
@@ -44,10 +48,13 @@ class Place:
     nomad: str
     """Its address."""
     token: str
-    vault: str
-    vault_token: str
+    bao: OpenBao
+    mount: str
+    """Of its secrets there."""
+    auth_mount: str
     store: Path
     """Environments on its node."""
+    fake: FakeNomad | None = None
 
     @property
     def namespace(self) -> str:
@@ -58,7 +65,9 @@ class Place:
 class Servers:
     """They run on an event loop in a thread of their own, so that tests with loops of theirs can share them."""
 
-    def __init__(self) -> None:
+    def __init__(self, bao: OpenBao) -> None:
+        self._bao = bao
+        self._mount = bao.mount()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="servers", daemon=True)
         self._open = AsyncExitStack()
@@ -92,14 +101,11 @@ class Servers:
 
     async def _start(self) -> None:
         enter = self._open.enter_async_context
-        self.bao = OpenBao(self._folder / "bao")
-        await asyncio.to_thread(self.bao.start)
-        self._open.callback(self.bao.stop)
         consul = await enter(FakeConsul())
         vault = {
             "enabled": True,
-            "address": self.bao.address,
-            "jwt_auth_backend_path": "jwt-nomad",
+            "address": self._bao.address,
+            "jwt_auth_backend_path": self._mount,
             "default_identity": {"aud": ["vault.io"], "ttl": "1h"},
         }
         agent = NomadAgent(
@@ -111,36 +117,68 @@ class Servers:
         self.agent = await enter(agent)
         wanted = {"consul.version", "vault.version"}
         await agent.calls.until(f"/v1/node/{agent.node}", lambda node: wanted <= node["Attributes"].keys())
-        await asyncio.to_thread(self.bao.enable_jwt, jwks_url=f"{agent.address}/.well-known/jwks.json")
+        jwks = f"{agent.address}/.well-known/jwks.json"
+        await asyncio.to_thread(self._bao.enable_jwt, self._mount, jwks_url=jwks)
 
     @asynccontextmanager
     async def environment(self) -> AsyncIterator[Place]:
         """One that nobody else uses; its jobs are stopped afterwards."""
         name = f"t{next(_numbers)}"
         namespace = namespace_of(name)
-        await asyncio.to_thread(self._make_role, name, namespace)
+        await asyncio.to_thread(_make_role, self._bao, self._mount, self._mount, name)
         async with Calls(self.agent.address, self.agent.token) as calls:
             await calls.put(f"/v1/namespace/{namespace}", {"Name": namespace})
-            quoted = ", ".join(f'"{right}"' for right in RIGHTS)
-            rules = f'namespace "{namespace}" {{ capabilities = [{quoted}] }}\nnode {{ policy = "read" }}'
-            await calls.put(f"/v1/acl/policy/{namespace}", {"Name": namespace, "Rules": rules})
+            await calls.put(f"/v1/acl/policy/{namespace}", {"Name": namespace, "Rules": _rules(namespace)})
             made = await calls.put("/v1/acl/token", {"Name": name, "Type": "client", "Policies": [namespace]})
             try:
                 yield Place(
                     environment=name,
                     nomad=self.agent.address,
                     token=made["SecretID"],
-                    vault=self.bao.address,
-                    vault_token=self.bao.root_token,
+                    bao=self._bao,
+                    mount=self._mount,
+                    auth_mount=self._mount,
                     store=self._folder / "store",
                 )
             finally:
                 await _end_jobs(calls, namespace)
 
-    def _make_role(self, name: str, namespace: str) -> None:
-        path = f"secret/data/modalnomad/{name}/*"
-        self.bao.policy(namespace, f'path "{path}" {{ capabilities = ["read"] }}')
-        self.bao.jwt_role(namespace, namespace, [namespace])
+
+@asynccontextmanager
+async def fake_place(bao: OpenBao, folder: Path, **options: Any) -> AsyncIterator[Place]:
+    """On a fake Nomad with one node. `options`: of the node."""
+    name = f"t{next(_numbers)}"
+    mount = await asyncio.to_thread(bao.mount)
+    signer = Signer()
+    await asyncio.to_thread(bao.enable_jwt, mount, public_keys=[signer.public_pem()])
+    await asyncio.to_thread(_make_role, bao, mount, mount, name)
+    nodes = Path(tempfile.mkdtemp(prefix="mn-nodes-"))
+    runner = TaskRunner(nodes, vault=VaultAccess(bao.address, path=mount), signer=signer)
+    async with FakeNomad(acl=True, runner=runner) as nomad:
+        attributes = {"consul.version": "1.20.0", "vault.version": "2.7.2", "vault.accessible": "true"}
+        nomad.add_node("node", attributes=attributes, **options)
+        nomad.add_namespace(namespace_of(name))
+        yield Place(
+            environment=name,
+            nomad=nomad.address,
+            token=nomad.token(_rules(namespace_of(name))),
+            bao=bao,
+            mount=mount,
+            auth_mount=mount,
+            store=folder / "store",
+            fake=nomad,
+        )
+
+
+def _rules(namespace: str) -> str:
+    quoted = ", ".join(f'"{right}"' for right in RIGHTS)
+    return f'namespace "{namespace}" {{ capabilities = [{quoted}] }}\nnode {{ policy = "read" }}'
+
+
+def _make_role(bao: OpenBao, mount: str, auth_mount: str, environment: str) -> None:
+    name = namespace_of(environment)
+    bao.policy(name, f'path "{mount}/data/modalnomad/{environment}/*" {{ capabilities = ["read"] }}')
+    bao.jwt_role(name, name, [name], path=auth_mount)
 
 
 async def _end_jobs(calls: Calls, namespace: str) -> None:

@@ -44,7 +44,12 @@ async def nomad_engine(place: Place, home: Path, **options: Any) -> AsyncIterato
         memory=64,
         cpu=10,
     )
-    vault = VaultSettings(address=place.vault, token=SecretStr(place.vault_token))
+    vault = VaultSettings(
+        address=place.bao.address,
+        token=SecretStr(place.bao.root_token),
+        mount=place.mount,
+        auth_mount=place.auth_mount,
+    )
     async with AsyncExitStack() as stack:
         artifacts = ObjectArtifacts(ArtifactSettings(), home)
         server = ArtifactServer(artifacts, "127.0.0.1", 0)
