@@ -46,6 +46,7 @@ async def test_a_lock_is_kept_longer_than_its_lifetime_and_leaves_nothing(consul
         with pytest.raises(BackendConflict, match=r"the lock 'deploy' is held by process \d+ on \S+ since"):
             async with other.lock("deploy", lifetime=TTL):
                 pass
+        assert list(consul.fake.store.sessions) == [session.id], "who did not get it leaves nothing"
 
     assert (consul.fake.store.sessions, consul.fake.store.keys, consul.fake.store.delays) == ({}, {}, {})
 

@@ -1,0 +1,40 @@
+"""Consul as the settings name it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from modalnomad.hashicorp.consul.server import consul_server
+from modalnomad.model.errors import BackendRefused
+from modalnomad.settings import ConsulSettings
+
+
+def test_the_address_and_the_token_are_the_settings() -> None:
+    server = consul_server(ConsulSettings(address="https://consul.internal:8501/", token=SecretStr("t0ken")))
+
+    assert (server.name, server.address) == ("Consul", "https://consul.internal:8501")
+    assert server.headers == {"X-Consul-Token": "t0ken"}
+    assert "t0ken" not in repr(server)
+
+
+def test_without_a_token_none_is_shown() -> None:
+    assert consul_server(ConsulSettings()).headers == {}
+
+
+def test_a_token_s_file_counts_before_the_token(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("of-file\n")
+    server = consul_server(ConsulSettings(token=SecretStr("other"), token_file=tmp_path / "token"))
+
+    assert server.headers == {"X-Consul-Token": "of-file"}
+    assert server.token_setting == "consul.token_file"
+
+
+@pytest.mark.parametrize("field", ["token_file", "ca_cert"])
+def test_a_file_that_cannot_be_read_is_named_with_its_setting(tmp_path: Path, field: str) -> None:
+    with pytest.raises(BackendRefused, match=str(tmp_path / "none")) as refused:
+        consul_server(ConsulSettings.model_validate({field: tmp_path / "none"}))
+
+    assert f"consul.{field}" in (refused.value.hint or "")
