@@ -270,9 +270,10 @@ class OpenBao:
         return name
 
     def token(self, *policies: str, ttl: str = "1h") -> str:
-        """A token with these policies and nothing else."""
+        """A token with these policies and nothing else, not even `default`, unless it is named."""
         with self.client() as client:
-            made = client.auth.token.create(policies=list(policies), ttl=ttl, no_default_policy=True, no_parent=True)
+            bare = "default" not in policies
+            made = client.auth.token.create(policies=list(policies), ttl=ttl, no_default_policy=bare, no_parent=True)
         return str(made["auth"]["client_token"])
 
     def read(self, mount: str, path: str) -> dict[str, str]:

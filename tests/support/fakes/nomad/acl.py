@@ -6,8 +6,9 @@ import base64
 import datetime
 import fnmatch
 import hashlib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -106,14 +107,10 @@ MANAGEMENT: Final = Rights(management=True)
 
 
 def parsed(rules: str) -> Rights:
-    """Policy rules in HCL. Raises ValueError."""
-    tokens = [str(m.group(m.lastgroup)) for m in _TOKEN.finditer(rules) if m.lastgroup]
+    """Policy rules in HCL, or as JSON. Raises ValueError."""
     namespaces: list[tuple[str, frozenset[str]]] = []
     coarse: dict[str, str] = {}
-    while tokens:
-        kind = tokens.pop(0).strip('"')
-        label = tokens.pop(0).strip('"') if tokens and tokens[0].startswith('"') else "default"
-        body = _body(tokens)
+    for kind, label, body in _blocks_of_json(rules) if rules.lstrip().startswith("{") else _blocks(rules):
         if kind == "namespace":
             own = _SHORT.get(str(body.get("policy", "")))
             if own is None:
@@ -127,6 +124,23 @@ def parsed(rules: str) -> Rights:
         else:
             raise ValueError(f"Failed to parse ACL Policy: invalid key {kind}")
     return Rights(tuple(namespaces), coarse)
+
+
+def _blocks_of_json(rules: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Namespaces by name, the rest as one block of each kind."""
+    for kind, content in json.loads(rules).items():
+        if kind == "namespace":
+            yield from ((kind, label, body) for label, body in content.items())
+        else:
+            yield kind, "", content
+
+
+def _blocks(rules: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    tokens = [str(m.group(m.lastgroup)) for m in _TOKEN.finditer(rules) if m.lastgroup]
+    while tokens:
+        kind = tokens.pop(0).strip('"')
+        label = tokens.pop(0).strip('"') if tokens and tokens[0].startswith('"') else "default"
+        yield kind, label, _body(tokens)
 
 
 def _body(tokens: list[str]) -> dict[str, Any]:
