@@ -1,5 +1,5 @@
-"""A whole cluster for tests: Consul (fake), OpenBao (real), Nomad (fake or real), prepared by `modalnomad setup`, and the
-real commands against it.
+"""A whole cluster for tests: Consul (fake), OpenBao (real), Nomad (fake or real), prepared by `modalnomad setup`, and
+the real commands against it.
 
     async with cluster(tmp_path) as c:
         await c.cli("deploy", "examples/hello.py")
@@ -14,6 +14,7 @@ import json
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ import aiohttp
 
 from modalnomad.kit.tasks import Tasks
 from tests.support.fakes.consul import FakeConsul
+from tests.support.fakes.nomad.server import FakeNomad
+from tests.support.fakes.tasks.runner import TaskRunner
+from tests.support.fakes.tasks.vault import VaultAccess
 from tests.support.nomad_agent import NomadAgent
 from tests.support.openbao import OpenBao
 from tests.support.repository import ROOT
@@ -229,7 +233,7 @@ async def cluster(
         consul = await stack.enter_async_context(FakeConsul())
         (folder / "vault").mkdir()
         vault = stack.enter_context(OpenBao(folder / "vault"))
-        nomad = await stack.enter_async_context(await _nomad(consul, vault, real=real))
+        nomad = await stack.enter_async_context(_nomad(consul, vault, real=real))
         port = free_port()
         env = {
             "PATH": os.environ["PATH"],
@@ -253,9 +257,17 @@ async def cluster(
         yield made
 
 
-async def _nomad(consul: FakeConsul, vault: OpenBao, *, real: bool) -> Any:
+@asynccontextmanager
+async def _nomad(consul: FakeConsul, vault: OpenBao, *, real: bool) -> AsyncIterator[Any]:
+    """With one node."""
     if real:
-        return NomadAgent(consul=consul.address.removeprefix("http://"), vault=vault_stanza(vault))
-    from tests.support.fakes.nomad import FakeNomad
-
-    return FakeNomad(consul=consul.address, vault=vault.address)
+        async with NomadAgent(consul=consul.address.removeprefix("http://"), vault=vault_stanza(vault)) as agent:
+            yield agent
+        return
+    folder = Path(tempfile.mkdtemp(prefix="mn-nodes-"))
+    access = VaultAccess(vault.address)
+    async with FakeNomad(runner=TaskRunner(folder, consul=consul.address, vault=access)) as nomad:
+        nomad.add_node(
+            "one", attributes={"consul.version": "1.22.5", "vault.version": "2.7.2", "vault.accessible": "true"}
+        )
+        yield nomad
