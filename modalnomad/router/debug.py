@@ -32,6 +32,7 @@ def snapshot(router: RouterServer, clock: Clock = monotonic) -> dict[str, Any]:
         "time": time.time(),
         "port": router.port,
         "ready": not router.unready,
+        "may_drain": router.activator.may_drain(),
         "reasons": list(router.unready),
         "stale": {source: {"since": since} for source, since in router.stale().items()},
         "requests": {
@@ -112,4 +113,6 @@ def _place(place: Place, now: float) -> dict[str, Any]:
         "changed_ago": now - place.changed_at,
         "idle_ago": None if place.running or not place.idle_since else now - place.idle_since,
         "killed": place.killed,
+        "to_be_replaced": place.leaving or None,
+        "leaves_because": place.why.text if place.why is not None and not place.live else None,
     }

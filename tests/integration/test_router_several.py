@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from modalnomad.kit.tasks import Tasks
+from modalnomad.model.manifest import Parameter
 from modalnomad.model.replica import Failure, PoolKey, ReplicaKey
 from modalnomad.router.places import PlaceState
 from modalnomad.router.table import Match
@@ -124,6 +125,22 @@ async def test_a_replica_another_router_sent_away_is_no_crash_and_its_request_go
         assert statuses == [200] * 40
         assert len(found.engine.started) > 2, "nothing was ever sent away: the race was not run"
         assert sum(life.deaths for router in found.routers for life in router.activator.observer.lives()) == 0
+
+
+async def test_a_router_that_may_not_make_room_goes_over_its_limit_of_pools_and_the_other_one_makes_it(
+    tmp_path: Path,
+) -> None:
+    match = make_match(parameters=(Parameter(name="n", type="int"),))
+    async with routers(tmp_path, max_pools=2) as found:
+        await found.serve(match)
+        for number in range(3):
+            assert (await found.ask(SECOND, match, f"/?n={number}")).status == 200
+        await found.until(lambda: len(found.running(match.revision.id)) == 2)
+        assert {place.key.pool.parameters for place in found.places(FIRST)} == {'{"n":1}', '{"n":2}'}
+        (life,) = found.routers[FIRST].activator.observer.lives()
+        assert life.drains == {"evicted": 1}
+        (other,) = found.routers[SECOND].activator.observer.lives()
+        assert other.drains == {}
 
 
 async def test_the_later_of_two_live_starts_of_one_number_stays(tmp_path: Path) -> None:

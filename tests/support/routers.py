@@ -48,17 +48,18 @@ class Routers:
         for router in self.routers:
             await router.feed.routes_index.until(lambda found: found >= index)
 
-    async def ask(self, index: int, match: Match) -> raw.Response:
+    async def ask(self, index: int, match: Match, path: str = "/") -> raw.Response:
         """One request through one of them, on a connection of its own."""
         async with raw.client(self.routers[index].port) as client:
-            return await client.request(raw.get("/", match.route.hosts[0]))
+            return await client.request(raw.get(path, match.route.hosts[0]))
+
+    def places(self, index: int) -> list[Place]:
+        """All replicas one of them knows."""
+        return [place for pool in self.routers[index].activator.pools() for place in pool.places]
 
     def place(self, index: int, key: ReplicaKey) -> Place | None:
-        """As one of them sees it."""
-        for pool in self.routers[index].activator.pools():
-            if (place := pool.places.get(key)) is not None:
-                return place
-        return None
+        """One replica as one of them sees it."""
+        return next((place for place in self.places(index) if place.key == key), None)
 
     def idle_for(self, index: int, key: ReplicaKey) -> float:
         """Seconds, as one of them sees it; 0: it is not ready."""
