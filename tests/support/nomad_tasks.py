@@ -11,20 +11,23 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+import psutil
 import pytest
 from aiohttp import web
 
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.identity import Signer
+from tests.support.fakes.nomad.server import FakeNomad
 from tests.support.fakes.tasks.runner import TaskRunner
 from tests.support.fakes.tasks.vault import VaultAccess
+from tests.support.leftovers import mentioning
 from tests.support.nomad_agent import NomadAgent, nomad_program
-from tests.support.nomad_calls import Calls
+from tests.support.nomad_calls import PATIENCE, Calls
 from tests.support.openbao import AUDIENCE, OpenBao
 
 NOMADS: Final = ("fake nomad", "real nomad")
@@ -34,7 +37,7 @@ ROLE: Final = "modalnomad-main"
 OVER: Final = frozenset({"complete", "failed", "lost"})
 TASK: Final = "app"
 GROUP: Final = "replica"
-META: Final = ("pool", "number", "reason")
+META: Final = ("pool", "number", "epoch", "reason")
 """What a dispatch may give."""
 VAULT: Final = {"Role": ROLE, "ChangeMode": "noop", "AllowTokenExpiration": True, "Env": False, "DisableFile": True}
 """As the platform renders it."""
@@ -78,16 +81,21 @@ class Place:
     kv: str
     consul: FakeConsul
     files: ArtifactHost
-    real: bool
-    started: list[str] = field(default_factory=list)
+    fake: FakeNomad | None
 
     async def start(
-        self, name: str, task: Mapping[str, Any], *, group: Mapping[str, Any] | None = None, **more: Any
+        self,
+        name: str,
+        task: Mapping[str, Any],
+        *,
+        group: Mapping[str, Any] | None = None,
+        meta: Mapping[str, str] | None = None,
+        revision: str = "R",
     ) -> str:
-        """Register a parent with this one task and dispatch it → id of the child. `more`: of the job."""
-        job = _job(f"{name}-{next(_numbers)}", task, group or {}) | more
+        """Register a parent with this one task and dispatch it with `meta` → id of the child."""
+        job = _job(f"{name}-{next(_numbers)}", task, group or {}) | {"Meta": {"revision": revision}}
         await self.calls.put("/v1/jobs", {"Job": job}, namespace=NAMESPACE)
-        body = {"Meta": {"pool": "P", "number": "0"}}
+        body = {"Meta": meta or {"pool": "P", "number": "0"}}
         made = await self.calls.put(f"/v1/job/{job['ID']}/dispatch", body, namespace=NAMESPACE)
         return str(made["DispatchedJobID"])
 
@@ -98,9 +106,14 @@ class Place:
         alloc: dict[str, Any] = await self.calls.get(f"/v1/allocation/{found[0]['ID']}", namespace=NAMESPACE)
         return alloc
 
-    async def running(self, child: str) -> dict[str, Any]:
-        """Its allocation, when its process runs."""
-        return await self.until(child, lambda alloc: alloc["ClientStatus"] == "running")
+    async def running(self, child: str, says: str = "") -> dict[str, Any]:
+        """Its allocation, when its process runs and has said so."""
+        alloc = await self.until(child, lambda alloc: alloc["ClientStatus"] == "running")
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                if not says or says in await self.log(alloc):
+                    return alloc
+                await asyncio.sleep(0.01)
 
     async def ended(self, child: str) -> dict[str, Any]:
         """Its allocation, when it is over."""
@@ -136,6 +149,23 @@ def events_of(alloc: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(event["Type"], event["DisplayMessage"]) for event in events[2:]]
 
 
+async def descendants(alloc_id: str, name: str, count: int) -> list[psutil.Process]:
+    """Processes of this name that an allocation has, as soon as there are so many."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            found = [each for each in mentioning(alloc_id) if _name(each) == name]
+            if len(found) == count:
+                return found
+            await asyncio.sleep(0.01)
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def shell(script: str, **more: Any) -> dict[str, Any]:
     """A task that runs it."""
     return {"Config": {"command": "/bin/sh", "args": ["-c", script]}, **more}
@@ -158,7 +188,6 @@ def _job(name: str, task: Mapping[str, Any], group: Mapping[str, Any]) -> dict[s
         "Region": "global",
         "Type": "batch",
         "Datacenters": ["*"],
-        "Meta": {"revision": "R"},
         "ParameterizedJob": {"Payload": "optional", "MetaOptional": list(META)},
         "TaskGroups": [
             {
@@ -196,19 +225,18 @@ async def task_place(kind: str, bao: OpenBao, folder: Path) -> AsyncIterator[Pla
             client = {"template": {"vault_retry": RETRIES}}
             agent = NomadAgent(consul=consul.address.removeprefix("http://"), vault=vault, client=client)
             await stack.enter_async_context(agent)
-            calls = agent.calls
+            calls, fake = agent.calls, None
         else:
-            from tests.support.fakes.nomad.server import FakeNomad
-
             signer = Signer()
             access = VaultAccess(bao.address, path=path)
             runner = TaskRunner(folder, consul=consul.address, vault=access, signer=signer)
             fake = await stack.enter_async_context(FakeNomad(runner=runner, signer=signer))
-            fake.add_node()
+            fake.clients.prompt = True
+            fake.add_node(attributes=runner.attributes)
             calls = await stack.enter_async_context(Calls(fake.address))
         await calls.put(f"/v1/namespace/{NAMESPACE}", {"Name": NAMESPACE})
         kv = await asyncio.to_thread(_prepare, bao, path, f"{calls.address}/.well-known/jwks.json", number)
-        yield Place(calls, bao, kv, consul, files, kind == NOMADS[1])
+        yield Place(calls, bao, kv, consul, files, fake)
 
 
 def _prepare(bao: OpenBao, path: str, jwks: str, number: int) -> str:

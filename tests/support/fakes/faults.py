@@ -17,6 +17,7 @@ from modalnomad.model.replica import ReplicaKey
 from modalnomad.render.cluster import key_of
 from tests.support.fakes.consul import FakeConsul, Fault
 from tests.support.fakes.consul_state import Store
+from tests.support.fakes.nomad.server import FakeNomad
 from tests.support.fakes.proxy import FaultyProxy, Rule
 from tests.support.nomad_calls import Calls
 from tests.support.openbao import OpenBao
@@ -31,7 +32,8 @@ LONG: Final = 10**12
 class Faults:
     """Only what is given can be spoilt.
 
-    `nomad`: in front of the Nomad that is under test; `calls`: to that Nomad itself, with all rights. `vault`: to be
+    `nomad`: in front of the Nomad that is under test; `calls`: to that Nomad itself, with all rights. `fake`: that
+    Nomad, for what cannot be done to a real one. `vault`: to be
     stopped and started it must be `kept`.
     """
 
@@ -40,10 +42,12 @@ class Faults:
         *,
         nomad: FaultyProxy | None = None,
         calls: Calls | None = None,
+        fake: FakeNomad | None = None,
         consul: FakeConsul | None = None,
         vault: OpenBao | None = None,
     ) -> None:
-        self._nomad, self._calls, self._consul, self._vault = nomad, calls, consul, vault
+        self._nomad, self._calls, self._fake = nomad, calls, fake
+        self._consul, self._vault = consul, vault
 
     @property
     def nomad(self) -> FaultyProxy:
@@ -123,6 +127,11 @@ class Faults:
             if key_of(job["Meta"] or {}) == key:
                 return alloc
         raise LookupError(f"no allocation of {key}")
+
+    async def alloc_lost(self, key: ReplicaKey) -> None:
+        """A replica's process is gone and its allocation reported lost; nothing takes its place. Only on a fake."""
+        assert self._fake is not None, "these faults were given no fake Nomad"
+        await self._fake.lose_allocation((await self.allocation_of(key))["ID"])
 
     async def node_drained(self, node: str) -> None:
         """Nothing is placed there any more, and what runs there has to go (Nomad's API: nodes, drain)."""

@@ -18,7 +18,7 @@ from tests.support.fakes.tasks import preparing
 from tests.support.fakes.tasks.environment import Environment, NotValid, node_variables, task_environment
 from tests.support.fakes.tasks.events import TaskState, duration
 from tests.support.fakes.tasks.process import NotStarted, Process, Spec, found
-from tests.support.fakes.tasks.services import Services, registrations
+from tests.support.fakes.tasks.services import Consul, Services, registrations
 from tests.support.fakes.tasks.vault import VaultAccess
 
 CONFIG: Final = frozenset({"command", "args"})
@@ -33,7 +33,7 @@ class World:
     folder: Path
     session: aiohttp.ClientSession
     inherited: Mapping[str, str]
-    consul: str
+    consul: Consul
     vault: VaultAccess | None
     signer: Signer
     late: float
@@ -222,7 +222,7 @@ class Allocation:
     @property
     def services_there(self) -> bool:
         """Whether it has any, and a Consul to have them in."""
-        return bool(self._world.consul and self._group.get("Services"))
+        return bool(self._world.consul.address and self._group.get("Services"))
 
     def forget(self) -> None:
         """Its folder."""

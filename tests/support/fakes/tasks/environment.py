@@ -64,7 +64,7 @@ def task_environment(
     }
     if parent := job.get("ParentID"):
         found["NOMAD_JOB_PARENT_ID"] = parent
-    if most := resources["Memory"].get("MemoryMaxMB"):
+    if (most := resources["Memory"].get("MemoryMaxMB") or 0) > 0:
         found["NOMAD_MEMORY_MAX_LIMIT"] = str(most)
     found |= _ports(alloc) | _meta(job, group, task)
     for device in resources.get("Devices") or []:

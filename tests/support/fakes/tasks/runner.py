@@ -20,6 +20,7 @@ from modalnomad.kit.tasks import Tasks
 from tests.support.fakes.identity import Signer
 from tests.support.fakes.nomad.running import Tell
 from tests.support.fakes.tasks.allocation import Allocation, World
+from tests.support.fakes.tasks.services import Consul
 from tests.support.fakes.tasks.vault import VaultAccess
 
 LATE: Final = 4.2
@@ -27,7 +28,8 @@ LATE: Final = 4.2
 
 
 class TaskRunner:
-    """One for all nodes of a fake. `folder`: of allocations; made when needed, gone at the end.
+    """One for all nodes of a fake. `folder`: of allocations; made when needed, gone at the end. Let its path be short:
+    that of a task's Unix socket is bounded.
 
     `inherited`: environment of the agent, which every task gets (raw_exec does that); only PATH and HOME by default.
     `late`: see LATE; 0 spares tests the wait. Memory and CPU limits are not enforced, nothing is restarted.
@@ -39,12 +41,13 @@ class TaskRunner:
         *,
         inherited: Mapping[str, str] | None = None,
         consul: str = "",
+        consul_token: str = "",
         vault: VaultAccess | None = None,
         signer: Signer | None = None,
         late: float = 0.0,
     ) -> None:
         self.folder = folder
-        self.consul = consul
+        self.consul = Consul(consul, consul_token)
         self.vault = vault
         self.signer = signer or Signer()
         self.late = late
@@ -52,6 +55,12 @@ class TaskRunner:
         self._tasks = Tasks("task runner")
         self._session: aiohttp.ClientSession | None = None
         self._allocations: dict[str, tuple[Allocation, asyncio.Task[None]]] = {}
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """What a node finds out of this Consul and Vault; jobs that use them are only placed where it did."""
+        found = {"consul.version": "1.22.5", "consul.datacenter": "dc1"} if self.consul.address else {}
+        return found | ({"vault.version": "2.7.2", "vault.accessible": "true"} if self.vault is not None else {})
 
     def _world(self) -> World:
         if self._session is None:

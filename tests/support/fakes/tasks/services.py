@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aiohttp
@@ -69,11 +70,20 @@ def _check(
     return made
 
 
+@dataclass(frozen=True, slots=True)
+class Consul:
+    """What an agent's `consul` block says. `address` empty: there is none."""
+
+    address: str = ""
+    token: str = field(default="", repr=False)
+
+
 class Services:
     """`keep` runs until `leave` has taken all of them away again, however often Consul does not answer meanwhile."""
 
-    def __init__(self, session: aiohttp.ClientSession, consul: str, bodies: list[dict[str, Any]]) -> None:
-        self._session, self._consul, self._bodies = session, consul, bodies
+    def __init__(self, session: aiohttp.ClientSession, consul: Consul, bodies: list[dict[str, Any]]) -> None:
+        self._session, self._consul, self._bodies = session, consul.address, bodies
+        self._headers = {"X-Consul-Token": consul.token} if consul.token else {}
         self._leaving, self._gone = asyncio.Event(), asyncio.Event()
 
     async def keep(self) -> None:
@@ -96,8 +106,8 @@ class Services:
 
     async def _sync(self) -> bool:
         try:
-            timeout = aiohttp.ClientTimeout(total=LIMIT)
-            async with self._session.get(f"{self._consul}/v1/agent/services", timeout=timeout) as response:
+            url, timeout = f"{self._consul}/v1/agent/services", aiohttp.ClientTimeout(total=LIMIT)
+            async with self._session.get(url, headers=self._headers, timeout=timeout) as response:
                 known = await response.json() if response.status == 200 else None
         except (aiohttp.ClientError, TimeoutError, ValueError):
             known = None
@@ -109,7 +119,7 @@ class Services:
         try:
             timeout = aiohttp.ClientTimeout(total=LIMIT)
             url = f"{self._consul}/v1/agent/service/{what}"
-            async with self._session.put(url, json=body, timeout=timeout) as response:
+            async with self._session.put(url, json=body, headers=self._headers, timeout=timeout) as response:
                 return response.status in {200, 404}
         except (aiohttp.ClientError, TimeoutError):
             return False
