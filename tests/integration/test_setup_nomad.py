@@ -1,23 +1,25 @@
-"""Setting up a real Nomad with ACLs: what its tokens may do, and that a real OpenBao believes its identities."""
+"""Setting up a Nomad with ACLs, a real one and the fake: what its tokens may do, and what `doctor` sees with each."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
+from modalnomad.hashicorp.checks.nomad import nomad_checks
 from modalnomad.hashicorp.http import HttpClient, ServerRefused
 from modalnomad.hashicorp.nomad.api import NomadApi
 from modalnomad.hashicorp.nomad.server import nomad_server
 from modalnomad.hashicorp.setup.run import set_up
 from modalnomad.settings import NomadSettings, Settings, VaultSettings
+from tests.support.fakes.nomad.server import FakeNomad
 from tests.support.nomad_agent import NomadAgent, nomad_program
 from tests.support.openbao import OpenBao
 
-pytestmark = pytest.mark.skipif(nomad_program() is None, reason="no nomad on PATH")
 NAMESPACE = "modalnomad-main"
 
 
@@ -30,51 +32,55 @@ def job(id: str, **more: Any) -> dict[str, Any]:
 
 
 class Roles:
-    """A client for each role, and one that may do everything."""
+    """Clients of one Nomad, for each role. `node`: the id of its only one."""
 
-    def __init__(self, agent: NomadAgent) -> None:
-        self.agent = agent
+    def __init__(self, address: str, management: str, node: str) -> None:
+        self.address, self.management, self.node = address, management, node
         self._open: list[HttpClient] = []
 
+    @property
+    def settings(self) -> NomadSettings:
+        return NomadSettings(address=self.address, token=SecretStr(self.management))
+
     def api(self, token: str) -> NomadApi:
-        settings = NomadSettings(address=self.agent.address, token=SecretStr(token))
+        settings = NomadSettings(address=self.address, token=SecretStr(token))
         self._open.append(HttpClient(nomad_server(settings)))
         return NomadApi(self._open[-1])
 
     async def of(self, policy: str) -> NomadApi:
-        made = await self.agent.calls.put(
-            "/v1/acl/token", {"Name": f"{policy} {uuid.uuid4()}", "Type": "client", "Policies": [policy]}
-        )
-        return self.api(made["SecretID"])
+        body = {"Name": policy, "Type": "client", "Policies": [policy]}
+        made = await self.api(self.management).http.request("PUT", "/v1/acl/token", data=body)
+        return self.api(made.json()["SecretID"])
 
     async def close(self) -> None:
         for client in self._open:
             await client.close()
 
 
-@pytest.fixture
-async def agent() -> AsyncIterator[NomadAgent]:
-    async with NomadAgent(acl=True) as running:
-        yield running
+@pytest.fixture(params=["fake", "real"])
+async def roles(request: pytest.FixtureRequest) -> AsyncIterator[Roles]:
+    async with AsyncExitStack() as stack:
+        if request.param == "fake":
+            nomad = await stack.enter_async_context(FakeNomad(acl=True))
+            found = Roles(nomad.address, nomad.management, nomad.add_node("one"))
+        elif nomad_program() is None:
+            pytest.skip("no nomad on PATH")
+        else:
+            agent = await stack.enter_async_context(NomadAgent(acl=True))
+            found = Roles(agent.address, agent.token, agent.node)
+        stack.push_async_callback(found.close)
+        yield found
 
 
-@pytest.fixture
-async def roles(agent: NomadAgent) -> AsyncIterator[Roles]:
-    found = Roles(agent)
-    yield found
-    await found.close()
-
-
-async def test_each_role_may_do_what_it_is_for_and_nothing_else(
-    agent: NomadAgent, roles: Roles, openbao: OpenBao
-) -> None:
+async def test_each_role_may_do_what_it_is_for_and_nothing_else(roles: Roles, openbao: OpenBao) -> None:
+    mount = openbao.mount()
     settings = Settings(
-        nomad=NomadSettings(address=agent.address, token=SecretStr(agent.token)),
-        vault=VaultSettings(address=openbao.address, token=SecretStr("root"), mount="kv-real", auth_mount="jwt-real"),
+        nomad=roles.settings,
+        vault=VaultSettings(address=openbao.address, token=SecretStr("root"), mount=mount, auth_mount=f"jwt-{mount}"),
     )
-    for outcome in ("made", "there"):
-        steps = [step async for step in set_up(settings, ["main"]) if step.server != "consul"]
-        assert {step.outcome for step in steps} == {outcome}, steps
+    for outcomes in ({"made", "changed", "there"}, {"there"}):
+        steps = [step async for step in set_up(settings, ["main"], only=["nomad", "vault"])]
+        assert {step.outcome for step in steps} <= outcomes, steps
 
     deployer, router, viewer = [await roles.of(f"modalnomad-{who}") for who in ("deployer", "router", "viewer")]
     await deployer.plan(job("a.f.r1"))
@@ -96,7 +102,7 @@ async def test_each_role_may_do_what_it_is_for_and_nothing_else(
         assert error.value.status == 403
 
     # Per namespace: one stream of all of them ends without a word unless the token has rights in every one there is.
-    async with router.stream(("Job", "Allocation", "Evaluation", "Node"), NAMESPACE) as stream:
+    async with router.stream(("Job", "Allocation", "Evaluation", "Node"), NAMESPACE, silence=30.0) as stream:
         child = (await router.dispatch("a.f.r1", NAMESPACE, {}, token="one")).job
         seen = b""
         while child.encode() not in seen:
@@ -104,7 +110,7 @@ async def test_each_role_may_do_what_it_is_for_and_nothing_else(
             assert more, "the stream ended"
             seen += more
     allocations = await running(router, child)
-    assert [found["ID"] for found in (await router.nodes()).items] == [agent.node]
+    assert [found["ID"] for found in (await router.nodes()).items] == [roles.node]
     assert (await router.job("a.f.r1", NAMESPACE)) is not None
     assert [found["ID"] for found in (await viewer.allocations(NAMESPACE)).items] == [allocations["ID"]]
     assert await viewer.tail(allocations["ID"], "app", "stdout", 100, limit=5) == b""
@@ -128,3 +134,38 @@ async def running(api: NomadApi, job: str) -> dict[str, Any]:
         for found in answer.json():
             if found["ClientStatus"] == "running":
                 return dict(found)
+
+
+async def test_what_doctor_sees_with_each_role(roles: Roles) -> None:
+    settings = roles.settings
+    assert [step async for step in set_up(Settings(nomad=settings), ["main"], only=["nomad"])]
+    says = {}
+    for role in ("deployer", "router", "viewer"):
+        found = await nomad_checks((await roles.of(f"modalnomad-{role}")).http, settings, "main")
+        says[role] = {finding.check: finding for finding in found}
+    managing = await nomad_checks(roles.api(roles.management).http, settings, "main")
+    unknown = await nomad_checks(roles.api(str(uuid.uuid4())).http, settings, "main")
+
+    assert says["deployer"]["nomad acl"].message.endswith("may look, start replicas, deploy")
+    assert says["router"]["nomad acl"].message.endswith("may look, start replicas")
+    assert "may only look" in says["viewer"]["nomad acl"].message
+    for seen in says.values():
+        assert seen["namespace"].level == seen["nodes"].level == seen["driver"].level == "ok"
+        assert seen["node vault"].level == "problem", "it has none"
+    assert "everything" in next(f for f in managing if f.check == "nomad acl").message
+    assert "does not know this token" in unknown[-1].message
+    assert (await roles.api(roles.management).jobs("*")).items == (), "looking registers nothing"
+
+
+async def test_settings_of_a_real_node_are_seen_with_agent_read() -> None:
+    if nomad_program() is None:
+        pytest.skip("no nomad on PATH")
+    async with NomadAgent(acl=True) as agent:
+        roles = Roles(agent.address, agent.token, agent.node)
+        fits = await nomad_checks(roles.api(agent.token).http, roles.settings, "main")
+        longer = roles.settings.model_copy(update={"grace_period": 45.0})
+        cut = await nomad_checks(roles.api(agent.token).http, longer, "main")
+        await roles.close()
+
+    assert next(found for found in fits if found.check == "agents").message == "settings of 1 nodes fit"
+    assert "(30 s)" in next(found for found in cut if found.check == "agents").message
