@@ -78,9 +78,9 @@ class NomadApi:
         """Stubs with `AllocatedResources`."""
         return await self._list("/v1/allocations", {"namespace": namespace, "resources": True}, filter)
 
-    async def allocation(self, id: str) -> Shape | None:
+    async def allocation(self, id: str, namespace: str) -> Shape | None:
         """Job included; None: there is none."""
-        return await self._found(f"/v1/allocation/{_id(id)}", {})
+        return await self._found(f"/v1/allocation/{_id(id)}", {"namespace": namespace})
 
     async def evaluations_of(self, job: str, namespace: str) -> Listing:
         """Of one job; an unknown job has none."""
@@ -90,9 +90,9 @@ class NomadApi:
         """Stubs of one job, without resources."""
         return await self._list(f"/v1/job/{_id(job)}/allocations", {"namespace": namespace})
 
-    async def evaluation(self, id: str) -> Shape | None:
+    async def evaluation(self, id: str, namespace: str) -> Shape | None:
         """None: there is none."""
-        return await self._found(f"/v1/evaluation/{_id(id)}", {})
+        return await self._found(f"/v1/evaluation/{_id(id)}", {"namespace": namespace})
 
     async def nodes(self, *, filter: str = "") -> Listing:
         """Stubs with `NodeResources`."""
@@ -112,11 +112,13 @@ class NomadApi:
         found: Shape = (await self._request("GET", "/v1/agent/self")).json()
         return found
 
-    def stream(self, topics: tuple[str, ...], namespace: str) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """The head of the event stream from now on, its body without end."""
+    def stream(
+        self, topics: tuple[str, ...], namespace: str, *, silence: float
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """The head of the event stream from now on, its body without end. `silence`: seconds without a byte."""
         query = [("topic", f"{topic}:*") for topic in topics]
         path = "/v1/event/stream?" + "&".join(f"{name}={quote(value)}" for name, value in query)
-        return self.http.open("GET", path, params=self._with({"namespace": namespace}), silence=75.0)
+        return self.http.open("GET", path, params=self._with({"namespace": namespace}), silence=silence)
 
     # --- changing ------------------------------------------------------------------------------------------------
 

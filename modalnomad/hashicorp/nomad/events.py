@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +24,8 @@ logger = logging.getLogger("modalnomad.nomad")
 
 FIRST_LINE: Final = 2.0
 """Seconds within which a stream says its first line (`{}`, at once), or the token may not read it."""
+SILENCE: Final = 75.0
+"""Seconds without a byte after which a stream is dead; heartbeats come each 30 s."""
 PAUSES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds before the next try; the last one repeats."""
 
@@ -45,30 +47,28 @@ async def stream(api: NomadApi, topics: tuple[str, ...], namespace: str) -> Asyn
     """Events from now on, first `()` when it is open. One connection: it ends by raising BackendUnreachable, or
     BackendRefused when the token may not read these topics."""
     what = f"Nomad's event stream of {', '.join(topics)} in namespace {namespace}"
-    async with api.stream(topics, namespace) as response:
-        lines = _lines(response)
-        async with aclosing(lines):
-            try:
-                async with asyncio.timeout(FIRST_LINE):
-                    first = await anext(lines, None)
-            except TimeoutError as error:
-                raise BackendRefused(
-                    f"{what} stays silent: the token may not read it",
-                    "it needs read-job and list-jobs in the environments' namespaces, and node read",
-                ) from error
-            except (aiohttp.ClientError, OSError) as error:
-                raise BackendUnreachable(f"{what} ended: {str(error) or type(error).__name__}") from error
-            if first is None:
-                raise BackendUnreachable(f"{what} ended before its first line")
+    async with AsyncExitStack() as stack:
+        try:
+            async with asyncio.timeout(FIRST_LINE):
+                response = await stack.enter_async_context(api.stream(topics, namespace, silence=SILENCE))
+                lines = await stack.enter_async_context(aclosing(_lines(response)))
+                line = await anext(lines, None)
+        except TimeoutError as error:
+            raise BackendRefused(
+                f"{what} stays silent: the token may not read it",
+                "it needs read-job and list-jobs in the environments' namespaces, and node read",
+            ) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise BackendUnreachable(f"{what} ended: {str(error) or type(error).__name__}") from error
+        if line is not None:
             yield ()
-            line: bytes | None = first
-            try:
-                while line is not None:
-                    if events := _events(line):
-                        yield events
-                    line = await anext(lines, None)
-            except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError) as error:
-                raise BackendUnreachable(f"{what} ended: {str(error) or type(error).__name__}") from error
+        try:
+            while line is not None:
+                if events := _events(line):
+                    yield events
+                line = await anext(lines, None)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise BackendUnreachable(f"{what} ended: {str(error) or type(error).__name__}") from error
     raise BackendUnreachable(f"{what} was closed by the server")
 
 
@@ -97,6 +97,9 @@ async def follow(
         except BackendError as error:
             logger.warning("%s", error.message)
             await lost(error)
+        except (ValueError, KeyError, TypeError) as error:  # not what Nomad says: a proxy, another version
+            logger.exception("what Nomad tells cannot be read")
+            await lost(BackendRefused(f"what Nomad tells cannot be read: {error!r}"))
         await asyncio.sleep(PAUSES[min(tries, len(PAUSES) - 1)])
         tries += 1
 

@@ -49,7 +49,7 @@ def too_big(metric: Shape, nodes: list[Node]) -> str | None:
         for name, dimension, words in _ASKED:
             wanted, most = float(asked.get(name) or 0), _largest(empty, dimension)
             if most and wanted > most:
-                return f"it asks for {wanted:g} {words}; the largest node has {most:g}"
+                return f"it asks for {wanted:.0f} {words}; the largest node has {most:.0f}"
     return None
 
 

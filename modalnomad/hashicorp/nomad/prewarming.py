@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from modalnomad.hashicorp.nomad.api import NomadApi, Shape
 from modalnomad.hashicorp.nomad.lastwords import last_words
@@ -28,7 +28,7 @@ async def prewarm(api: NomadApi, body: Shape, told: Told) -> int:
     namespace = str(job["Namespace"])
     evaluation = str((await api.register(body))["EvalID"])
     try:
-        await _placed(api, evaluation)
+        await _placed(api, evaluation, namespace)
         allocations = await _ended(api, str(job["ID"]), namespace, told)
         failed = [f"{each.node_name}: {await _reason(api, each)}" for each in allocations if each.client != "complete"]
     finally:
@@ -42,9 +42,9 @@ async def prewarm(api: NomadApi, body: Shape, told: Told) -> int:
     return len(allocations)
 
 
-async def _placed(api: NomadApi, id: str) -> None:
+async def _placed(api: NomadApi, id: str, namespace: str) -> None:
     while True:
-        found: Any = await api.evaluation(id)
+        found = await api.evaluation(id, namespace)
         if found is not None and (evaluation := evaluation_of(found)).status != "pending":
             if evaluation.failed is not None and not int(evaluation.failed.get("NodesExhausted") or 0):
                 reason = placement(evaluation.failed).reason
