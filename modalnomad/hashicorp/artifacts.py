@@ -29,13 +29,15 @@ DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 SCHEMES: Final = ("s3", "gs", "az")
 """Of buckets."""
 CHUNK: Final = 1 << 20
+PIECE: Final = 8 << 20
+"""Bytes sent at once; more than these go up in parts."""
 LARGE: Final = 64 << 20
 """Bytes from which what is there already, and was put a short while ago, is not sent again."""
 FRESH: Final = 1800.0
 """Seconds that count as a short while: half of the time in which pruning leaves alone what was put."""
 ABANDONED: Final = 86400.0
 """Seconds after which a half-written file of the folder is nobody's any more."""
-WORDS: Final = 300
+WORDS: Final = 600
 """Characters of a store's own words that an error shows."""
 AGAIN: Final = "deploy the App again"
 
@@ -86,7 +88,12 @@ class ObjectArtifacts(Artifacts):
         with self._translated("open"):
             self._store = from_url(
                 settings.store,
-                client_options={"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=120)},
+                # Which scheme is spoken is for the endpoint to say; the large providers' are https.
+                client_options={
+                    "connect_timeout": timedelta(seconds=5),
+                    "timeout": timedelta(seconds=120),
+                    "allow_http": True,
+                },
                 retry_config={"max_retries": 4, "retry_timeout": timedelta(seconds=30)},
             )
 
@@ -103,8 +110,7 @@ class ObjectArtifacts(Artifacts):
             size = (await asyncio.to_thread(file.stat)).st_size
             if found and size >= LARGE and found.st_size == size and time.time() - found.st_mtime < FRESH:
                 return digest
-            # The iterator raises instead of ending when the file has changed since: then nothing is put at all.
-            await obstore.put_async(self._store, digest, _verified(file, digest), chunk_size=8 * CHUNK)
+            await obstore.put_async(self._store, digest, _content(file, digest, size), chunk_size=PIECE)
         return digest
 
     async def locate(self, digest: Digest) -> str:
@@ -243,8 +249,13 @@ def _digest_of(file: Path) -> Digest:
         return Digest(hashlib.file_digest(reader, "sha256").hexdigest())
 
 
+def _content(file: Path, digest: Digest, size: int) -> bytes | Iterator[bytes]:
+    """To be put at once, or in parts. Raises _Changed when it is no longer the digest's: then nothing is put at all."""
+    return b"".join(_verified(file, digest)) if size <= PIECE else _verified(file, digest)
+
+
 def _verified(file: Path, digest: Digest) -> Iterator[bytes]:
-    """Its content. Raises _Changed instead of ending when it is no longer the digest's."""
+    """Raises _Changed instead of ending."""
     hasher = hashlib.sha256()
     with file.open("rb") as reader:
         while chunk := reader.read(CHUNK):

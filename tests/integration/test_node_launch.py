@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import io
+import os
+import shutil
 import signal
 import stat
+import subprocess
 import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -28,8 +32,6 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
 
 async def run(node: Node, what: str = "launch", **more: str) -> tuple[int, str, str]:
     """Beside the loop, which serves artifacts."""
-    import asyncio
-
     return await asyncio.to_thread(node.run, what, **more)
 
 
@@ -147,8 +149,6 @@ async def test_a_dispatch_by_hand_ends_with_a_reason(node: Node) -> None:
 
 
 async def test_two_at_once_build_once(node: Node) -> None:
-    import asyncio
-
     results = await asyncio.gather(*(run(node, "prewarm") for _ in range(3)))
 
     assert [code for code, _, _ in results] == [0, 0, 0], results
@@ -159,7 +159,6 @@ async def test_two_at_once_build_once(node: Node) -> None:
 
 async def test_a_kill_at_any_moment_leaves_a_node_that_works(tmp_path: Path) -> None:
     """At moments that are spread over a whole first start, in a store that each one finds as the last left it."""
-    import asyncio
     import time
 
     async with node_at(tmp_path / "timed") as timed:
@@ -207,6 +206,42 @@ async def test_an_environment_whose_python_went_away_is_made_anew(node: Node) ->
 
     assert code == 0
     assert "building image" in out
+
+
+async def test_what_nobody_used_for_a_month_goes_when_something_new_is_made(node: Node) -> None:
+    await warm(node)
+    old, running = "a" * 64, "b" * 64
+    for digest in (old, running):
+        shutil.copytree(image(node), node.store / "images" / digest, symlinks=True)
+        (node.store / "sdk" / digest).mkdir()
+        os.utime(node.store / "sdk" / digest, (1000, 1000))
+        os.utime(node.store / "images" / digest / "modalnomad-image.json", (1000, 1000))
+    command = [
+        str(node.store / "images" / running / "bin" / "python"),
+        "-c",
+        "input()",
+        str(node.store / "sdk" / running),
+    ]
+    shutil.rmtree(image(node))
+    user = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE)
+    code, out, err = await run(node, "prewarm")
+    await user.communicate()
+
+    assert (code, err) == (0, "")
+    assert out.count("unused for a month: aaaaaaaaaaaa") == 2
+    assert {path.name for path in (node.store / "sdk").glob("?" * 64)} == {running, node.variables[c.ENV_SDK]}
+    assert {path.name for path in (node.store / "images").glob("?" * 64)} == {running, node.variables[c.ENV_IMAGE]}
+
+
+async def test_a_variable_too_long_for_the_system_is_said(node: Node) -> None:
+    await warm(node)
+    node.secret("00-db.json", {"LONG": "x" * 140_000})
+
+    code, out, err = await run(node, **{c.ENV_SECRET_FILES: "00-db.json"})
+
+    assert code == c.Exit.ENVIRONMENT_FAILED
+    assert "128 KiB" in err
+    assert "xxx" not in out + err
 
 
 # --- what cannot be made -----------------------------------------------------------------------------------------
@@ -334,7 +369,6 @@ async def test_the_images_files_lie_beside_the_bundle_which_wins(tmp_path: Path)
 
 async def test_in_a_container_there_is_nothing_to_make(node: Node) -> None:
     """The SDK lies unpacked in the image, and the interpreter is whoever runs it."""
-    import shutil
     import zipfile
 
     from tests.support.nodes import SHOW

@@ -7,4 +7,5 @@ start takes, little of it: a request waits meanwhile.
     secret_files values that Nomad wrote beside the task
     unpack       the SDK of this archive, once per node
     build        the environment of an image, once per node
+    prune        what a node no longer needs
 """

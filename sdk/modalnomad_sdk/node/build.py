@@ -14,6 +14,7 @@ from modalnomad_sdk.contract import Exit
 from modalnomad_sdk.store import ImageStore, PythonMissing, StoreError, UvMissing, definition_digest
 from modalnomad_sdk.store.packs import read_pack
 
+from .prune import prune
 from .refused import Refused
 from .unpack import locked, make_store
 
@@ -45,9 +46,21 @@ def make_environment(
             os.environ.setdefault("UV_CACHE_DIR", os.path.join(store, "uv-cache"))
             with tempfile.TemporaryDirectory(prefix="modalnomad-pack-", dir=scratch) as folder:
                 fetch(f"{server}/artifacts/{pack}", pack, os.path.join(folder, "pack"))
-                return _build(images, digest, Path(folder))
+                made = _build(images, digest, Path(folder))
+        _tidy(store, digest)
+        return made
     except OSError as error:
         raise _failed(f"the environment {digest[:12]} cannot be made in {store}: {error}") from error
+
+
+def _tidy(store: str, kept: str) -> None:
+    try:
+        removed = prune(store, kept)
+    except OSError as error:
+        say(f"what nobody uses any more on this node cannot be removed: {error}")
+    else:
+        for name in removed:
+            say(f"removed from this node, unused for a month: {name[:12]}")
 
 
 def _build(images: ImageStore, digest: str, folder: Path) -> str:

@@ -9,6 +9,7 @@ variables, secrets, image's files, working directory ──▶ exec
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -214,6 +215,8 @@ def _become(command: list[str], made: Mapping[str, str]) -> NoReturn:
         os.execve(command[0], command, environment)
     except (OSError, ValueError) as error:
         problem = error.strerror if isinstance(error, OSError) else "a variable that no process can have"
+        if isinstance(error, OSError) and error.errno == errno.E2BIG:
+            problem = "a variable of its secrets or its image is longer than the system takes (128 KiB), or all are"
         raise Refused(f"{command[0]} cannot be started: {problem}", c.Exit.ENVIRONMENT_FAILED) from None
 
 
