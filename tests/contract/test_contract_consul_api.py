@@ -73,6 +73,15 @@ async def test_cas_replaces_only_what_was_read(api: ConsulApi) -> None:
     assert (await api.get("t/a")).items[0].value == b"2"
 
 
+async def test_an_equal_value_is_no_change(api: ConsulApi) -> None:
+    await api.put("t/a", b"1")
+    before = await api.get("t/a")
+
+    assert await api.put("t/a", b"1", cas=before.index)
+    await api.txn([Op("cas", "t/a", b"1", before.index)])
+    assert await api.get("t/a") == before
+
+
 async def test_a_blocking_query_waits_for_a_change_of_its_key(api: ConsulApi) -> None:
     await api.put("t/a", b"1")
     before = await api.get("t/a")

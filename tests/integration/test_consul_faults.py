@@ -56,6 +56,11 @@ async def test_what_was_seen_stays_while_consul_is_gone(consul: Consul) -> None:
     assert watcher.all == sorted(watcher.all), "nothing was ever lost from the table"
 
 
+def touch(consul: Consul) -> None:
+    """Whoever waits asks again."""
+    consul.fake.store.put("modalnomad/apps/_guard", secrets.token_bytes(8))
+
+
 def no_leader(fake: FakeConsul) -> None:
     fake.fail(3, path=TREE, text="No cluster leader")
 
@@ -112,7 +117,7 @@ async def test_no_wrong_answer_empties_the_table(consul: Consul, lie: Callable[[
         await publish(discovery, "a")
         await watcher.until("a")
         lie(consul.fake)
-        consul.fake.store.put("modalnomad/apps/_guard", b"touched")  # whoever waits asks again
+        touch(consul)
         await until(lambda: discovery.stale_since is not None)
         await until(lambda: discovery.stale_since is None)
         await publish(discovery, "b")
@@ -129,7 +134,7 @@ async def test_an_older_answer_is_not_taken(consul: Consul) -> None:
         await publish(discovery, "b")
         await watcher.until("a", "b")
         fault = consul.fake.older(past, 4, path=TREE)
-        consul.fake.store.put("modalnomad/apps/_guard", b"touched")
+        touch(consul)
         await until(lambda: fault.times == 0 and discovery.stale_since is None)
 
     assert watcher.apps == ["a", "b"]
@@ -145,7 +150,7 @@ async def test_servers_restored_from_a_copy_are_believed_when_they_insist(consul
         await publish(discovery, "b")
         await watcher.until("a", "b")
         consul.fake.older(past, float("inf"), path=TREE)
-        consul.fake.store.put("modalnomad/apps/_guard", b"touched")
+        touch(consul)
 
         await watcher.until("a")
 
@@ -156,7 +161,7 @@ async def test_servers_that_lost_everything_are_not_believed(consul: Consul, cap
         await publish(discovery, "a")
         await watcher.until("a")
         fault = consul.fake.older(Store(), 12, path=TREE)
-        consul.fake.store.put("modalnomad/apps/_guard", b"touched")
+        touch(consul)
         await until(lambda: fault.times <= 4, 30)
 
         assert watcher.apps == ["a"]
@@ -205,7 +210,7 @@ async def test_a_token_that_loses_its_rights_empties_nothing() -> None:
             policy = next(one for one in consul.fake.acl.policies.values() if one["Name"] == "router")
             for rules in ("", 'key_prefix "modalnomad/apps/main/a" { policy = "read" }'):
                 policy["Rules"] = rules
-                consul.fake.store.put("modalnomad/apps/_guard", b"touched")
+                touch(consul)
                 await until(lambda: discovery.stale_since is not None)
                 with pytest.raises(BackendRefused, match=r"only a part of the keys|Permission denied"):
                     await discovery.apps()
@@ -213,7 +218,7 @@ async def test_a_token_that_loses_its_rights_empties_nothing() -> None:
                 await until(lambda: discovery.stale_since is None)
 
             consul.fake.acl.tokens.pop(token)
-            consul.fake.store.put("modalnomad/apps/_guard", b"touched again")
+            touch(consul)
             await until(lambda: discovery.stale_since is not None)
             assert watcher.apps == ["a", "b"]
 
@@ -417,6 +422,37 @@ async def test_records_are_one_key_each_with_a_guard_beside_them(consul: Consul)
     assert sorted(store.keys) == ["modalnomad/apps/_guard", "modalnomad/apps/main/a"]
     assert store.keys["modalnomad/apps/main/a"].value == encode(app_record("a"))
     assert len({entry.modify for entry in store.keys.values()}) == 1
+
+
+@pytest.mark.parametrize("name", ["site.com", "tool.py", ".", "..", "a.b-c_d"])
+async def test_an_app_may_have_any_name(consul: Consul, name: str) -> None:
+    discovery = consul.discovery()
+    async with watching(discovery) as watcher:
+        await publish(discovery, name)
+        await watcher.until(name)
+        assert await discovery.app(name, "main") == app_record(name)
+        async with discovery.lock(name, lifetime=5):
+            pass
+        await discovery.publish(WithdrawApp(name, "main"))
+        await watcher.until()
+
+
+async def test_the_guard_is_another_one_after_each_write(consul: Consul) -> None:
+    discovery = consul.discovery()
+    seen = set()
+    for version in (1, 2, 3):
+        await publish(discovery, "a", version=version)
+        seen.add(consul.fake.store.keys["modalnomad/apps/_guard"].modify)
+
+    assert len(seen) == 3
+
+
+async def test_a_write_that_others_always_forestall_is_given_up(consul: Consul) -> None:
+    stale = {"Results": None, "Errors": [{"OpIndex": 0, "What": "index is stale"}]}
+    consul.fake.fail(float("inf"), path="/v1/txn", status=409, text=json.dumps(stale))
+
+    with pytest.raises(BackendConflict, match="at each of 30 tries: index is stale"):
+        await publish(consul.discovery(), "a")
 
 
 async def test_a_quiet_watch_asks_seldom(consul: Consul) -> None:

@@ -15,7 +15,7 @@ from modalnomad.hashicorp.consul.api import ConsulApi, Entry, Found, Op, TxnRefu
 from modalnomad.hashicorp.consul.cache import Cache, Table
 from modalnomad.hashicorp.consul.following import Follower
 from modalnomad.hashicorp.consul.lock import hold
-from modalnomad.hashicorp.consul.records import APPS, GUARD_VALUE, KINDS, TOKENS, Keys, Reader, decode, encode
+from modalnomad.hashicorp.consul.records import APPS, KINDS, TOKENS, Keys, Reader, decode, encode, guard_value
 from modalnomad.hashicorp.consul.sessions import LEAST_TTL
 from modalnomad.hashicorp.http import ServerRefused
 from modalnomad.kit.tasks import Tasks
@@ -236,15 +236,16 @@ class ConsulDiscovery(Discovery):
         return Op("delete-cas", key, index=present.index)
 
     async def _write(self, kind: str, plan: Callable[[dict[str, Entry]], Op]) -> None:
-        guard = self._keys.guard(kind)
+        guard, reason = self._keys.guard(kind), ""
         for _ in range(TRIES):
             found = {entry.key: entry for entry in (await self._tree(kind)).items}
             seen = found.pop(guard).index if guard in found else 0
             operation = plan(found)
             try:
-                await self._api.txn([operation, Op("cas", guard, GUARD_VALUE, seen)])
-            except TxnRefused:
+                await self._api.txn([operation, Op("cas", guard, guard_value(), seen)])
+            except TxnRefused as refused:
                 # Somebody else wrote: look again, for it may be in our way now.
+                reason = refused.text
                 await asyncio.sleep(random.random() * 0.05)
                 continue
             except (BackendUnreachable, ServerRefused) as error:
@@ -252,7 +253,8 @@ class ConsulDiscovery(Discovery):
                     raise
             return
         raise BackendConflict(
-            f"others wrote to {self._keys.folder(kind)} of {self._api.where} at each of {TRIES} tries", "try again"
+            f"others wrote to {self._keys.folder(kind)} of {self._api.where} at each of {TRIES} tries: {reason}",
+            "try again",
         )
 
     async def _done(self, operation: Op, error: BackendError) -> bool:
@@ -276,6 +278,6 @@ class ConsulDiscovery(Discovery):
 
     def lock(self, name: str, *, lifetime: float) -> AbstractAsyncContextManager[None]:
         """Hold the named lock: see `lock.hold` for how its loss is told."""
-        if not NAME.fullmatch(name) or name in {".", ".."}:
+        if not NAME.fullmatch(name):
             raise UserError(f"{name!r} is not the name of a lock")
         return hold(self._api, self._keys.lock(name), name, lifetime=lifetime, least=self._least_ttl)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import secrets
 import threading
 import zlib
 from collections.abc import Iterable
@@ -28,11 +29,22 @@ KINDS: Final = (APPS, TOKENS)
 GUARD: Final = "_guard"
 """Key beside the environments that every write of a record writes too: two writers exclude each other by it, and as it
 is never removed, records that vanish without it vanished by mistake."""
-GUARD_VALUE: Final = b"Written with every record of modalnomad below this key: leave it.\n"
+GUARD_TEXT: Final = "Written with every record of modalnomad below this key: leave it."
 UNPACKED_LIMIT: Final = 64 * 1024 * 1024
 """Bytes a record may unpack to."""
 
 Record = AppRecord | Token
+
+
+def guard_value() -> bytes:
+    """Another one each time: Consul takes a write of an equal value for none, and then its index excludes nobody."""
+    return f"{GUARD_TEXT} {secrets.token_hex(8)}\n".encode("ascii")
+
+
+def part(name: str) -> str:
+    """A name as a part of a key. Consul (1.22) refuses keys that end like a file (`.py`, `.com`), and URLs have no
+    place for the names . and ..; no name has a comma."""
+    return name.replace(".", ",")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +63,7 @@ class Keys:
 
     def app(self, name: str, environment: str) -> str:
         """Raises UserError."""
-        return f"{self.prefix}/{APPS}/{check_environment(environment)}/{check_app(name)}"
+        return f"{self.prefix}/{APPS}/{check_environment(environment)}/{part(check_app(name))}"
 
     def token(self, id: str, environment: str) -> str:
         """Raises UserError, NotFound."""
@@ -59,7 +71,7 @@ class Keys:
 
     def lock(self, name: str) -> str:
         """Of a lock's holder."""
-        return f"{self.prefix}/locks/{name}"
+        return f"{self.prefix}/locks/{part(name)}"
 
 
 def encode(record: Record) -> bytes:
@@ -79,7 +91,7 @@ def decode(entry: Entry, kind: str) -> Record:
         raise _damaged(entry.key, f"{error.error_count()} wrong fields") from None
     name = record.app if isinstance(record, AppRecord) else record.id
     # A record that was copied to another key would be served twice.
-    if entry.key.split("/")[-2:] != [record.environment, name]:
+    if entry.key.split("/")[-2:] != [record.environment, part(name)]:
         raise _damaged(entry.key, f"it is the record of {name} in environment {record.environment}")
     return record
 

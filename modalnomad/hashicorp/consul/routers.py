@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from modalnomad.hashicorp.consul.api import ConsulApi, Entry, dumped
 from modalnomad.hashicorp.consul.following import pause_after
+from modalnomad.hashicorp.consul.records import part
 from modalnomad.hashicorp.consul.sessions import LEAST_TTL, SessionLost, open_session
 from modalnomad.kit.tasks import Tasks
 from modalnomad.kit.watch import Cell
@@ -49,7 +50,7 @@ class RouterPresence:
 
     def __init__(self, api: ConsulApi, prefix: str, name: str, *, ttl: float = LEAST_TTL) -> None:
         self._api = api
-        self._key = f"{_folder(prefix)}{name}"
+        self._key = f"{_folder(prefix)}{part(name)}"
         self._name = name
         self._ttl = ttl
         self._info: Cell[RouterInfo | None] = Cell(None)

@@ -21,7 +21,20 @@ TXN_OPERATIONS = 128
 DOCS = "https://developer.hashicorp.com/docs/agent/config/config-files#kv_max_value_size"
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
+LIKE_A_FILE = (".js", ".css", ".html", ".json", ".txt", ".py", ".sh", ".com", ".exe", ".zip", ".png")
+"""Some of the endings of keys that Consul refuses since 1.22, lest a proxy caches them."""
+
 Read = Callable[[], tuple[int, Any]]
+
+
+def key_of(request: web.Request) -> str:
+    """The key in the path. Raises Refused."""
+    key = unquote(request.match_info["key"])
+    if odd := re.search(r"[^A-Za-z0-9,._/-]", key):
+        raise Refused(400, f"key contains invalid character '{odd[0]}' at position {odd.start()}.")
+    if key.lower().endswith(LIKE_A_FILE):
+        raise Refused(400, f"key contains suspicious file extension '.{key.rpartition('.')[2]}'")
+    return key
 
 
 def seconds(text: Any) -> float:
@@ -41,7 +54,7 @@ def too_large(length: int, limit: int) -> Refused:
 
 def get(store: Store, request: web.Request, rights: Rights) -> Read:
     """What a read of the KV looks at; values: status and what is in the body (bytes as they are)."""
-    key, query = unquote(request.match_info["key"]), request.query
+    key, query = key_of(request), request.query
     if "keys" in query:
         return lambda: _names(store, key, query.get("separator", ""), rights)
     if "recurse" in query:
@@ -81,7 +94,7 @@ def _names(store: Store, prefix: str, separator: str, rights: Rights) -> tuple[i
 
 async def put(store: Store, request: web.Request, rights: Rights, limit: int) -> bool:
     """PUT /v1/kv/:key."""
-    key, query = unquote(request.match_info["key"]), request.query
+    key, query = key_of(request), request.query
     if not key:
         raise Refused(400, "Missing key name")
     flags = [name for name in ("cas", "acquire", "release") if name in query]
@@ -110,7 +123,7 @@ async def put(store: Store, request: web.Request, rights: Rights, limit: int) ->
 
 def delete(store: Store, request: web.Request, rights: Rights) -> bool:
     """DELETE /v1/kv/:key."""
-    key, query = unquote(request.match_info["key"]), request.query
+    key, query = key_of(request), request.query
     if "recurse" in query:
         rights.need_below("key", "write", key)
         store.delete_tree(key)
@@ -156,16 +169,16 @@ async def txn(store: Store, request: web.Request, rights: Rights, limit: int) ->
     writes = any(operation["KV"]["Verb"] not in READING for operation in operations)
     store.index, store.together = store.index + writes, True
     results: list[Any] = []
+    errors: list[Any] = []
     for n, operation in enumerate(operations):
         try:
-            results += [{"KV": one} for one in _operate(store, operation["KV"], limit)]
+            results += [{"KV": one} for one in _operate(store, operation["KV"])]
         except Refused as refusal:
-            store.index, store.keys, store.graves, store.tables = before
-            store.together = False
-            if refusal.status == 413:
-                raise
-            return 409, {"Results": None, "Errors": [{"OpIndex": n, "What": refusal.text}]}
+            errors.append({"OpIndex": n, "What": refusal.text})
     store.together = False
+    if errors:
+        store.index, store.keys, store.graves, store.tables = before
+        return 409, {"Results": None, "Errors": errors}
     return 200, {"Results": results, "Errors": None}
 
 
@@ -180,11 +193,9 @@ def _forbidden(operation: dict[str, Any], rights: Rights) -> Refused | None:
     return None
 
 
-def _operate(store: Store, operation: dict[str, Any], limit: int) -> list[dict[str, Any]]:
+def _operate(store: Store, operation: dict[str, Any]) -> list[dict[str, Any]]:
     verb, key = operation["Verb"], operation["Key"]
     value = base64.b64decode(operation.get("Value") or "")
-    if len(value) > limit:
-        raise Refused(413, f'Value for key "{key}" is too large ({len(value)} > {limit} bytes)')
     if verb in READING:
         return _look(store, verb, key, operation)
     flags, index, session = operation.get("Flags", 0), operation.get("Index", 0), operation.get("Session", "")
@@ -228,7 +239,8 @@ def _look(store: Store, verb: str, key: str, operation: dict[str, Any]) -> list[
     if entry is None:
         if verb == "get-or-empty":
             return [Entry(key, b"", 0, 0, 0).json()]
-        raise Refused(409, f'key "{key}" doesn\'t exist')
+        doing = {"check-index": "failed to check index, ", "check-session": "failed to check session, "}.get(verb, "")
+        raise Refused(409, f'{doing}key "{key}" doesn\'t exist')
     if verb == "check-index" and entry.modify != operation.get("Index", 0):
         wanted = operation.get("Index", 0)
         raise Refused(409, f'failed index check for key "{key}", current modify index {entry.modify} != {wanted}')

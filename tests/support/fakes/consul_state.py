@@ -116,28 +116,24 @@ class Store:
         return (entry.modify if entry else self._table(), entry)
 
     def tree(self, prefix: str) -> tuple[int, list[Entry]]:
-        """All below `prefix`, with the highest index of what is or was there, else the table's."""
+        """All below `prefix`, with the highest index of what is there or was lately, else the table's."""
         found = sorted((e for key, e in self.keys.items() if key.startswith(prefix)), key=lambda entry: entry.key)
         graves = (at for key, at in self.graves.items() if key.startswith(prefix))
         index = max((*(entry.modify for entry in found), *graves), default=0)
-        return (index if found and index else self._table()), found
+        return index or self._table(), found
 
     def _table(self) -> int:
         return max(self.tables.get("kvs", 0), self.tables.get("tombstones", 0), 1)
 
     def put(self, key: str, value: bytes, flags: int = 0, *, session: str | None = None) -> Entry:
-        """Create or replace. `session` None: whoever holds it goes on holding it."""
-        index = self.bump("kvs")
+        """Create or replace. `session` None: whoever holds it goes on holding it. An equal one is no change."""
         old = self.keys.get(key)
-        entry = Entry(
-            key,
-            value,
-            flags,
-            old.create if old else index,
-            index,
-            old.lock if old else 0,
-            (old.session if old else "") if session is None else session,
-        )
+        holder = (old.session if old else "") if session is None else session
+        locks = (old.lock if old else 0) + bool(session and (old is None or old.session != session))
+        if old and (old.value, old.flags, old.session, old.lock) == (value, flags, holder, locks):
+            return old
+        index = self.bump("kvs")
+        entry = Entry(key, value, flags, old.create if old else index, index, locks, holder)
         self.keys[key] = entry
         return entry
 
@@ -170,14 +166,12 @@ class Store:
     # --- locks -----------------------------------------------------------------------------------------------
 
     def acquire(self, key: str, value: bytes, flags: int, session: str) -> bool:
-        """False: another session holds it, or its lock delay is not over."""
+        """False: another session holds it, or its lock delay is not over. Raises Refused."""
         self.session(session)
         old = self.keys.get(key)
         if time.monotonic() < self.delays.get(key, 0.0) or (old and old.session not in {"", session}):
             return False
-        entry = self.put(key, value, flags, session=session)
-        if old is None or old.session != session:
-            entry.lock += 1
+        self.put(key, value, flags, session=session)
         return True
 
     def release(self, key: str, value: bytes, flags: int, session: str) -> bool:
