@@ -25,8 +25,8 @@ from modalnomad.model.manifest import SecretRef
 from modalnomad.render import cluster
 from modalnomad.settings import ConsulSettings, NomadSettings, Settings, VaultSettings
 from tests.support.fakes.consul import FakeConsul
+from tests.support.fakes.nomad.server import FakeNomad
 from tests.support.openbao import OpenBao
-from tests.support.setup_servers import SetUpNomad
 
 ALLOCATION = {"ID": "11111111-2222-3333-4444-555555555555", "TaskGroup": cluster.GROUP}
 
@@ -35,7 +35,7 @@ ALLOCATION = {"ID": "11111111-2222-3333-4444-555555555555", "TaskGroup": cluster
 class Cluster:
     """All three, and the settings that name them."""
 
-    nomad: SetUpNomad
+    nomad: FakeNomad
     consul: FakeConsul
     bao: OpenBao
     settings: Settings
@@ -62,9 +62,9 @@ def bao(tmp_path: Path) -> Iterator[OpenBao]:
 
 @pytest.fixture
 async def servers(bao: OpenBao) -> AsyncIterator[Cluster]:
-    async with SetUpNomad() as nomad, FakeConsul(acl=True) as consul:
+    async with FakeNomad(acl=True) as nomad, FakeConsul(acl=True) as consul:
         settings = Settings(
-            nomad=NomadSettings(address=nomad.address),
+            nomad=NomadSettings(address=nomad.address, token=SecretStr(nomad.management)),
             consul=ConsulSettings(address=consul.address, token=SecretStr(consul.management)),
             vault=VaultSettings(address=bao.address, token=SecretStr("root"), mount="kv/modal"),
         )
@@ -77,23 +77,24 @@ def outcomes(steps: list[Step]) -> dict[tuple[str, str], str]:
 
 async def test_all_is_made_once_and_is_there_the_second_time(servers: Cluster) -> None:
     first = await servers.set_up("main", "staging")
-    writes = servers.nomad.writes
+    index = servers.nomad.state.index
     second = await servers.set_up("main", "staging")
 
     assert {step.outcome for step in first} == {"made"}, first
     assert {step.outcome for step in second} == {"there"}, second
     assert list(outcomes(first)) == list(outcomes(second))
     assert {step.server for step in first} == {"nomad", "vault", "consul"}
-    assert servers.nomad.writes == writes
-    assert set(servers.nomad.namespaces) == {"modalnomad-main", "modalnomad-staging"}
+    assert servers.nomad.state.index == index
+    assert set(servers.nomad.state.namespaces) == {"default", "modalnomad-main", "modalnomad-staging"}
 
 
 async def test_a_dry_run_writes_nothing_and_says_what_it_would_make(servers: Cluster) -> None:
+    index = servers.nomad.state.index
     looked = await servers.set_up(dry=True)
 
     # What lies in a store that is not there yet cannot be looked at, but would be made.
     assert {step.outcome for step in looked} == {"would make"}, looked
-    assert servers.nomad.writes == 0
+    assert servers.nomad.state.index == index
     made = await servers.set_up()
     assert {step.outcome for step in made} == {"made"}
     assert list(outcomes(made)) == list(outcomes(looked))
@@ -114,7 +115,7 @@ async def test_one_more_environment_makes_its_own_things_alone(servers: Cluster)
 
 async def test_what_somebody_changed_is_set_right_and_told(servers: Cluster) -> None:
     await servers.set_up()
-    servers.nomad.policies["modalnomad-router"]["Rules"] = 'namespace "*" { policy = "write" }'
+    servers.nomad.state.policies["modalnomad-router"]["Rules"] = 'namespace "*" { policy = "write" }'
     servers.bao.policy("modalnomad-router", 'path "*" { capabilities = ["read"] }')
     with servers.bao.client() as client:
         role = client.read("auth/jwt-nomad/role/modalnomad-main")["data"]
@@ -139,7 +140,7 @@ async def test_what_somebody_changed_is_set_right_and_told(servers: Cluster) -> 
 
 
 async def test_without_acls_the_rest_is_made_and_that_is_said(bao: OpenBao) -> None:
-    async with SetUpNomad(acl=False) as nomad, FakeConsul(acl=False) as consul:
+    async with FakeNomad() as nomad, FakeConsul() as consul:
         settings = Settings(
             nomad=NomadSettings(address=nomad.address),
             consul=ConsulSettings(address=consul.address),
@@ -184,7 +185,7 @@ async def test_keys_that_vault_cannot_read_fail_alone_and_the_next_run_goes_on(s
 
 async def test_keys_from_elsewhere_are_left_unless_the_settings_say_so(servers: Cluster) -> None:
     await servers.set_up()
-    async with SetUpNomad() as other:
+    async with FakeNomad() as other:
         derived = servers.settings.model_copy(update={"nomad": NomadSettings(address=other.address)})
         steps = [step async for step in set_up(derived, ["main"], only=["vault"])]
         url = f"{other.address}/.well-known/jwks.json"
@@ -223,10 +224,11 @@ async def test_a_token_without_rights_is_told_at_each_step(servers: Cluster) -> 
 
 
 async def test_a_bad_name_is_refused_before_anything_is_done(servers: Cluster) -> None:
+    index = servers.nomad.state.index
     with pytest.raises(UserError):
         await servers.set_up("main", "No Good")
 
-    assert servers.nomad.writes == 0
+    assert servers.nomad.state.index == index
 
 
 # --- rights --------------------------------------------------------------------------------------------------
@@ -313,6 +315,7 @@ async def command(servers: Cluster, *arguments: str) -> tuple[int, str, str]:
     """`modalnomad setup` → exit code, output, errors."""
     variables = {
         "NOMAD_ADDR": servers.nomad.address,
+        "NOMAD_TOKEN": servers.nomad.management,
         "CONSUL_HTTP_ADDR": servers.consul.address,
         "CONSUL_HTTP_TOKEN": servers.consul.management,
         "VAULT_ADDR": servers.bao.address,
@@ -345,7 +348,7 @@ async def test_the_command_tells_each_step_and_how_to_make_tokens(servers: Clust
 
 
 async def test_the_command_fails_when_a_step_does(servers: Cluster) -> None:
-    servers.nomad.broken.add("/v1/namespace/modalnomad-main")
+    servers.nomad.faults.refuse("/v1/namespace/modalnomad-main")
     code, output, errors = await command(servers, "--only", "nomad")
 
     assert code == 1
