@@ -225,7 +225,7 @@ async def test_what_nobody_used_for_a_month_goes_when_something_new_is_made(node
     shutil.rmtree(image(node))
     user = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE)
     code, out, err = await run(node, "prewarm")
-    await user.communicate()
+    await user.communicate(b"")
 
     assert (code, err) == (0, "")
     assert out.count("unused for a month: aaaaaaaaaaaa") == 2
