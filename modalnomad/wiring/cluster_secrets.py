@@ -28,9 +28,13 @@ class SecretVersions:
         return self._revisions.get(revision)
 
     async def text(self, id: RevisionId) -> str:
-        """`db=3,api=1`; empty: it has none. Raises BackendError."""
+        """`api=1,db=3`; empty: it has none. Raises BackendError."""
+        return versions_text(await self.current(id))
+
+    async def current(self, id: RevisionId) -> Mapping[str, int]:
+        """Of the secrets it names, as far as they are there. Raises BackendError."""
         revision = self._revisions.get(id)
         refs = [ref for ref in revision.secrets if ref.name is not None] if revision is not None else []
         if revision is None or not refs:
-            return ""
-        return versions_text(await self._secrets.versions(refs, revision.environment))
+            return {}
+        return await self._secrets.versions(refs, revision.environment)

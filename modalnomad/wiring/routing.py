@@ -16,6 +16,7 @@ from modalnomad.hashicorp.consul.leader import Leader
 from modalnomad.hashicorp.consul.registrations import watch_registrations
 from modalnomad.hashicorp.consul.routers import RouterInfo, RouterPresence
 from modalnomad.hashicorp.nomad.engine import NomadEngine
+from modalnomad.hashicorp.vault.rotation import Rotation
 from modalnomad.kit.tasks import Tasks
 from modalnomad.router.admin import Admin
 from modalnomad.router.server import RouterServer
@@ -43,6 +44,8 @@ class RouterParts:
     artifacts: ArtifactServer
     admin: Admin | None
     leader: Leader
+    rotation: Rotation | None
+    """None: replicas keep the values they were started with."""
     presence: RouterPresence
     death: Death
     name: str
@@ -81,6 +84,8 @@ async def open_router(settings: Settings, environment: str | None = None) -> Asy
         schedules = ClusterSchedules(cluster.consul, settings.consul.prefix)
         scheduler = Scheduler(parts.discovery, parts.router.caller, schedules)
         tasks.guard(parts.leader.while_held(scheduler.run), "schedules")
+        if parts.rotation is not None:
+            tasks.guard(parts.leader.while_held(parts.rotation.run), "rotation")
         tasks.guard(_tell_presence(parts), "presence")
         stack.push_async_callback(parts.presence.close)
         yield parts
@@ -101,6 +106,11 @@ async def _build(cluster: Cluster, environment: str | None, death: Death) -> Rou
         secret_versions=versions.text,
         router=name,
     )
+    rotation = None
+    if settings.vault.rotation:
+        rotation = Rotation(
+            running=engine.started_with, current=versions.current, tell=engine.replace, every=settings.vault.rotation
+        )
     leader = Leader(cluster.consul, f"{settings.consul.prefix}/locks/drains")
     router = RouterServer(
         engine=engine,
@@ -122,6 +132,7 @@ async def _build(cluster: Cluster, environment: str | None, death: Death) -> Rou
         artifacts=ArtifactServer(cluster.artifacts, settings.artifacts.host, settings.artifacts.port),
         admin=admin_of(router, settings.router),
         leader=leader,
+        rotation=rotation,
         presence=RouterPresence(cluster.consul, settings.consul.prefix, name),
         death=death,
         name=name,
