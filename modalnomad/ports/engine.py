@@ -29,8 +29,9 @@ class Starter(Protocol):
         raised; an unprepared revision raises NotFound."""
 
     def watch(self) -> AsyncIterator[tuple[Replica, ...]]:
-        """Whole snapshots of all replicas, the first at once, then one per change (changes may be merged). An ended
-        replica (FAILED, GONE) stays in the snapshots for a minute at least: its reason and its epoch must be seen."""
+        """Whole snapshots of all replicas, the first as soon as they are known, then one per change (changes may be
+        merged). An ended replica (FAILED, GONE) stays in the snapshots for a minute at least: its reason and its epoch
+        must be seen. One that FAILED because it waits (for room, for secrets) may be STARTING later."""
 
     async def kill(self, key: ReplicaKey) -> None:
         """End it at once with everything it started. Unknown or ended: nothing happens. Returns when it is gone."""
@@ -40,7 +41,8 @@ class Engine(Starter, Protocol):
     """The whole port, as the control plane sees it."""
 
     async def prepare(self, revision: Revision) -> None:
-        """Make the revision startable: bundle unpacked, image present. Idempotent. Raises BackendError."""
+        """Make the revision startable. Idempotent. Raises BackendError, NotFound: a bundle or image is missing, where
+        that is known here; else the start fails and names it."""
 
     async def retire(self, revision: str) -> None:
         """Forget a revision: its running replicas are killed, what was prepared for it is freed. Unknown: nothing."""

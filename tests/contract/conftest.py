@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cluster_servers import Servers, fake_place
+from tests.support.cluster_servers import Place, Servers, fake_place
 from tests.support.engines import Harness, embedded
 from tests.support.nomad_agent import nomad_program
 from tests.support.nomad_engine import nomad_engine
@@ -37,3 +37,13 @@ async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
             yield await stack.enter_async_context(nomad_engine(place, home))
         else:
             yield await stack.enter_async_context(embedded(home, warm="templates" in kind))
+
+
+@pytest.fixture(params=["nomad (fake)", "nomad (real)"])
+async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
+    """An environment of each kind of cluster."""
+    openbao = request.getfixturevalue("openbao")
+    real = request.param == "nomad (real)"
+    places = request.getfixturevalue("servers").environment() if real else fake_place(openbao, tmp_path)
+    async with places as found:
+        yield found

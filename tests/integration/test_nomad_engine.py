@@ -1,9 +1,8 @@
-"""What only the engine of a cluster does: several of it, lost streams, late places, jobs that somebody touched."""
+"""What only the engine of a cluster does: several of it, lost streams, repeated dispatches, lost machines."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +19,6 @@ from modalnomad.model.ids import Digest, RevisionId
 from modalnomad.model.manifest import Resources
 from modalnomad.model.replica import Address, LogLine, PoolKey, Replica, ReplicaKey, ReplicaState, TcpAddress
 from modalnomad.model.revision import BuiltImage, Revision
-from modalnomad.render.cluster import parent_id
 from tests.support.cluster_servers import Place, fake_place
 from tests.support.engines import HELLO, Harness, eventually, within
 from tests.support.fakes.faults import DISPATCH, Faults
@@ -348,40 +346,6 @@ async def test_a_stream_that_may_not_be_read_is_told_and_lists_still_serve(
 # --- room ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_child_without_room_is_told_blocks_its_number_and_starts_when_there_is_some(lab: Lab) -> None:
-    async with lab.engine() as h:
-        revision = await h.revision(HELLO, resources=LARGE)
-        running = [await h.started(revision, number) for number in (0, 1)]
-        waits = await h.start(revision, 2)
-        failure = (await h.until(waits, FAILED)).failure
-        asked = lab.dispatches()
-        second = (await h.until(await h.start(revision, 2, epoch=2), FAILED)).failure
-        verdict = await h.engine.explain(revision)
-
-        assert failure is not None
-        assert second is not None
-        assert failure.code == second.code == "no_capacity"
-        assert "memory" in failure.reason
-        assert lab.dispatches() == asked, "it is not dispatched beside the one that waits"
-        assert (verdict.answer, "memory" in verdict.reason) == ("not_now", True)
-
-        await h.engine.kill(running[0])
-        await h.until(waits, STARTING)
-        assert (await h.ask(waits)).status == 200
-        assert len([job for job in lab.children() if job["Meta"]["number"] == "2"]) == 1
-
-
-async def test_what_no_node_could_ever_hold_is_never(lab: Lab) -> None:
-    async with lab.engine() as h:
-        revision = await h.revision(HELLO, resources=Resources(memory=(1_000_000, None)), prepare=False)
-
-        verdict = await h.engine.explain(revision)
-
-    assert verdict.answer == "never"
-    assert "1e+06" not in verdict.reason
-    assert "asks for 1000000 MiB of memory; the largest node has 8192" in verdict.reason
-
-
 async def test_retiring_takes_back_what_waits_for_a_place(lab: Lab) -> None:
     async with lab.engine() as h:
         revision = await h.revision(HELLO, resources=LARGE)
@@ -418,62 +382,6 @@ async def eventually_leaving(h: Harness, key: ReplicaKey) -> None:
         async for replicas in watch:
             if any(replica.key == key and "is being drained" in replica.leaving for replica in replicas):
                 return
-
-
-# --- jobs that somebody touched --------------------------------------------------------------------------------------
-
-
-def parent_of(lab: Lab, revision: Revision) -> dict[str, Any]:
-    (job,) = [
-        job
-        for job in lab.nomad.state.jobs.values()
-        if not job.get("ParentID") and (job["Meta"] or {}).get("revision") == revision.id
-    ]
-    return job
-
-
-async def test_an_unchanged_job_is_not_registered_again(lab: Lab) -> None:
-    async with lab.engine() as h:
-        revision = await h.revision(HELLO)
-        before = parent_of(lab, revision)["Version"]
-        await h.engine.prepare(revision)
-
-        assert parent_of(lab, revision)["Version"] == before
-        assert (
-            sum(request == "POST /v1/jobs" or request.startswith("POST /v1/jobs?") for request in lab.proxy.requests)
-            == 1
-        )
-
-
-async def test_a_job_that_was_stopped_or_changed_by_hand_is_put_right(
-    lab: Lab, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.WARNING)
-    async with lab.engine() as h:
-        revision = await h.revision(HELLO)
-        job = parent_of(lab, revision)
-        await lab.calls.call("DELETE", f"/v1/job/{job['ID']}", namespace=lab.place.namespace)
-        await h.engine.prepare(revision)
-        assert not parent_of(lab, revision)["Stop"]
-        assert "was stopped by hand" in caplog.text
-
-        changed = dict(parent_of(lab, revision))
-        task = dict(changed["TaskGroups"][0]["Tasks"][0], Env={"A": "by hand"})
-        changed["TaskGroups"] = [dict(changed["TaskGroups"][0], Tasks=[task])]
-        await lab.calls.put("/v1/jobs", {"Job": changed}, namespace=lab.place.namespace)
-        await h.engine.prepare(revision)
-
-        assert "was changed by hand" in caplog.text
-        assert "A" not in parent_of(lab, revision)["TaskGroups"][0]["Tasks"][0]["Env"]
-
-
-async def test_a_name_that_another_revision_took_is_left_to_it(lab: Lab) -> None:
-    async with lab.engine() as h:
-        first, second = await h.revision(HELLO), await h.revision(HELLO + "\n# other")
-
-        assert parent_of(lab, first)["ID"] == parent_id("app", "site", 1)
-        assert parent_of(lab, second)["ID"] == parent_id("app", "site", 2)
-        assert (await h.ask(await h.start(first))).status == 200
 
 
 # --- output, environments ------------------------------------------------------------------------------------------
