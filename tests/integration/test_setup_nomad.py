@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -15,6 +16,7 @@ from modalnomad.hashicorp.http import HttpClient, ServerRefused
 from modalnomad.hashicorp.nomad.api import NomadApi
 from modalnomad.hashicorp.nomad.server import nomad_server
 from modalnomad.hashicorp.setup.run import set_up
+from modalnomad.hashicorp.vault.secrets import VaultSecrets
 from modalnomad.settings import NomadSettings, Settings, VaultSettings
 from tests.support.fakes.nomad.server import FakeNomad
 from tests.support.nomad_agent import NomadAgent, nomad_program
@@ -109,7 +111,7 @@ async def test_each_role_may_do_what_it_is_for_and_nothing_else(roles: Roles, op
             more = await stream.content.readany()
             assert more, "the stream ended"
             seen += more
-    allocations = await running(router, child)
+    allocations = await allocation(router, child, NAMESPACE, {"running"})
     assert [found["ID"] for found in (await router.nodes()).items] == [roles.node]
     assert (await router.job("a.f.r1", NAMESPACE)) is not None
     assert [found["ID"] for found in (await viewer.allocations(NAMESPACE)).items] == [allocations["ID"]]
@@ -120,19 +122,19 @@ async def test_each_role_may_do_what_it_is_for_and_nothing_else(roles: Roles, op
     await deployer.deregister("a.f.r1", NAMESPACE, purge=True)
 
 
-async def running(api: NomadApi, job: str) -> dict[str, Any]:
-    """The allocation of a job, once its task runs."""
+async def allocation(api: NomadApi, job: str, namespace: str, statuses: set[str]) -> dict[str, Any]:
+    """The one of a job, once it has one of these."""
     index = 0
     while True:
         answer = await api.http.request(
             "GET",
             f"/v1/job/{job.replace('/', '%2F')}/allocations",
-            params={"namespace": NAMESPACE, "index": index, "wait": "10s"},
+            params={"namespace": namespace, "index": index, "wait": "10s"},
             limit=20,
         )
         index = int(answer.headers["X-Nomad-Index"])
         for found in answer.json():
-            if found["ClientStatus"] == "running":
+            if found["ClientStatus"] in statuses:
                 return dict(found)
 
 
@@ -169,3 +171,61 @@ async def test_settings_of_a_real_node_are_seen_with_agent_read() -> None:
 
     assert next(found for found in fits if found.check == "agents").message == "settings of 1 nodes fit"
     assert "(30 s)" in next(found for found in cut if found.check == "agents").message
+
+
+async def test_a_real_task_reads_its_environments_secrets_with_what_setup_made(openbao: OpenBao) -> None:
+    if nomad_program() is None:
+        pytest.skip("no nomad on PATH")
+    mount, login = "kv-tasks", "jwt-tasks"
+    identity = {"aud": ["vault.io"], "ttl": "1h"}
+    stanza = {"enabled": True, "address": openbao.address, "jwt_auth_backend_path": login, "default_identity": identity}
+    async with NomadAgent(acl=True, vault=stanza) as agent:
+        roles = Roles(agent.address, agent.token, agent.node)
+        vault = VaultSettings(address=openbao.address, token=SecretStr("root"), mount=mount, auth_mount=login)
+        settings = Settings(nomad=roles.settings, vault=vault)
+        environments = ["main", "staging"]
+        steps = [step async for step in set_up(settings, environments, only=["nomad", "vault"])]
+        assert not [step for step in steps if step.outcome not in {"made", "changed", "there"}], steps
+        store = VaultSecrets(vault)
+        await store.create("db", "main", {"A": "1 < 2 & ü"})
+        await store.close()
+        api = roles.api(agent.token)
+
+        told, failed = [
+            await ended(api, reading(f"{mount}/data/modalnomad/main/db", namespace), namespace)
+            for namespace in ("modalnomad-main", "modalnomad-staging")
+        ]
+
+        output = await api.tail(told["ID"], "app", "stdout", 1000, limit=5)
+        assert json.loads(output) == {"A": "1 < 2 & ü"}
+        assert told["ClientStatus"] == "complete"
+        assert failed["ClientStatus"] == "failed"
+        assert "nomad_namespace" in str(failed["TaskStates"]["app"]["Events"])
+        seen = await nomad_checks(api.http, settings.nomad, "main")
+        assert next(found for found in seen if found.check == "node vault").level == "ok"
+        await roles.close()
+
+
+def reading(path: str, namespace: str) -> dict[str, Any]:
+    """A job whose task shows one secret, logging in as a task of `main`."""
+    block = {"Role": "modalnomad-main", "Env": False, "DisableFile": True, "ChangeMode": "noop"}
+    template = {
+        "EmbeddedTmpl": f'{{{{ with secret "{path}" }}}}{{{{ .Data.data | toJSON }}}}{{{{ end }}}}',
+        "DestPath": "secrets/db.json",
+        "Once": True,
+        "ChangeMode": "noop",
+    }
+    found = job("reads")
+    del found["ParameterizedJob"]
+    (group,) = found["TaskGroups"]
+    (task,) = group["Tasks"]
+    task |= {"Config": {"command": "/bin/cat", "args": ["${NOMAD_SECRETS_DIR}/db.json"]}}
+    task |= {"Vault": block, "Templates": [template]}
+    group["ReschedulePolicy"] = {"Attempts": 0, "Unlimited": False}
+    return {**found, "Namespace": namespace}
+
+
+async def ended(api: NomadApi, body: dict[str, Any], namespace: str) -> dict[str, Any]:
+    """Register it; its allocation, once that has ended."""
+    await api.register({"Job": body})
+    return await allocation(api, body["ID"], namespace, {"complete", "failed"})
