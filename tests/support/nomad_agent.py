@@ -25,8 +25,11 @@ import psutil
 
 from tests.support.nomad_calls import Calls
 
+FAST_HEARTBEATS = {"heartbeat_grace": "1s", "min_heartbeat_ttl": "1s"}
+"""A dead client is noticed within some 3 s, not 20."""
 START_LIMIT = 40.0
 """Seconds until its node is ready."""
+PARTS = ("server", "client")
 STOP_LIMIT = 20.0
 """Seconds for its tasks to end, and again for itself."""
 
@@ -80,7 +83,7 @@ class NomadAgent:
         self.folder = Path(tempfile.mkdtemp(prefix="nomad-"))
         try:
             self.ports = _free_ports(4)
-            for part in ("server", "client"):
+            for part in PARTS:
                 (self.folder / f"{part}.json").write_text(json.dumps(self._configuration(part)))
             await self.start()
             if self.acl:
@@ -98,7 +101,7 @@ class NomadAgent:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if "server" not in self._processes:
+            if len(self._processes) < len(PARTS):
                 await self.start()  # what it ran ends through it
             await self._end_jobs()
         finally:
@@ -108,7 +111,8 @@ class NomadAgent:
         """Start its server on its own state, and its client if it does not run; wait until its node is ready. Raises
         RuntimeError with the end of a log, TimeoutError."""
         async with asyncio.timeout(START_LIMIT):
-            self._launch("server")
+            if "server" not in self._processes:
+                self._launch("server")
             while not await self._leads():
                 await self._wait("server")
             if "client" not in self._processes:
@@ -140,13 +144,17 @@ class NomadAgent:
         try:
             async with Calls(self.address) as calls:
                 leader = (await calls.call("GET", "/v1/status/leader")).text
-                return leader not in {"", '""'} and "keys" in (await calls.call("GET", "/.well-known/jwks.json")).text
+                return leader not in {"", '""'} and '"kid"' in (await calls.call("GET", "/.well-known/jwks.json")).text
         except (aiohttp.ClientError, OSError):
             return False
 
     async def stop(self, number: int = signal.SIGTERM) -> None:
         """End the server: no API, nothing is placed. Tasks run on under the client, which finds it again."""
         await self._stop("server", number)
+
+    async def lose(self) -> None:
+        """The client dies, its tasks run on; `start` brings it back, which then ends what the servers gave up."""
+        await self._stop("client", signal.SIGKILL)
 
     async def _stop(self, part: str, number: int = signal.SIGTERM) -> None:
         process = self._processes.pop(part, None)
@@ -206,7 +214,7 @@ class NomadAgent:
             configuration["vault"] = dict(self._vault)
         if part == "server":
             own = {"rpc": rpc, "serf": serf}
-            server = {"enabled": True, "bootstrap_expect": 1, "raft_multiplier": 1}
+            server = {"enabled": True, "bootstrap_expect": 1, "raft_multiplier": 1} | FAST_HEARTBEATS
             return configuration | {
                 "ports": {"http": http} | own,
                 "advertise": {"http": f"127.0.0.1:{http}"} | {name: f"127.0.0.1:{port}" for name, port in own.items()},

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any, Final
 
 from aiohttp import web
 
+from modalnomad.kit.tasks import Tasks
 from tests.support.fakes.identity import Signer
 from tests.support.fakes.nomad.acl import DENIED, digest
 from tests.support.fakes.nomad.checking import several
@@ -23,8 +25,8 @@ _POOLS: Final = {"all": "Node pool with all nodes in the cluster.", "default": "
 class ClusterApi:
     """`signer`: of workload identities. `settings`: of the client part of `agent/self`."""
 
-    def __init__(self, state: State, nodes: Nodes, signer: Signer, routes: Routes) -> None:
-        self._state, self._nodes, self._signer = state, nodes, signer
+    def __init__(self, state: State, nodes: Nodes, signer: Signer, routes: Routes, tasks: Tasks) -> None:
+        self._state, self._nodes, self._signer, self._tasks = state, nodes, signer, tasks
         self.settings: dict[str, Any] = {"Enabled": True, "GCMaxAllocs": 50, "MaxKillTimeout": "30s"}
         routes.add("GET", r"/v1/nodes", self.nodes)
         routes.add("GET", r"/v1/node/pools", self.pools)
@@ -191,6 +193,11 @@ class ClusterApi:
     async def collect(self, ask: Ask) -> web.StreamResponse:
         """`PUT /v1/system/gc`: dead jobs go with all they left, and so do evaluations and allocations that ended."""
         ask.must_manage()
+        self._tasks.spawn(self._collected(), "collection")  # the answer does not wait for it
+        return answer(ask, None, None)
+
+    async def _collected(self) -> None:
+        await asyncio.sleep(0)
         with self._state.write() as change:
             for key in [key for key in self._state.jobs if collectable(self._state, key)]:
                 done = [each["ID"] for each in self._state.evaluations_of(key)]
@@ -201,7 +208,6 @@ class ClusterApi:
             live = {a["EvalID"] for a in self._state.allocations.values() if a["ClientStatus"] not in TERMINAL}
             gone = [a["ID"] for a in ended if self._may_go(a)]
             change.forgotten(allocations=gone, evaluations=[each for each in done if each not in live])
-        return answer(ask, None, None)
 
     def _may_go(self, alloc: Shape) -> bool:
         """A batch job that may still run keeps what it has done."""

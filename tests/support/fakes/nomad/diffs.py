@@ -99,6 +99,8 @@ def _object(old: Mapping[str, Any], new: Mapping[str, Any], name: str | None) ->
             continue
         if key in _FLAT:
             fields += _flat(key, before or {}, after or {})
+        elif _is_list(before, after) and not _holds_objects(before, after) and name != "Config":
+            objects += _set(key, before or [], after or [])
         elif _is_list(before, after) and not _holds_objects(before, after):
             fields += _flat(key, dict(enumerate(before or ())), dict(enumerate(after or ())))
         elif _is_list(before, after):
@@ -130,6 +132,13 @@ def _items(key: str, before: list[Any], after: list[Any]) -> list[Shape]:
             name = key.removesuffix("s")
             found.append({"Fields": inner["Fields"], "Name": name, "Objects": inner["Objects"], "Type": inner["Type"]})
     return found
+
+
+def _set(key: str, before: list[Any], after: list[Any]) -> list[Shape]:
+    fields = [_field(key, None, item) for item in after if item not in before]
+    fields += [_field(key, item, None) for item in before if item not in after]
+    kind = "Added" if not before else "Deleted" if not after else "Edited"
+    return [{"Fields": fields, "Name": key, "Objects": None, "Type": kind}] if fields else []
 
 
 def _flat(key: str, before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[Shape]:

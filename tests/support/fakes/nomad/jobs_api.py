@@ -214,8 +214,7 @@ class JobsApi:
     async def validate(self, ask: Ask) -> web.StreamResponse:
         """`PUT /v1/validate/job`: of the job by itself."""
         _, job = self._given(ask)
-        if not ask.rights.can("submit-job", job["Namespace"]):
-            ask.must("parse-job", job["Namespace"])
+        ask.must("read-job", job["Namespace"])
         wrong = problems(job)
         return answer(
             ask,

@@ -87,8 +87,8 @@ class Scheduler:
             "QueuedAllocations": outcome.queued,
             "PlanAnnotations": plan_annotations(changes),
         }
-        done.pop("ClassEligibility", None)
-        done.pop("EscapedComputedClass", None)
+        for name in ("ClassEligibility", "EscapedComputedClass", "StatusDescription"):
+            done.pop(name, None)
         if outcome.failed:
             done["FailedTGAllocs"] = outcome.failed
         if blocked is not None:

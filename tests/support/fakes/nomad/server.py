@@ -79,7 +79,7 @@ class FakeNomad:
         self.nodes = Nodes(self.state, self.clients, self._tasks)
         jobs = JobsApi(self.state, self.scheduler, self.routes)
         reads = ReadsApi(self.state, self.routes)
-        self.cluster = ClusterApi(self.state, self.nodes, self.signer, self.routes)
+        self.cluster = ClusterApi(self.state, self.nodes, self.signer, self.routes, self._tasks)
         self.cluster.open = not self._acl_enabled
         acl = AclApi(self.state, self.routes, enabled=self._acl_enabled)
         ClientApi(self.state, self.clients, self.routes)

@@ -238,7 +238,7 @@ def job_stub(job: Shape, state: State, *, meta: bool) -> Shape:
         "ParameterizedJob": job["ParameterizedJob"] is not None and not job["Dispatched"],
         "Periodic": job["Periodic"] is not None,
     }
-    return stub | {"Meta": job["Meta"]} if meta else stub
+    return stub | {"Meta": job["Meta"]} if meta and job["Meta"] else stub
 
 
 def allocation_stub(alloc: Shape, *, resources: bool) -> Shape:

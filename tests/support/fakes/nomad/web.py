@@ -98,7 +98,7 @@ def answer(
         headers["X-Nomad-Index"] = str(index)
     if read:
         headers |= {"X-Nomad-Knownleader": "true", "X-Nomad-Lastcontact": "0"}
-    body = b"" if data is None else json.dumps(data, separators=(",", ":")).encode()
+    body = b"" if data is None else json.dumps(data, separators=(",", ":"), sort_keys=True).encode()
     if body:
         headers["Content-Type"] = "application/json"
         if "gzip" in ask.request.headers.get("Accept-Encoding", ""):
