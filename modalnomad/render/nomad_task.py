@@ -24,6 +24,8 @@ PROGRAM: Final = "local/modalnomad.pyz"
 """The zip application, relative to the task's folder."""
 BUNDLE: Final = "local/root"
 """The replica's own copy of the bundle, likewise."""
+ALONE: Final = ("-I", "-S")
+"""Options of the launcher's Python: what sites start with every one can take longer than all the rest of it."""
 KILL_MARGIN: Final = 5.0
 """Seconds beyond the grace period before Nomad kills: the runner ends itself first, and can say why."""
 PROCESSES: Final = 4096
@@ -161,7 +163,7 @@ def pinned(revision: Revision) -> str:
 
 def _config(revision: Revision, rendering: Rendering) -> Json:
     if rendering.nomad.driver == "docker":
-        args = ["-I", contract.CONTAINER_SDK, "launch"]
+        args = [*ALONE, contract.CONTAINER_SDK, "launch"]
         return _container(revision) | {"command": contract.CONTAINER_PYTHON, "args": args}
     if revision.image.reference is not None:
         raise UserError(
@@ -173,7 +175,7 @@ def _config(revision: Revision, rendering: Rendering) -> Json:
 
 def _program(rendering: Rendering, command: str) -> Json:
     name = PROGRAM.rpartition("/")[2]
-    return {"command": rendering.nomad.python, "args": ["-I", f"${{NOMAD_TASK_DIR}}/{name}", command]}
+    return {"command": rendering.nomad.python, "args": [*ALONE, f"${{NOMAD_TASK_DIR}}/{name}", command]}
 
 
 def _container(revision: Revision) -> Json:

@@ -98,8 +98,8 @@ win. Unset: none."""
 CONTAINER_PYTHON: Final = "/opt/modalnomad/python"
 """Program: the Python that has what the image installs. A link will do."""
 CONTAINER_SDK: Final = "/opt/modalnomad/sdk"
-"""Folder: what the zip application holds, unpacked. `CONTAINER_PYTHON -I CONTAINER_SDK launch` starts a replica; there
-is no ENV_NODE_STORE then, nothing is built, and the image's variables and working directory are there already."""
+"""Folder: what the zip application holds, unpacked. `CONTAINER_PYTHON -I -S CONTAINER_SDK launch` starts a replica;
+there is no ENV_NODE_STORE then, nothing is built, and the image's variables and working directory are there already."""
 
 INHERITED: Final = frozenset(
     {

@@ -64,7 +64,7 @@ class Node:
 
     def command(self, what: str = "launch") -> list[str]:
         """As the rendered task has it."""
-        return [PYTHON, "-I", str(self.archive), what]
+        return [PYTHON, "-I", "-S", str(self.archive), what]
 
     def start(self, what: str = "launch", **more: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Entry of a task that Nomad starts: `python -I modalnomad.pyz launch`; `prewarm` only makes the environment.
+"""Entry of a task that Nomad starts: `python -I -S modalnomad.pyz launch`; `prewarm` only makes the environment.
 
 This file is the archive's `__main__.py` (see modalnomad/hashicorp/sdk_archive.py) and compiled anew at each start, so
 it is short, and Pythons older than the SDK's oldest can read it. It finds the SDK that lies unpacked and compiled on

@@ -104,7 +104,7 @@ def _sdk(environ: Mapping[str, str], store: str, here: str, command: str) -> str
 
 
 def _begin_again(here: str, command: str) -> NoReturn:
-    os.execv(sys.executable, [sys.executable, "-I", here, command])
+    os.execv(sys.executable, [sys.executable, "-I", "-S", here, command])
 
 
 def _unpack(store: str, digest: str, here: str) -> None:
