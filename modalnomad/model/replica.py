@@ -102,6 +102,9 @@ class Replica:
     leaving: str = ""
     """Why it should be replaced by another one of its pool before it goes (its machine is drained, a secret it was
     started with has a newer version); empty: it may stay."""
+    staged: bool = False
+    """Started by a deploy ahead of a version that is not served yet: left alone until it is, or until it ends by itself
+    because nobody asks it."""
 
 
 @dataclass(frozen=True, slots=True)

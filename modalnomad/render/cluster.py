@@ -38,6 +38,8 @@ META_REQUEST: Final = "request_id"
 META_SECRETS: Final = "secrets"
 """`db=3,api=1`: versions of the secrets as they were when it was started."""
 META_STARTED_BY: Final = "started_by"
+DEPLOYER: Final = "deploy by "
+"""Begins META_STARTED_BY of what no router started."""
 CHILD_META: Final = (
     META_POOL,
     META_NUMBER,

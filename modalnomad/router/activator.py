@@ -255,6 +255,7 @@ class Activator:
 
     def _revive(self, revision: RevisionId) -> None:
         if self._pools.revive(revision):
+            self._intake.look_again(revision, self._clock())
             for pool in self._pools.of(revision):
                 self.apply(pool, pool.revive(self._clock()))
 

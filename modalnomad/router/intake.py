@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import Failure, PoolKey, Replica, ReplicaKey, ReplicaState
 from modalnomad.model.revision import Revision
 from modalnomad.router.observer import Observer
@@ -62,12 +63,25 @@ class Intake:
         """Make pools for live replicas of known revisions that have none here."""
         for key in self._pools.homeless():
             revision = self._pools.revision(key.revision)
-            if revision is not None and any(found.state not in _ENDED for found in self._pools.listed(key)):
+            if revision is not None and any(map(self._is_ours, self._pools.listed(key))):
                 self._make_room(revision)
                 self.open(revision, key, now)
 
+    def look_again(self, revision: RevisionId, now: float) -> None:
+        """What a deploy started ahead of it is served from now on."""
+        for pool in self._pools.of(revision):
+            self._take(pool, self._pools.listed(pool.key), now)
+
+    def _is_ours(self, replica: Replica) -> bool:
+        """Alive, and not of a deploy under way: that would be drained as what is no longer served."""
+        staged = replica.staged and self._pools.is_retired(replica.key.pool.revision)
+        return replica.state not in _ENDED and not staged
+
     def _take(self, pool: Pool, listed: Iterable[Replica], now: float) -> None:
         for replica in listed:
+            known = pool.places.get(replica.key) is not None
+            if not known and replica.state not in _ENDED and not self._is_ours(replica):
+                continue
             if replica.state in _ENDED:
                 pool.seen(replica.key, None, now, alive=False)
                 self._ended(replica.key, replica.failure)

@@ -16,6 +16,7 @@ from modalnomad.hashicorp.nomad.engine import NomadEngine
 from modalnomad.hashicorp.packs import ClusterImages
 from modalnomad.model.errors import BackendError, BackendRefused, NotFound
 from modalnomad.model.revision import BuiltImage, Revision
+from modalnomad.render.cluster import DEPLOYER
 from modalnomad.render.nomad import Rendering
 from modalnomad.settings import Settings
 from modalnomad.wiring.building import builder_of
@@ -71,7 +72,7 @@ async def make_engine(
         api=cluster.nomad,
         rendering=renderer(cluster, key, deployer(), source or source_text),
         version_of=cluster.next_version,
-        router=router or deployer(),
+        router=router or DEPLOYER + deployer(),
     )
 
 

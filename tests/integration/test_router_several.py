@@ -85,6 +85,24 @@ async def test_a_retired_revision_is_drained_by_the_one_that_may(tmp_path: Path)
         assert found.running(new.revision.id)
 
 
+async def test_what_a_deploy_starts_of_a_retired_revision_is_left_alone_until_it_is_served(tmp_path: Path) -> None:
+    old, new = make_match(version=1, scaledown_window=60), make_match(version=2)
+    async with routers(tmp_path) as found:
+        await found.serve(old)
+        await found.ask(FIRST, old)
+        await found.serve(new)
+        await found.until(lambda: not found.running(old.revision.id))
+
+        stub = await found.engine.begin(key(old, 0, 2), staged=True)
+        await found.ask(FIRST, new)
+        for router in found.routers:
+            router.scaler.look()
+        assert found.place(FIRST, key(old, 0, 2)) is None
+        await found.serve(old)
+        assert (await found.ask(FIRST, old)).body == b"0.2"
+        assert not [path for method, path in stub.asked if method == "POST"]
+
+
 async def test_one_to_be_replaced_in_use_by_all_of_them_goes_and_no_request_is_lost(tmp_path: Path) -> None:
     match = make_match(max_containers=2, max_inputs=2)
     async with routers(tmp_path) as found, Tasks("flood") as tasks:

@@ -194,6 +194,8 @@ class StubEngine:
         self.open.set()
         self.obedient = False
         """Drained replicas end."""
+        self.staged = False
+        """Starts are a deploy's."""
         self.reasons: dict[ReplicaKey, str] = {}
         self.woken_by: dict[ReplicaKey, str] = {}
         self._tasks = Tasks("stub engine")
@@ -219,7 +221,7 @@ class StubEngine:
         self.on_start(stub)
         if self.obedient:
             self._tasks.spawn(self._obey(stub), f"obey {key}")
-        self._show(Replica(key, ReplicaState.STARTING, address))
+        self._show(Replica(key, ReplicaState.STARTING, address, staged=self.staged))
 
     async def watch(self) -> AsyncIterator[tuple[Replica, ...]]:
         """See Starter."""
@@ -246,12 +248,14 @@ class StubEngine:
         found = next(replica for replica in self._view.value if replica.key == key)
         self._show(replace(found, leaving=why))
 
-    async def begin(self, key: ReplicaKey) -> StubReplica:
-        """As when some other router had asked for it, or a child got its place long after its start had failed."""
+    async def begin(self, key: ReplicaKey, *, staged: bool = False) -> StubReplica:
+        """As when some other router (`staged`: a deploy) had asked for it, or a child got its place long after its start
+        had failed."""
         self.stubs.pop(key, None)
         failure, self.failure = self.failure, None
+        self.staged = staged
         await self.start(key, "another router")
-        self.failure = failure
+        self.failure, self.staged = failure, False
         return self.stubs[key]
 
     async def _obey(self, stub: StubReplica) -> None:

@@ -15,7 +15,7 @@ from modalnomad.hashicorp.nomad.shapes import Allocation, Evaluation, Job
 from modalnomad.hashicorp.nomad.words import exit_of, failure_of, killed_by_hand, placement, trouble, waits_for_secrets
 from modalnomad.hashicorp.nomad.world import World
 from modalnomad.model.replica import Address, Failure, PoolKey, Replica, ReplicaKey, ReplicaState
-from modalnomad.render.cluster import META_REASON
+from modalnomad.render.cluster import DEPLOYER, META_REASON, META_STARTED_BY
 
 ENDED_KEPT: Final = 75.0
 """Seconds an ended replica stays in the snapshots."""
@@ -101,10 +101,10 @@ class View:
             if other is None or other.ended is not None or entry.ended is None:
                 found[entry.key] = entry
         self._replicas = found
-        past = (replica for _, replica in self._past.values() if world.parents(replica.key.pool.revision))
+        past = (replica for _, replica in self._past.values() if world.serves(replica.key.pool.revision))
         shown = [entry.replica for entry in found.values()]
         shown += [replica for replica in past if replica.key not in found]
-        return tuple(sorted(shown, key=lambda replica: (replica.started_at, str(replica.key))))
+        return tuple(sorted(shown, key=lambda replica: (replica.started_at, replica.key.number, replica.key.epoch)))
 
     def _remember(self, entry: Entry, now: float) -> bool:
         """Whether an ended one is still shown, and when no more."""
@@ -174,6 +174,7 @@ class View:
             started_at=job.submitted_at,
             reason=job.meta.get(META_REASON, ""),
             leaving=self.leaving.get(job.key, ""),
+            staged=job.meta.get(META_STARTED_BY, "").startswith(DEPLOYER),
         )
         if allocation is None:
             return self._unplaced(world, job, replica, now)
