@@ -58,6 +58,8 @@ class Clients:
         self._reports: dict[str, Reports] = {}
         self._wake = asyncio.Event()
         self._began = asyncio.get_running_loop().time()
+        self.max_kill_timeout = 30.0
+        """Seconds; longer ones are cut silently (the client's `max_kill_timeout`)."""
         self.prompt = False
         """Report at once, not in ticks: for tests that do not look at timing."""
         state.watchers.append(self._wake.set)
@@ -93,7 +95,7 @@ class Clients:
 
     async def _stop(self, work: Work, alloc: Shape) -> None:
         group = next(g for g in alloc["Job"]["TaskGroups"] if g["Name"] == alloc["TaskGroup"])
-        await self._running.stop(work.alloc_id, group["Tasks"][0]["KillTimeout"] / 1e9)
+        await self._running.stop(work.alloc_id, min(group["Tasks"][0]["KillTimeout"] / 1e9, self.max_kill_timeout))
 
     async def _forget(self, work: Work) -> None:
         """Purged or collected: what runs is stopped as any other first."""

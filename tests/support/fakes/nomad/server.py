@@ -42,6 +42,8 @@ from tests.support.fakes.tasks.runner import TaskRunner
 BODY: int = 8 * 1024 * 1024
 """Bytes of a request."""
 PATIENCE = 20.0
+SEEN = {"consul": "1.22.0", "vault": "2.7.2"}
+"""Versions nodes tell of what they can reach."""
 TOO_MANY = b"Your IP is issuing too many concurrent connections, please rate limit your calls\n"
 
 
@@ -106,8 +108,10 @@ class FakeNomad:
     # --- the cluster ---------------------------------------------------------------------------------------------
 
     def add_node(self, name: str = "node", **described: Any) -> str:
-        """A ready node; its id. See `make_node`."""
-        return str(self.nodes.add(make_node(name, **described))["ID"])
+        """A ready node; its id. See `make_node`. It knows of the Consul and Vault that the runner has."""
+        known = {f"{each}.version": version for each, version in SEEN.items() if getattr(self.running, each, None)}
+        attributes = known | dict(described.pop("attributes", None) or {})
+        return str(self.nodes.add(make_node(name, attributes=attributes, **described))["ID"])
 
     def add_namespace(self, name: str) -> None:
         """As `PUT /v1/namespace`."""

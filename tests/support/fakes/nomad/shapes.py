@@ -160,15 +160,7 @@ def make_node(
         "NodeClass": node_class,
         "NodeMaxAllocs": 0,
         "NodePool": pool,
-        "NodeResources": {
-            "Cpu": {"CpuShares": cpu, "ReservableCpuCores": None, "TotalCpuCores": max(cpu // 2000, 1)},
-            "Devices": list(devices) or None,
-            "Disk": {"DiskMB": disk},
-            "MaxDynamicPort": 32000,
-            "Memory": {"MemoryMB": memory},
-            "MinDynamicPort": 20000,
-            "Networks": [{"CIDR": "127.0.0.1/32", "Device": "lo", "IP": "127.0.0.1", "MBits": 1000, "Mode": "host"}],
-        },
+        "NodeResources": _resources(cpu, memory, disk, devices),
         "ReservedResources": {
             "Cpu": {"CpuShares": 0, "ReservedCpuCores": None},
             "Disk": {"DiskMB": 0},
@@ -183,6 +175,18 @@ def make_node(
         "TLSEnabled": False,
     }
     return node | {"ComputedClass": computed_class(node)}
+
+
+def _resources(cpu: int, memory: int, disk: int, devices: Sequence[Shape]) -> Shape:
+    return {
+        "Cpu": {"CpuShares": cpu, "ReservableCpuCores": None, "TotalCpuCores": max(cpu // 2000, 1)},
+        "Devices": list(devices) or None,
+        "Disk": {"DiskMB": disk},
+        "MaxDynamicPort": 32000,
+        "Memory": {"MemoryMB": memory},
+        "MinDynamicPort": 20000,
+        "Networks": [{"CIDR": "127.0.0.1/32", "Device": "lo", "IP": "127.0.0.1", "MBits": 1000, "Mode": "host"}],
+    }
 
 
 def make_evaluation(job: Shape, trigger: str, **more: Any) -> Shape:
