@@ -68,7 +68,7 @@ async def servers(bao: OpenBao) -> AsyncIterator[Cluster]:
 async def set_up_all(servers: Cluster) -> None:
     servers.nomad.add_node("one", attributes=SEES)
     steps = [step async for step in set_up(servers.settings, ["main"])]
-    assert {step.outcome for step in steps} == {"made", "there"}, steps  # a dev server has its store
+    assert {step.outcome for step in steps} <= {"made", "there"}, steps  # a dev server has its store
 
 
 def wrong(found: Sequence[Finding]) -> dict[str, Finding]:
@@ -104,7 +104,7 @@ async def test_after_setup_all_is_well_for_each_role(
 
 
 async def test_before_setup_each_missing_thing_names_the_command(servers: Cluster) -> None:
-    servers.nomad.add_node("one")
+    servers.nomad.add_node("one", attributes={"consul.version": "", "vault.version": ""})
     bad = wrong(await examine_cluster(servers.settings))
 
     for check in ("namespace", "key", "identity"):
@@ -190,6 +190,18 @@ async def test_acls_that_are_off_are_a_warning(bao: OpenBao) -> None:
     assert bad["nodes"].level == "problem"
 
 
+async def test_a_cluster_in_a_namespace_of_vault_is_set_up_and_well(servers: Cluster) -> None:
+    with servers.bao.client() as client:
+        client.write_data("sys/namespaces/team", data={})
+    servers.settings = servers.changed(vault={"namespace": "team"})
+    await set_up_all(servers)
+
+    bad = wrong(await examine_cluster(servers.settings))
+    assert set(bad) == {"vault acl"}, "root may read values"
+    gone = wrong(await examine_cluster(servers.changed(vault={"namespace": "nowhere"})))
+    assert "VAULT_NAMESPACE" in gone["vault"].fix
+
+
 async def test_a_sealed_vault_is_told_and_nothing_else_of_it(servers: Cluster) -> None:
     await set_up_all(servers)
     servers.bao.seal()
@@ -203,11 +215,11 @@ async def test_a_sealed_vault_is_told_and_nothing_else_of_it(servers: Cluster) -
 
 async def test_a_token_that_ends_soon_is_a_warning(servers: Cluster) -> None:
     await set_up_all(servers)
-    token = {"token": SecretStr(servers.bao.token("modalnomad-router", "default", ttl="2h"))}
+    token = {"token": SecretStr(servers.bao.token("modalnomad-router", "default", ttl="100m"))}
     found = await examine_cluster(servers.changed(vault=token))
 
     (soon,) = [finding for finding in found if finding.check == "vault acl" and finding.level == "warning"]
-    assert "the token ends in 1 h 59 min" in soon.message
+    assert soon.message.startswith("the token ends in 1 h")
 
 
 async def test_keys_that_cannot_be_read_from_here_are_a_warning(servers: Cluster) -> None:

@@ -233,6 +233,22 @@ async def test_a_store_that_is_not_there_is_told_with_the_command(openbao: OpenB
             assert_silent(refused, HIDDEN)
 
 
+async def test_namespaces_are_apart_and_an_unknown_one_is_told(openbao: OpenBao, mount: str) -> None:
+    with openbao.client() as client:
+        client.write_data("sys/namespaces/team", data={})
+        client.adapter.namespace = "team"
+        client.sys.enable_secrets_engine("kv", path=mount, options={"version": "2"})
+    async with opened(openbao, mount) as store, opened(openbao, mount, namespace="team") as own:
+        made = await own.create("db", "main", {"A": "1"})
+        assert await own.list("main") == (made,)
+        assert await store.list("main") == ()
+    async with opened(openbao, mount, namespace="nowhere") as store:
+        for call in (store.list("main"), store.create("db", "main", {"A": HIDDEN}), store.check([DB], "main")):
+            with pytest.raises(BackendRefused, match="namespace not found") as refused:
+                await call
+            assert "VAULT_NAMESPACE (vault.namespace)" in str(refused.value.hint)
+
+
 async def test_a_store_of_version_1_is_no_store(openbao: OpenBao) -> None:
     with openbao.client() as client:
         client.sys.enable_secrets_engine("kv", path="old", options={"version": "1"})

@@ -14,7 +14,7 @@ from modalnomad.hashicorp.checks.vault import vault_checks
 from modalnomad.hashicorp.consul.server import consul_server
 from modalnomad.hashicorp.http import Answer, HttpClient
 from modalnomad.hashicorp.nomad.server import nomad_server
-from modalnomad.hashicorp.vault.client import VaultClient
+from modalnomad.hashicorp.vault.client import HEALTH, VaultClient
 from modalnomad.kit.finding import Finding, problem
 from modalnomad.model.errors import ModalNomadError
 from modalnomad.settings import Settings
@@ -91,7 +91,7 @@ async def _clocks(settings: Settings) -> Sequence[Finding]:
     anything = tuple(range(100, 600))
     asked: dict[str, Callable[[], Awaitable[Answer]]] = {
         "Nomad": lambda: nomad.request("GET", "/v1/status/leader", ok=anything),
-        "Vault": lambda: vault.request("GET", "sys/health", ok=anything),
+        "Vault": lambda: vault.request("GET", HEALTH, ok=anything),
         "Consul": lambda: consul.request("GET", "/v1/status/leader", ok=anything),
     }
     ahead = {}

@@ -11,7 +11,7 @@ import aiohttp
 from modalnomad.hashicorp.checks.common import check_version
 from modalnomad.hashicorp.http import ServerRefused
 from modalnomad.hashicorp.setup.platform import jwks_url
-from modalnomad.hashicorp.vault.client import VaultClient, words
+from modalnomad.hashicorp.vault.client import HEALTH, VaultClient, words
 from modalnomad.hashicorp.vault.platform_key import PATH, read_key
 from modalnomad.hashicorp.vault.secrets import ROOT
 from modalnomad.kit.finding import Finding, ok, problem, warning
@@ -23,7 +23,7 @@ from modalnomad.settings import Settings
 LEAST: Final = {"Vault": "1.11.0", "OpenBao": "2.0.0"}
 """`subkeys`, and versions that Nomad takes."""
 TRIED: Final = {"Vault": "1.21.0", "OpenBao": "2.7.2"}
-HEALTH: Final = (200, 429, 472, 473, 501, 503)
+HEALTHS: Final = (200, 429, 472, 473, 501, 503)
 DAY: Final = 86400
 PROBE: Final = "doctor-probe"
 KEYS_LIMIT: Final = 5.0
@@ -46,7 +46,7 @@ async def vault_checks(client: VaultClient, settings: Settings, environment: str
 
 
 async def _health(client: VaultClient) -> list[Finding]:
-    answer = await client.request("GET", "sys/health", ok=HEALTH)
+    answer = await client.request("GET", HEALTH, ok=HEALTHS)
     try:
         body: Mapping[str, Any] = answer.json()
     except ValueError:
@@ -75,11 +75,12 @@ async def _token(client: VaultClient) -> list[Finding]:
     data = answer.json()["data"]
     ttl, period = int(data.get("ttl") or 0), int(data.get("period") or 0)
     if 0 < ttl < DAY and not (period and data.get("renewable")):
+        how = "unless it is renewed, and some day for good" if data.get("renewable") else "and cannot be renewed"
         return [
             warning(
                 "vault acl",
-                f"the token ends in {ttl // 3600} h {ttl % 3600 // 60} min, and nobody can renew it for longer",
-                "make one with a period, and renew it: vault token create -orphan -period 24h …",
+                f"the token ends in {ttl // 3600} h {ttl % 3600 // 60} min, {how}",
+                "for a router make one with a period, which it renews: vault token create -orphan -period 24h …",
             )
         ]
     return []

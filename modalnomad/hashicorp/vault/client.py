@@ -31,6 +31,8 @@ ANSWER_LIMIT: Final = 5.0
 CALL_LIMIT: Final = 10.0
 """Seconds for a call with all that it waits for, a free thread included."""
 THREADS: Final = 4
+HEALTH: Final = "sys/health"
+NO_NAMESPACE: Final = "namespace not found"
 TOKEN: Final = re.compile(r"[!-~]*")
 COUNTED: Final = re.compile(r"\d+ errors? occurred:\s*\* ")
 SHORTEST_HIDDEN: Final = 4
@@ -73,7 +75,7 @@ class VaultClient:
             self.token = await asyncio.to_thread(read_token, self.settings)
             if self.token != token:
                 answer = await self._call(method, path, data)
-        if answer.status not in ok:
+        if answer.status not in ok or (answer.status == 404 and NO_NAMESPACE in answer.text):
             raise self._refused(method, path, answer, hidden)
         return answer
 
@@ -95,6 +97,8 @@ class VaultClient:
             client = self._idle.pop() if self._idle else self._open()
         try:
             client.token = token
+            # Some of `sys/` answers outside of namespaces only.
+            client.adapter.namespace = None if path == HEALTH else self.settings.namespace or None
             response = client.adapter.request(method, f"/v1/{path}", json=data, raise_exception=False)
             return Answer(response.status_code, response.headers, response.content)
         finally:
@@ -118,7 +122,6 @@ class VaultClient:
             "",
             timeout=(CONNECT_LIMIT, ANSWER_LIMIT),  # type: ignore[arg-type]  # passed on to requests, which takes both
             session=session,
-            namespace=settings.namespace or None,
             adapter=RawAdapter,
         )
 
@@ -147,6 +150,8 @@ class VaultClient:
             hint = "unseal it: `bao operator unseal` or `vault operator unseal`"
         elif answer.status == 501 or "not initialized" in said:
             hint = "it is new: `bao operator init` or `vault operator init`, then unseal it"
+        elif NO_NAMESPACE in said:
+            hint = f"make the namespace {self.settings.namespace}, or correct VAULT_NAMESPACE (vault.namespace)"
         elif "standby" in said or "no active" in said or "active cluster node not found" in said:
             hint = "it is a standby without an active server: wait for the election, or look at its other servers"
         elif answer.status in {401, 403}:

@@ -238,8 +238,10 @@ class VaultSecrets(Secrets):
         return None
 
     def _no_store(self) -> BackendRefused:
+        namespace = self._client.settings.namespace
+        within = f" in namespace {namespace}" if namespace else ""
         return BackendRefused(
-            f"Vault at {self._client.address} has no key-value store of version 2 at {self._mount}",
+            f"Vault at {self._client.address} has no key-value store of version 2 at {self._mount}{within}",
             "`modalnomad setup --only vault` makes it; its name comes from vault.mount",
         )
 
