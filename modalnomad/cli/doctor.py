@@ -1,4 +1,4 @@
-"""`modalnomad doctor`: is this machine fit to run Apps, and what to do where it is not."""
+"""`modalnomad doctor`: is this machine, or a cluster, fit to run Apps, and what to do where it is not."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ WIDTH: Final = 11
 def doctor(env: EnvOption = None, as_json: JsonOption = False) -> None:
     """Look at this machine: the home, programs, namespaces, limits, ports, a running `up`. Changes nothing.
 
+    With the back end hashicorp: at Nomad, Consul and Vault, the rights of the tokens, nodes and routers, and at what
+    this machine needs to deploy.
+
     ✓ is well; ! works with a limitation; ✗ is a problem, and the exit code is 1.
     """
     findings = _findings(env)
@@ -42,7 +45,6 @@ def doctor(env: EnvOption = None, as_json: JsonOption = False) -> None:
 
 def _findings(env: str | None) -> Sequence[Finding]:
     from modalnomad.kit.finding import problem
-    from modalnomad.wiring.doctor import examine
 
     try:
         settings = load_settings(env)
@@ -50,4 +52,8 @@ def _findings(env: str | None) -> Sequence[Finding]:
         return [problem("settings", error.message, error.hint or "")]
     # What is wrong stands in the findings; it is not told twice.
     logging.getLogger("modalnomad").setLevel(logging.CRITICAL)
+    if settings.backend == "hashicorp":
+        from modalnomad.wiring.cluster_doctor import examine_with_cluster as examine
+    else:
+        from modalnomad.wiring.doctor import examine
     return asyncio.run(examine(settings))

@@ -44,8 +44,8 @@ async def examine(settings: Settings) -> list[Finding]:
     running, trouble = await _ask_up(settings)
     up = of_service.check_version_of_up(str(running["version"]) if running else None, __version__)
     checks: Sequence[tuple[str, Callable[[], Found | Awaitable[Found]]]] = (
-        ("versions", _versions),
-        ("settings", _settings_file),
+        ("versions", versions_found),
+        ("settings", settings_file),
         ("times", lambda: of_service.check_times(settings)),
         ("home", lambda: of_home.check_home(facts.home_facts(settings.home))),
         ("disk", lambda: of_home.check_space(*facts.space(settings.home))),
@@ -54,8 +54,8 @@ async def examine(settings: Settings) -> list[Finding]:
         ("clock", lambda: of_home.check_clock(time.time(), facts.newest_record(settings.home))),
         ("up", lambda: [of_service.check_up(running, trouble), *([up] if up else ())]),
         ("ports", lambda: _ports(settings, running, bool(trouble))),
-        ("exposure", lambda: of_service.check_exposure(settings, _loopback(settings))),
-        ("certificate", lambda: _certificate(settings)),
+        ("exposure", lambda: of_service.check_exposure(settings, loopback_of(settings))),
+        ("certificate", lambda: certificate_found(settings)),
         ("python", lambda: of_machine.check_pythons(*facts.pythons(settings.home))),
         ("uv", lambda: of_machine.check_uv(*facts.uv())),
         ("network", lambda: _network(settings)),
@@ -65,11 +65,11 @@ async def examine(settings: Settings) -> list[Finding]:
         ("sockets", lambda: _sockets(settings.home)),
         ("gpu", lambda: of_machine.check_gpus([gpu.name for gpu in find_gpus()])),
     )
-    found = await asyncio.gather(*(_guarded(name, check) for name, check in checks))
+    found = await asyncio.gather(*(guarded(name, check) for name, check in checks))
     return [finding for group in found for finding in group]
 
 
-async def _guarded(name: str, check: Callable[[], Found | Awaitable[Found]]) -> list[Finding]:
+async def guarded(name: str, check: Callable[[], Found | Awaitable[Found]]) -> list[Finding]:
     """A check that fails is a finding too, and keeps no other from being made."""
     try:
         async with asyncio.timeout(LIMIT):
@@ -98,12 +98,13 @@ async def _ask_up(settings: Settings) -> tuple[Mapping[str, Any] | None, str]:
         return None, f"one runs on {settings.home}, and gives no answer within {ANSWER:g} s"
 
 
-def _versions() -> Finding:
+def versions_found() -> Finding:
+    """Of what runs here."""
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
     return of_machine.check_versions(__version__, metadata.version("modalnomad-sdk"), platform.python_version(), system)
 
 
-def _settings_file() -> Finding:
+def settings_file() -> Finding:
     """It could be read, or nobody were here."""
     import tomllib
 
@@ -141,7 +142,8 @@ def _ports(settings: Settings, running: Mapping[str, Any] | None, hanging: bool)
         yield of_service.check_port(name, port, state, holder)
 
 
-def _loopback(settings: Settings) -> dict[str, bool]:
+def loopback_of(settings: Settings) -> dict[str, bool]:
+    """Address → is it reached from this machine only?"""
     return {host: _is_loopback(host) for host in (settings.router.host, settings.router.admin_host) if host}
 
 
@@ -152,7 +154,8 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _certificate(settings: Settings) -> Iterable[Finding]:
+def certificate_found(settings: Settings) -> Iterable[Finding]:
+    """Of the router; none without TLS."""
     path = settings.router.tls_cert
     try:
         context = tls_context(settings.router)
