@@ -16,6 +16,7 @@ from modalnomad.hashicorp.consul.leader import Leader
 from modalnomad.hashicorp.consul.registrations import watch_registrations
 from modalnomad.hashicorp.consul.routers import RouterInfo, RouterPresence
 from modalnomad.hashicorp.nomad.engine import NomadEngine
+from modalnomad.hashicorp.vault.renewal import TokenRenewal
 from modalnomad.hashicorp.vault.rotation import Rotation
 from modalnomad.kit.tasks import Tasks
 from modalnomad.router.admin import Admin
@@ -87,6 +88,7 @@ async def open_router(settings: Settings, environment: str | None = None) -> Asy
         if parts.rotation is not None:
             tasks.guard(parts.leader.while_held(parts.rotation.run), "rotation")
         tasks.guard(_tell_presence(parts), "presence")
+        tasks.guard(TokenRenewal(cluster.vault).run(), "token of Vault")
         stack.push_async_callback(parts.presence.close)
         yield parts
 
