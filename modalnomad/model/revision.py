@@ -15,7 +15,7 @@ class BuiltImage(Model):
 
     digest: Digest
     python: str
-    """`3.11`."""
+    """`3.11`; empty: whatever the image has that a container's was made from."""
     env: tuple[tuple[str, str], ...] = ()
     """Image.env, in order."""
     workdir: str | None = None

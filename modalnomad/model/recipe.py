@@ -1,0 +1,101 @@
+"""An image as steps of a container's build: what a chain means where replicas have a file system of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+INDEX = -1
+"""The number that the variables of the package index stand under, among those of steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Of a Dockerfile, as they are."""
+
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Packages:
+    """Debian's."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """Python packages. `requirements`: a requirements file for pip. `pinned`: it names all of them, by version."""
+
+    requirements: str
+    constraints: str = ""
+    options: tuple[str, ...] = ()
+    pinned: bool = True
+    verify: bool = False
+    """Every line has hashes."""
+    dependencies: bool = True
+    """False: what the packages need is not installed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A shell command. `number`: the step whose secrets it sees, and INDEX: none."""
+
+    command: str
+    environment: tuple[tuple[str, str], ...] = ()
+    number: int = INDEX
+    shell: tuple[str, ...] = ("/bin/sh", "-c")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function of the program. `call`: what the SDK's runner reads (source, function, args, kwargs, timeout)."""
+
+    call: Mapping[str, Any]
+    environment: tuple[tuple[str, str], ...] = ()
+    number: int = INDEX
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Absolute path in the image → file of this machine."""
+
+    files: Mapping[str, Path]
+
+
+Instruction = Lines | Packages | Install | Run | Call | Files
+
+
+@dataclass(frozen=True, slots=True)
+class OwnBase:
+    """A Dockerfile that is built first. `context`: path in its context → file."""
+
+    dockerfile: str
+    context: Mapping[str, Path] = field(default_factory=dict)
+    arguments: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One image. `base` None: the settings' own, of Python `python`; a text: that image; else it is built."""
+
+    base: str | OwnBase | None = None
+    python: str | None = None
+    """`3.12`, or `3.12.4`; None: whatever `python3` is in the base."""
+    setup: tuple[str, ...] = ()
+    """Lines of a Dockerfile before anything else."""
+    instructions: tuple[Instruction, ...] = ()
+    context: Mapping[str, Path] = field(default_factory=dict)
+    """What COPY of `Lines` may name."""
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    """Build arguments of `Lines`."""
+    source: Mapping[str, Path] = field(default_factory=dict)
+    """The program's own files, for calls."""
+    variables: Mapping[int, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    """Secret ones, by step. They do not count for what the image is."""
+    env: tuple[tuple[str, str], ...] = ()
+    workdir: str | None = None
+    force: bool = False
+    """Build, whatever is there."""
