@@ -158,7 +158,10 @@ class ConsulApi:
         `behavior`: `delete` or `release` what it holds then."""
         body = {"Name": name, "TTL": f"{ttl:g}s", "LockDelay": f"{lock_delay:g}s", "Behavior": behavior}
         answer = await self.http.request("PUT", "/v1/session/create", data=body)
-        return str(self._json(answer, "/v1/session/create")["ID"])
+        content = self._json(answer, "/v1/session/create")
+        if not isinstance(content, dict) or not isinstance(id := content.get("ID"), str):
+            raise self._odd("/v1/session/create", "the session's ID was expected")
+        return id
 
     async def renew_session(self, id: str, *, limit: float = 10.0) -> bool:
         """False: it has ended."""

@@ -8,7 +8,7 @@ async with faults.nomad_gone():
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, Final
 from urllib.parse import quote
@@ -170,19 +170,20 @@ class Faults:
 
     def consul_empty(self, path: str = "/v1/") -> AbstractContextManager[None]:
         """200 with an empty list, also for queries that wait now."""
-        return self._spoilt(self.consul.empty(ALWAYS, path=path))
+        return self._spoilt(lambda: self.consul.empty(ALWAYS, path=path))
 
     def consul_errors(self, path: str = "/v1/") -> AbstractContextManager[None]:
         """500, also for queries that wait now."""
-        return self._spoilt(self.consul.fail(ALWAYS, path=path))
+        return self._spoilt(lambda: self.consul.fail(ALWAYS, path=path))
 
     def consul_older_index(self, past: Store, times: float = 1) -> AbstractContextManager[None]:
         """KV answers as it was in the `past` (`consul.snapshot()` of an earlier moment), with that time's index, as
         after a restored snapshot; also to queries that wait now."""
-        return self._spoilt(self.consul.older(past, times))
+        return self._spoilt(lambda: self.consul.older(past, times))
 
     @contextmanager
-    def _spoilt(self, fault: Fault) -> Iterator[None]:
+    def _spoilt(self, make: Callable[[], Fault]) -> Iterator[None]:
+        fault = make()
         self.consul.store.wake()
         try:
             yield
