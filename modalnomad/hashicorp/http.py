@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -136,7 +137,7 @@ class HttpClient:
 
     def _unreachable(self, method: str, path: str, error: BaseException) -> BackendUnreachable:
         server = self.server
-        what = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+        what = _words(error)
         if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
             hint = f"is {server.setting} right, and its certificate signed by an authority this machine trusts?"
         else:
@@ -170,3 +171,13 @@ def _texts(params: Parameters | None) -> dict[str, str]:
     return {
         name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in (params or {}).items()
     }
+
+
+def _words(error: BaseException) -> str:
+    """Why there was no answer, without what only a programmer reads."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
+        return os.strerror(cause.errno)
+    return str(cause) or type(cause).__name__
