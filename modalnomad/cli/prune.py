@@ -1,4 +1,4 @@
-"""`modalnomad prune`: what a home gathers over the years, and which of it goes."""
+"""`modalnomad prune`: what a home or a cluster gathers over the years, and which of it goes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from modalnomad.model.errors import UserError
 
 if TYPE_CHECKING:
     from modalnomad.ports.pruning import Item
+    from modalnomad.settings import Settings
     from modalnomad.wiring.prune import Plan, Pruned
 
 KINDS = {
     "App": "Apps",
+    "job": "jobs of revisions",
+    "artifact": "artifacts",
     "bundle": "bundles of source",
     "unpacked": "unpacked bundles",
     "image": "images",
@@ -42,15 +45,12 @@ def prune(
 
     Kept: everything the kept versions of each App need (settings `keep_versions`, `keep_stopped`, `keep_images`), what
     runs, and what a deploy or `serve` under way has stored. Every deploy does the same by itself. Named secrets and
-    tokens never go.
+    tokens never go; logs of a cluster are kept by its nodes, as long as Nomad has the replica.
 
     Example: `modalnomad prune --dry-run`
     """
-    from modalnomad.wiring.prune import Pruning
-
     settings = load_settings(env)
-    pruning = Pruning(settings)
-    plan = asyncio.run(pruning.plan())
+    plan = asyncio.run(_plan(settings))
     if not as_json:
         _show(plan)
     if dry_run or not plan.goes:
@@ -59,7 +59,7 @@ def prune(
         return
     if not yes:
         _ask(plan, as_json=as_json)
-    pruned = asyncio.run(pruning.carry_out(plan))
+    pruned = asyncio.run(_carry_out(settings, plan))
     if as_json:
         gone = {_key(item) for item in pruned.removed}
         stays = [item for item in plan.items if _key(item) not in gone]
@@ -68,6 +68,20 @@ def prune(
         _told(plan, pruned)
     if pruned.problems:
         raise typer.Exit(1)
+
+
+async def _plan(settings: Settings) -> Plan:
+    from modalnomad.wiring.prune import open_pruning
+
+    async with open_pruning(settings) as pruning:
+        return await pruning.plan()
+
+
+async def _carry_out(settings: Settings, plan: Plan) -> Pruned:
+    from modalnomad.wiring.prune import open_pruning
+
+    async with open_pruning(settings) as pruning:
+        return await pruning.carry_out(plan)
 
 
 def _ask(plan: Plan, *, as_json: bool) -> None:
@@ -90,7 +104,7 @@ def _show(plan: Plan) -> None:
         named = [item for item in plan.goes if item.kind == kind]
         for item in named[:SHOWN]:
             where = f" ({item.environment})" if item.environment else ""
-            name = item.name[:12] if kind in {"bundle", "unpacked", "image"} else item.name
+            name = item.name[:12] if kind in {"artifact", "bundle", "unpacked", "image"} else item.name
             out.print(f"goes: {kind} {name}{where}, {size(item.size)}: {item.why}", markup=False)
         if len(named) > SHOWN:
             out.print(f"goes: and {len(named) - SHOWN} more of this kind")

@@ -20,7 +20,7 @@ async def all_records(discovery: Discovery) -> tuple[AppRecord, ...]:
     if problems:
         raise BackendRefused(
             f"nothing that an App may need is removed, because a record cannot be read: {problems[0]}",
-            "restore the file from a copy or remove it, then prune again",
+            "restore it from a copy or remove it, then prune again",
         )
     return await discovery.apps()
 

@@ -20,7 +20,7 @@ from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.embedded.store import FileLock, held_since, translated
 from modalnomad.model.apps import AppRecord
 from modalnomad.model.ids import Digest
-from modalnomad.ports.pruning import Item, NowRule, Rule, Shelf
+from modalnomad.ports.pruning import Item, NowRule, Rule, Shelf, fate
 
 YOUNG: Final = 3600.0
 """Seconds for which nothing that was just stored goes, whoever stored it."""
@@ -65,7 +65,7 @@ class BundleShelf(Shelf):
         """As the port says."""
         found = await asyncio.to_thread(self._artifacts.stored)
         return tuple(
-            Item("bundle", digest, status.st_size, *_fate(digest in rule.needed.bundles, status.st_mtime, rule))
+            Item("bundle", digest, status.st_size, *fate(digest in rule.needed.bundles, status.st_mtime, rule))
             for digest, status in sorted(found.items())
         )
 
@@ -97,7 +97,7 @@ class SecretShelf(Shelf):
                 "secret",
                 f"of Secret.from_dict, {digest[:12]}",
                 status.st_size,
-                *_fate((environment, digest) in rule.needed.anonymous, status.st_mtime, rule),
+                *fate((environment, digest) in rule.needed.anonymous, status.st_mtime, rule),
                 environment,
                 digest,
             )
@@ -180,7 +180,7 @@ class LogShelf(Shelf):
                     app = app_named(folder.name)
                     kept = (environment.name, app) in rule.apps
                     goes, why = (
-                        (False, "its limits are in the settings") if kept else _fate(False, _newest(folder), rule)
+                        (False, "its limits are in the settings") if kept else fate(False, _newest(folder), rule)
                     )
                     found.append(Item("log", app, _tree_size(folder), goes, why, environment.name, str(folder)))
         return tuple(found)
@@ -192,15 +192,6 @@ class LogShelf(Shelf):
         if (item.environment, item.name) in now.apps or await asyncio.to_thread(_newest, folder) >= now.put_before:
             return None
         return item.size if await asyncio.to_thread(remove_tree, str(folder)) else None
-
-
-def _fate(needed: bool, stored: float, rule: Rule) -> tuple[bool, str]:
-    """Goes it, and why."""
-    if needed:
-        return False, "a kept version needs it"
-    if stored >= rule.put_before:
-        return False, "stored or used a short while ago"
-    return True, "no kept version needs it"
 
 
 def _files(path: Path) -> Iterator[os.stat_result]:

@@ -63,6 +63,13 @@ def nodes_url(settings: ArtifactSettings) -> str:
     return f"http://{host}:{settings.port}"
 
 
+def artifact_folder(settings: ArtifactSettings, home: Path) -> Path | None:
+    """Where they lie on this machine; None: in a bucket."""
+    if "://" in settings.store:
+        return None
+    return Path(settings.store).absolute() if settings.store else home / "artifacts-store"
+
+
 class ObjectArtifacts(Artifacts):
     """Port `Artifacts` on object storage: `<home>/artifacts-store` unless the settings name another folder or a bucket.
 
@@ -72,11 +79,10 @@ class ObjectArtifacts(Artifacts):
     def __init__(self, settings: ArtifactSettings, home: Path) -> None:
         """Raises UserError for a store that there is not, BackendRefused for a folder that cannot be used."""
         self._settings = settings
-        self.folder: Path | None = None
-        """Where they lie on this machine; None: in a bucket."""
-        scheme, separator, _ = settings.store.partition("://")
-        if not separator:
-            self.folder = Path(settings.store).absolute() if settings.store else home / "artifacts-store"
+        self.folder = artifact_folder(settings, home)
+        """As `artifact_folder`."""
+        scheme = settings.store.partition("://")[0]
+        if self.folder is not None:
             self.place = str(self.folder)
             self._store: ObjectStore = _local(self.folder)
             return

@@ -95,6 +95,8 @@ class Needed(NamedTuple):
     images: frozenset[Digest]
     anonymous: frozenset[tuple[str, str]]
     """(environment, digest) of the values of `Secret.from_dict`."""
+    revisions: frozenset[RevisionId]
+    """Themselves."""
 
 
 def needed_by(records: Iterable[AppRecord]) -> Needed:
@@ -113,6 +115,7 @@ def needed_by(records: Iterable[AppRecord]) -> Needed:
             for ref in revision.secrets
             if ref.anonymous is not None
         ),
+        revisions=frozenset(revisions),
     )
 
 

@@ -14,7 +14,8 @@ class Item:
     """One thing that is stored. `size`: bytes. `why` it goes or stays, in a few words."""
 
     kind: str
-    """`App`, `bundle`, `unpacked`, `image`, `secret` or `log`."""
+    """`App`, `bundle`, `unpacked`, `image`, `secret` or `log`; on a cluster `App`, `job`, `artifact`, `image` or
+    `secret`."""
     name: str
     size: int
     goes: bool
@@ -35,6 +36,15 @@ class Rule:
     put_before: float
     """Nothing stored or used later than this goes: a deploy, or a `serve`, that is under way may need it."""
     now: float
+
+
+def fate(needed: bool, stored: float, rule: Rule) -> tuple[bool, str]:
+    """Goes it, and why. `stored`: Unix time."""
+    if needed:
+        return False, "a kept version needs it"
+    if stored >= rule.put_before:
+        return False, "stored or used a short while ago"
+    return True, "no kept version needs it"
 
 
 NowRule = Callable[[], Awaitable[Rule]]

@@ -13,6 +13,7 @@ from modalnomad.deploy.images import Images
 from modalnomad.deploy.revising import Stores
 from modalnomad.hashicorp.consul.routers import routers
 from modalnomad.hashicorp.nomad.engine import NomadEngine
+from modalnomad.hashicorp.nomad.view import View
 from modalnomad.hashicorp.packs import ClusterImages
 from modalnomad.model.errors import BackendError, BackendRefused, NotFound
 from modalnomad.model.revision import BuiltImage, Revision
@@ -87,11 +88,16 @@ async def opened_engine(cluster: Cluster) -> NomadEngine:
 async def watching_engine(cluster: Cluster) -> AsyncIterator[NomadEngine]:
     """One that registers and starts nothing: it needs no platform key."""
 
-    async def unable(revision: Revision, version: int) -> Rendering:
-        raise BackendRefused("nothing is registered by this command")
-
-    async with NomadEngine(api=cluster.nomad, rendering=unable, version_of=cluster.next_version) as engine:
+    view = View(last_words=False)  # what it shows first is all that is looked at
+    async with NomadEngine(
+        api=cluster.nomad, rendering=registers_nothing, version_of=cluster.next_version, view=view
+    ) as engine:
         yield engine
+
+
+async def registers_nothing(revision: Revision, version: int) -> Rendering:
+    """In place of what jobs are rendered with. Raises BackendRefused."""
+    raise BackendRefused("nothing is registered by this command")
 
 
 def deployer() -> str:

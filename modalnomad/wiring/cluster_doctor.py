@@ -9,7 +9,7 @@ from contextlib import suppress
 from modalnomad import __version__
 from modalnomad.embedded.checks import home as of_home
 from modalnomad.embedded.checks import machine as of_machine
-from modalnomad.hashicorp.artifacts import ObjectArtifacts, nodes_url
+from modalnomad.hashicorp.artifacts import ObjectArtifacts, artifact_folder, nodes_url
 from modalnomad.hashicorp.checks.examine import examine_cluster
 from modalnomad.hashicorp.consul.api import ConsulApi
 from modalnomad.hashicorp.consul.routers import RouterInfo, routers
@@ -58,8 +58,9 @@ def check_times(settings: Settings) -> Finding:
 
 
 async def _artifacts(settings: Settings) -> Finding:
-    if not settings.home.is_dir() and "://" not in settings.artifacts.store:
-        return check_artifacts(settings.artifacts, "a folder that the first deploy makes")
+    folder = artifact_folder(settings.artifacts, settings.home)
+    if folder is not None and not folder.is_dir():
+        return check_artifacts(settings.artifacts, f"{folder}, which the first deploy makes")
     store = ObjectArtifacts(settings.artifacts, settings.home)
     with suppress(NotFound):
         await store.size(NOTHING)

@@ -11,13 +11,14 @@ from modalnomad.deploy.warming import ALIVE
 from modalnomad.embedded.environments import EnvironmentInfo
 from modalnomad.hashicorp.consul.registrations import registration
 from modalnomad.hashicorp.nomad.engine import NomadEngine
-from modalnomad.model.ids import DEFAULT_ENVIRONMENT, RevisionId
+from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import LogLine, Replica, ReplicaKey, ReplicaState
 from modalnomad.model.revision import Revision
-from modalnomad.render.cluster import REPLICA_SERVICE, environment_of
+from modalnomad.render.cluster import REPLICA_SERVICE
 from modalnomad.settings import Settings
 from modalnomad.wiring.cluster import Cluster, open_cluster
 from modalnomad.wiring.cluster_deploy import watching_engine
+from modalnomad.wiring.cluster_prune import environment_names
 from modalnomad.wiring.containers import Container, name_of, pick
 
 
@@ -94,8 +95,6 @@ async def cluster_environments(settings: Settings) -> tuple[EnvironmentInfo, ...
     """Namespaces that are environments, those of which anything is stored, and the default one."""
     async with open_cluster(settings) as cluster:
         records = await cluster.discovery.apps()
-        known = (environment_of(name) for name in await cluster.nomad.namespaces())
-        names = {DEFAULT_ENVIRONMENT, *(name for name in known if name), *(record.environment for record in records)}
         return tuple(
             [
                 EnvironmentInfo(
@@ -105,7 +104,7 @@ async def cluster_environments(settings: Settings) -> tuple[EnvironmentInfo, ...
                     secrets=len(await cluster.secrets.list(name)),
                     tokens=len(await cluster.discovery.tokens(name)),
                 )
-                for name in sorted(names)
+                for name in await environment_names(cluster)
             ]
         )
 

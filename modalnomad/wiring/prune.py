@@ -1,13 +1,13 @@
-"""Pruning a home: look at everything that is stored, decide what goes, remove it while others work beside."""
+"""Pruning: look at everything that is stored, decide what goes, remove it while others work beside."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from modalnomad_sdk.store import ImageStore
 
@@ -62,24 +62,30 @@ class Pruned:
 
 
 class Pruning:
-    """One home's. Safe beside `up`, `serve`, deploys and builds of images: whatever they may need stays."""
+    """One home's, or one cluster's. Safe beside `up`, `serve`, routers, deploys and builds of images: whatever they may
+    need stays."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._home: Path = home_of(settings)
-        self._settings = settings.embedded
-        self._discovery: Discovery = EmbeddedDiscovery(self._home)
-        self._shelves: dict[str, Shelf] = {
-            "bundle": BundleShelf(EmbeddedArtifacts(self._home)),
-            "unpacked": UnpackedShelf(self._home),
-            "image": ImageShelf(ImageStore(self._home / "images"), self._settings.keep_images * DAY),
-            "secret": SecretShelf(EmbeddedSecrets(self._home)),
-            "log": LogShelf(self._home),
-        }
+    def __init__(
+        self,
+        discovery: Discovery,
+        shelves: Mapping[str, Shelf],
+        *,
+        keep_stopped: float,
+        put_before: Callable[[float], Awaitable[float]],
+        tidy: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`shelves`: by the kind of their items. `keep_stopped`: days. `put_before`: now → as in `Rule`. `tidy`: what
+        belongs to no shelf."""
+        self._discovery = discovery
+        self._shelves = shelves
+        self._keep_stopped = keep_stopped
+        self._put_before = put_before
+        self._tidy = tidy
 
     async def plan(self) -> Plan:
         """Removes nothing. Raises BackendRefused when a record cannot be read."""
         now = time.time()
-        since = await asyncio.to_thread(put_before, self._home, now)
+        since = await self._put_before(now)
         records = await all_records(self._discovery)
         kept = [record for record in records if not self._outstayed(record, now)]
         items = [_app_item(record, goes=self._outstayed(record, now)) for record in records]
@@ -93,7 +99,7 @@ class Pruning:
         return Plan(tuple(items), tuple(problems))
 
     def _outstayed(self, record: AppRecord, now: float) -> bool:
-        return outstayed(record, now, self._settings.keep_stopped)
+        return outstayed(record, now, self._keep_stopped)
 
     async def carry_out(self, plan: Plan) -> Pruned:
         """Remove what goes by the plan and by now still may. Never raises for a thing that cannot be removed."""
@@ -106,7 +112,7 @@ class Pruning:
             else:
                 if freed is not None:
                     removed.append(replace(item, size=freed))
-        for tidy in (*(shelf.tidy for shelf in self._shelves.values()), self._tidy_locks):
+        for tidy in (*(shelf.tidy for shelf in self._shelves.values()), self._tidy):
             try:
                 await tidy()
             except BackendError as error:
@@ -124,19 +130,46 @@ class Pruning:
 
     async def _rule_now(self) -> Rule:
         now = time.time()
-        since = await asyncio.to_thread(put_before, self._home, now)
+        since = await self._put_before(now)
         return _rule(await all_records(self._discovery), since, now)
 
-    async def _tidy_locks(self) -> None:
-        await asyncio.to_thread(forget_locks, self._home)
+
+def home_pruning(settings: Settings) -> Pruning:
+    """Of the home. Raises BackendRefused, see `home_of`."""
+    home = home_of(settings)
+    return Pruning(
+        EmbeddedDiscovery(home),
+        {
+            "bundle": BundleShelf(EmbeddedArtifacts(home)),
+            "unpacked": UnpackedShelf(home),
+            "image": ImageShelf(ImageStore(home / "images"), settings.embedded.keep_images * DAY),
+            "secret": SecretShelf(EmbeddedSecrets(home)),
+            "log": LogShelf(home),
+        },
+        keep_stopped=settings.embedded.keep_stopped,
+        put_before=lambda now: asyncio.to_thread(put_before, home, now),
+        tidy=lambda: asyncio.to_thread(forget_locks, home),
+    )
+
+
+@asynccontextmanager
+async def open_pruning(settings: Settings) -> AsyncIterator[Pruning]:
+    """Of the back end in use. Raises BackendRefused, see `home_of`."""
+    if settings.backend == "hashicorp":
+        from modalnomad.wiring.cluster_prune import open_cluster_pruning
+
+        async with open_cluster_pruning(settings) as pruning:
+            yield pruning
+    else:
+        yield await asyncio.to_thread(home_pruning, settings)
 
 
 async def prune(settings: Settings) -> Pruned:
     """Remove what goes by the rules, without asking: after each deploy. Never raises for what cannot be looked at or
     removed: that stands in `problems`."""
     try:
-        pruning = await asyncio.to_thread(Pruning, settings)
-        pruned = await pruning.carry_out(await pruning.plan())
+        async with open_pruning(settings) as pruning:
+            pruned = await pruning.carry_out(await pruning.plan())
     except BackendError as error:
         pruned = Pruned((), (_words(error),))
     for item in pruned.removed:

@@ -25,7 +25,7 @@ from modalnomad.ports.discovery import PublishApp
 from modalnomad.ports.pruning import Item
 from modalnomad.settings import EmbeddedSettings, Settings
 from modalnomad.wiring.home import home_of, working
-from modalnomad.wiring.prune import Pruning
+from modalnomad.wiring.prune import home_pruning
 from modalnomad.wiring.records import prune
 from tests.support.apps import app_record, digest, version
 
@@ -94,7 +94,7 @@ class Stored:
 
     async def left(self) -> set[str]:
         """The kinds and names of everything that is there."""
-        plan = await Pruning(self.settings).plan()
+        plan = await home_pruning(self.settings).plan()
         return {self.name(item) for item in plan.items}
 
     def name(self, item: Item) -> str:
@@ -133,7 +133,7 @@ async def test_what_kept_versions_need_stays_and_the_rest_goes(stored: Stored) -
     }
     for app, age in (("gone", LONG_AGO), ("served", LONG_AGO), ("young", 60.0), ("forgotten", LONG_AGO)):
         stored.log(app, age)
-    pruning = Pruning(stored.settings)
+    pruning = home_pruning(stored.settings)
 
     plan = await pruning.plan()
 
@@ -186,7 +186,7 @@ async def test_what_is_needed_again_by_the_time_stays(stored: Stored) -> None:
     forgotten = await stored.app("forgotten", "f1", stopped_for=31 * DAY)
     orphan, again = await stored.bundle("orphan"), await stored.bundle("again")
     held = stored.image("held")
-    pruning = Pruning(stored.settings)
+    pruning = home_pruning(stored.settings)
     plan = await pruning.plan()
     assert {"App forgotten", f"bundle {orphan}", f"bundle {again}", f"image {held}"} <= {
         stored.name(item) for item in plan.goes
@@ -212,7 +212,7 @@ async def test_a_record_that_cannot_be_read_keeps_everything(stored: Stored) -> 
     before = sorted(stored.home.rglob("*"))
 
     with pytest.raises(BackendRefused, match=r"a\.json: is damaged"):
-        await Pruning(stored.settings).plan()
+        await home_pruning(stored.settings).plan()
     with pytest.raises(BackendRefused, match="cannot be read"):
         await prune_images(stored.images, EmbeddedDiscovery(stored.home))
     pruned = await prune(stored.settings)

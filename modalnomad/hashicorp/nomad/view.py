@@ -44,11 +44,15 @@ class Entry:
 
 
 class View:
-    """`look` after anything changed, and when `due` comes. `now` is a monotonic clock's."""
+    """`look` after anything changed, and when `due` comes. `now` is a monotonic clock's. `last_words`: a failed replica's
+    end waits for its last lines; without, it is told at once, which is right for whoever looks only once."""
 
-    def __init__(self, *, ended_kept: float = ENDED_KEPT, secrets_limit: float = SECRETS_LIMIT) -> None:
+    def __init__(
+        self, *, ended_kept: float = ENDED_KEPT, secrets_limit: float = SECRETS_LIMIT, last_words: bool = True
+    ) -> None:
         self._kept = ended_kept
         self._secrets_limit = secrets_limit
+        self._last_words = last_words
         self._open: dict[str, Entry] = {}
         """By job: those that live, ended lately, or vanished lately."""
         self._past: dict[tuple[PoolKey, int], tuple[str, Replica]] = {}
@@ -211,7 +215,7 @@ class View:
 
     def _ask(self, allocation: Allocation, now: float) -> bool:
         """Whether its last lines may still come."""
-        if self._wall - allocation.modified_at > self._kept:
+        if not self._last_words or self._wall - allocation.modified_at > self._kept:
             return False
         until = self._asked.get(allocation.id)
         if until is None:

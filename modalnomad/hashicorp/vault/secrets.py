@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ KEYS_LIMIT: Final = 400
 SIZE_LIMIT: Final = 700_000
 """Bytes of one secret as the JSON file that a task reads. The server stores 1 MiB, and a task's `secrets/` holds 1 MB
 of all its secrets."""
+FRESH: Final = 1800.0
+"""Seconds for which stored values of a program count as stored now: half of the time in which pruning leaves alone what
+was put."""
 SHORT_WAIT: Final = 0.05
 """Seconds between two tries on a store that is being made."""
 TRIES: Final = 5
@@ -113,8 +117,8 @@ class VaultSecrets(Secrets):
         path = f"{ROOT}/{check_environment(environment)}/{ANONYMOUS}/{check_digest(digest)}"
         _check_storable(values, "Secret.from_dict")
         before = await self._stored(path)
-        if before is None or not before.live:
-            # Whoever was quicker wrote the same.
+        if before is None or not before.live or time.time() - before.updated_at > FRESH:
+            # Whoever was quicker wrote the same. What is old is written anew, so that pruning leaves it alone.
             await self._write(path, values, before.version if before else 0)
 
     async def list(self, environment: str) -> tuple[SecretInfo, ...]:
@@ -167,10 +171,14 @@ class VaultSecrets(Secrets):
                 found[digest] = stored.updated_at
         return found
 
-    async def remove_anonymous(self, digest: str, environment: str) -> None:
-        """Gone already: nothing."""
+    async def remove_anonymous(self, digest: str, environment: str, *, unless_put_since: float = math.inf) -> bool:
+        """False: gone already, or put again at that time (Unix) or later."""
         path = f"{ROOT}/{check_environment(environment)}/{ANONYMOUS}/{check_digest(digest)}"
+        stored = await self._stored(path)
+        if stored is None or stored.updated_at >= unless_put_since:
+            return False
         await self._ask("DELETE", "metadata", path)
+        return True
 
     # --- the server ------------------------------------------------------------------------------------------
 
