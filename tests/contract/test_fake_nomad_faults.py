@@ -208,3 +208,12 @@ async def test_too_many_connections(nomad: FakeNomad, calls: Calls) -> None:
         refused = await calls.call("GET", "/v1/jobs")
     assert (refused.status, refused.headers["Content-Length"]) == (429, "81")
     assert refused.text.startswith("Your IP is issuing too many concurrent connections")
+
+
+async def test_one_token_at_the_same_time_may_start_several_as_on_a_real_server() -> None:
+    async with FakeNomad(window=0.05) as nomad, Calls(nomad.address) as calls:
+        await calls.put("/v1/jobs", parent("p"))
+        both = await asyncio.gather(*(calls.put("/v1/job/p/dispatch", {}, idempotency_token="t") for _ in range(2)))
+        assert len({answer["DispatchedJobID"] for answer in both}) == 2
+        late = await calls.put("/v1/job/p/dispatch", {}, idempotency_token="t")
+        assert (late["DispatchedJobID"] in {answer["DispatchedJobID"] for answer in both}, late["EvalID"]) == (True, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import re
@@ -133,8 +134,13 @@ class JobsApi:
                 evaluation = change.evaluation(made, "JobDeregistered")["ID"]
         return answer(ask, _deregistered(change.index, change.index, evaluation), change.index)
 
+    window = 0.0
+    """Seconds between the look for a token and the write: a real server does both without a lock, so that requests with
+    one token at the same time start a child each (measured on 2.0.5: 23 of 25 pairs sent together, 8 of 25 sent 10 ms
+    apart). 0: none at all."""
+
     async def dispatch(self, ask: Ask) -> web.StreamResponse:
-        """`PUT /v1/job/:id/dispatch`."""
+        """`PUT /v1/job/:id/dispatch`. A token whose first child is there already starts no other."""
         key: JobKey = (ask.namespace, ask.parts["id"])
         body = ask.json()
         if body.get("JobID") not in {None, "", key[1]}:
@@ -155,6 +161,8 @@ class JobsApi:
             for child in self._state.children_of(key):
                 if child["DispatchIdempotencyToken"] == token:
                     return answer(ask, _dispatched(child, self._state.index, ""), self._state.index)
+        if self.window:
+            await asyncio.sleep(self.window)
         prefix = body.get("IdPrefixTemplate") or ""
         name = f"{key[1]}/dispatch-{prefix + '-' if prefix else ''}{int(time.time())}-{secrets.token_hex(4)}"
         child = parent | {

@@ -51,15 +51,22 @@ class FakeNomad:
     """`acl`: on, with a management token in `management`. `runner`: who runs tasks, closed with this; None: a
     TaskRunner of its own. `signer`: of workload identities; None: the runner's.
 
+    `window` (seconds): how long a dispatch with a token does not see another one: see JobsApi.window.
     `faults`: of requests. `connections`: how many at once, 0: any number. `state`: the tables, to look at.
     """
 
     def __init__(
-        self, *, acl: bool = False, runner: Running | None = None, signer: Signer | None = None, connections: int = 0
+        self,
+        *,
+        acl: bool = False,
+        runner: Running | None = None,
+        signer: Signer | None = None,
+        connections: int = 0,
+        window: float = 0.0,
     ) -> None:
         self.state = State()
         self.faults = Faults()
-        self.connections = connections
+        self.connections, self._window = connections, window
         self.signer = signer or getattr(runner, "signer", None) or Signer()
         self.management = ""
         self._acl_enabled, self._runner = acl, runner
@@ -79,7 +86,8 @@ class FakeNomad:
         self.scheduler = Scheduler(self.state)
         self.clients = Clients(self.state, runner, self._tasks)
         self.nodes = Nodes(self.state, self.clients, self._tasks)
-        jobs = JobsApi(self.state, self.scheduler, self.routes)
+        self.jobs = jobs = JobsApi(self.state, self.scheduler, self.routes)
+        jobs.window = self._window
         reads = ReadsApi(self.state, self.routes)
         self.cluster = ClusterApi(self.state, self.nodes, self.signer, self.routes, self._tasks)
         self.cluster.open = not self._acl_enabled
