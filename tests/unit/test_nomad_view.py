@@ -230,22 +230,45 @@ def test_what_nomad_never_looks_at_is_given_up() -> None:
 
     assert only(view.look(world, 0, WALL)).state is STARTING
     assert view.due == 2.0
-    given_up = only(view.look(world, 2, WALL))
+    unsure = only(view.look(world, 2, WALL))
+    (doubted,) = view.doubted
+    still = only(view.look(world, 3, WALL))
+    asked_twice = bool(view.doubted)
+    view.read(doubted.name, done=True)
+    given_up = only(view.look(world, 4, WALL))
     for event in placed(recorded("ok")):
         world.hear(event)
 
+    assert (unsure.state, still.state, asked_twice) == (STARTING, STARTING, False)
     assert given_up.failure is not None
     assert given_up.failure.reason == "Nomad took the dispatch and did nothing about it"
+    assert only(view.look(world, 5, WALL)).state is STARTING
+
+
+def test_what_cannot_be_asked_is_asked_again_and_not_given_up() -> None:
+    view, world = View(), world_of(recorded("ok")[:1])
+    view.look(world, 0, WALL)
+    view.look(world, 2, WALL)
+    (doubted,) = view.doubted
+
+    view.read(doubted.name, done=False)
+
     assert only(view.look(world, 3, WALL)).state is STARTING
+    assert view.doubted == [doubted]
 
 
 def test_secrets_that_do_not_come_fail_the_start_which_may_still_happen() -> None:
     view = View(secrets_limit=10)
     events = recorded("vault")
+    events[0] = changed(events[0], 0, Meta={**events[0].object["Meta"], "secrets": "db=1"})
+    events = [event for event in events if event.topic != "Job" or event is events[0]]
     setup = next(n for n, event in enumerate(events) if event.kind == "AllocationUpdated")
     world = world_of(events[: setup + 1])
     view.look(world, 5, WALL)
     due = view.due
+    view.look(world, 15, WALL)
+    for doubted in view.doubted:
+        view.read(doubted.name, done=True)
     slow = only(view.look(world, 15, WALL))
 
     world.hear(changed(events[setup], ClientStatus="running"))
@@ -255,6 +278,16 @@ def test_secrets_that_do_not_come_fail_the_start_which_may_still_happen() -> Non
     assert slow.failure is not None
     assert slow.failure.reason == "e-node has waited for its secrets for 10 s"
     assert at_last.state is STARTING
+
+
+def test_a_slow_machine_is_no_failure_of_secrets_that_nobody_asked_for() -> None:
+    view, events = View(secrets_limit=10), recorded("vault")
+    setup = next(n for n, event in enumerate(events) if event.kind == "AllocationUpdated")
+    world = world_of(events[: setup + 1])
+    view.look(world, 5, WALL)
+
+    assert only(view.look(world, 500, WALL)).state is STARTING
+    assert (view.doubted, view.due) == ([], None)
 
 
 def test_a_dead_job_whose_allocation_was_collected_is_no_start() -> None:
@@ -319,6 +352,16 @@ def test_what_a_list_lacks_is_missing_only_when_it_is_older_than_the_list() -> N
     assert world.merge_jobs(NAMESPACE, empty) == [world.parents("rev-x.ok")[0]]
     assert world.merge_jobs("modalnomad-other", Listing((), 99)) == []
     assert len(world.merge_jobs(NAMESPACE, Listing((), 44))) == 2
+
+
+def test_a_name_that_another_revision_took_is_no_job_of_the_first() -> None:
+    world = World()
+    world.take_job(parent("ok"), 20)
+
+    world.take_job(parent("ok", Meta={"revision": "rev-other"}, ModifyIndex=30), 30)
+
+    assert world.parents("rev-x.ok") == []
+    assert len(world.parents("rev-other")) == 1
 
 
 def test_nodes_that_are_listed_no_more_are_forgotten() -> None:

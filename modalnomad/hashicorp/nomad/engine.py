@@ -19,13 +19,13 @@ from modalnomad.hashicorp.nomad.mirror import RELIST, Mirror
 from modalnomad.hashicorp.nomad.parents import Parents, Renderings, Versions
 from modalnomad.hashicorp.nomad.prewarming import Told, prewarm
 from modalnomad.hashicorp.nomad.remarks import cluster_remarks
-from modalnomad.hashicorp.nomad.shapes import Allocation
+from modalnomad.hashicorp.nomad.shapes import Allocation, Job
 from modalnomad.hashicorp.nomad.view import View, with_registrations
 from modalnomad.hashicorp.nomad.world import World
 from modalnomad.kit.clock import monotonic
 from modalnomad.kit.tasks import Tasks
 from modalnomad.kit.watch import Cell
-from modalnomad.model.errors import BackendRefused, ModalNomadError
+from modalnomad.model.errors import BackendError, BackendRefused, ModalNomadError
 from modalnomad.model.manifest import Function, Notice
 from modalnomad.model.replica import Address, LogLine, Replica, ReplicaKey, ReplicaState
 from modalnomad.model.revision import Revision
@@ -40,6 +40,8 @@ KILL_LIMIT: Final = 15.0
 """Seconds for a replica to be gone once it is killed."""
 KILL_PAUSE: Final = 0.1
 """Seconds between two signals to a task that does not run yet."""
+UNSURE: Final = 1.0
+"""Seconds before Nomad is asked again about a child that nothing is heard of."""
 PLACE_LIMIT: Final = 3.0
 """Seconds for a child that is to be killed to get its place; nobody can cancel it before."""
 
@@ -149,6 +151,8 @@ class NomadEngine(Engine):
         replicas = self._view.look(self._world, now, time.time())
         for allocation in self._view.wanted:
             self._tasks.spawn(self._tell_last_words(allocation), f"last words of {allocation.id[:8]}")
+        for job in self._view.doubted:
+            self._tasks.spawn(self._make_sure(job), f"look at {job.id}")
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -168,6 +172,18 @@ class NomadEngine(Engine):
     async def _tell_last_words(self, allocation: Allocation) -> None:
         self._view.tell(allocation.id, await last_words(self._api, allocation))
         self._world.touch(allocation)
+        self._publish()
+
+    async def _make_sure(self, job: Job) -> None:
+        try:
+            await self._mirror.refresh(job)
+        except BackendError as error:
+            logger.warning("%s", error.message)
+            await asyncio.sleep(UNSURE)
+            self._view.read(job.name, done=False)
+        else:
+            self._view.read(job.name, done=True)
+        self._world.touch_job(job.name)
         self._publish()
 
     async def _follow_registrations(self, registrations: Registrations) -> None:
@@ -230,7 +246,13 @@ class NomadEngine(Engine):
         if task is None:
             task = self._starting[key] = self._tasks.spawn(self._start(key, reason, request_id), f"start {key}")
             task.add_done_callback(lambda _: self._starting.pop(key, None))
-        if (error := await asyncio.shield(task)) is not None:
+        try:
+            error = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if self._closed and task.cancelled():
+                raise BackendRefused("the engine is closed") from None
+            raise
+        if error is not None:
             raise error
 
     async def _start(self, key: ReplicaKey, reason: str, request_id: str) -> ModalNomadError | None:
@@ -258,6 +280,8 @@ class NomadEngine(Engine):
         await self.open()
         if (starting := self._starting.get(key)) is not None:
             await asyncio.wait([starting])
+        if self._living(key) is None:
+            return
         self._view.killed.add(key)
         try:
             async with asyncio.timeout(KILL_LIMIT):

@@ -15,7 +15,7 @@ from modalnomad.hashicorp.nomad.shapes import Allocation, Evaluation, Job
 from modalnomad.hashicorp.nomad.words import exit_of, failure_of, killed_by_hand, placement, trouble, waits_for_secrets
 from modalnomad.hashicorp.nomad.world import World
 from modalnomad.model.replica import Address, Failure, PoolKey, Replica, ReplicaKey, ReplicaState
-from modalnomad.render.cluster import DEPLOYER, META_REASON, META_STARTED_BY
+from modalnomad.render.cluster import DEPLOYER, META_REASON, META_SECRETS, META_STARTED_BY
 
 ENDED_KEPT: Final = 75.0
 """Seconds an ended replica stays in the snapshots."""
@@ -44,8 +44,8 @@ class Entry:
 
 
 class View:
-    """`look` after anything changed, and when `due` comes. `now` is a monotonic clock's. `last_words`: a failed replica's
-    end waits for its last lines; without, it is told at once, which is right for whoever looks only once."""
+    """`look` after anything changed, and when `due` comes. `now` is a monotonic clock's. `last_words`: a failed
+    replica's end waits for its last lines; without, it is told at once, which is right for whoever looks only once."""
 
     def __init__(
         self, *, ended_kept: float = ENDED_KEPT, secrets_limit: float = SECRETS_LIMIT, last_words: bool = True
@@ -61,6 +61,8 @@ class View:
         self._details: dict[str, str] = {}
         self._asked: dict[str, float] = {}
         self._first_seen: dict[str, float] = {}
+        self._doubting: set[str] = set()
+        self._sure: set[str] = set()
         self._replicas: dict[ReplicaKey, Entry] = {}
         self._wall = 0.0
         self.killed: set[ReplicaKey] = set()
@@ -71,10 +73,18 @@ class View:
         """When to look again though nothing changed."""
         self.wanted: list[Allocation] = []
         """Failed ones whose last lines are wanted: `tell` them."""
+        self.doubted: list[Job] = []
+        """Those that nothing was heard of for too long: read them again, then say `read`."""
 
     def tell(self, allocation: str, output: str) -> None:
         """The last lines of an allocation; empty: they cannot be had."""
         self._details[allocation] = output
+
+    def read(self, job: str, *, done: bool) -> None:
+        """A doubted one was read again, so that what is known of it is true; or it could not be."""
+        self._doubting.discard(job)
+        if done:
+            self._sure.add(job)
 
     def refuse(self, replica: Replica, now: float) -> None:
         """A start that did not even begin."""
@@ -95,7 +105,7 @@ class View:
     def look(self, world: World, now: float, wall: float) -> tuple[Replica, ...]:
         """The snapshot. `wall`: Unix time."""
         self._wall = wall
-        self.due, self.wanted = None, []
+        self.due, self.wanted, self.doubted = None, [], []
         for name in self._open.keys() | world.touched():
             self._judge_one(world, name, now)
         self._refused = {key: e for key, e in self._refused.items() if e.ended is not None and self._remember(e, now)}
@@ -147,6 +157,7 @@ class View:
     def _vanished(self, name: str, known: Entry | None, now: float) -> None:
         """Nomad has no such child any more."""
         self._first_seen.pop(name, None)
+        self._sure.discard(name)
         if known is None:
             for place in [place for place, (other, _) in self._past.items() if other == name]:
                 del self._past[place]
@@ -162,6 +173,7 @@ class View:
     def _settle(self, name: str, replica: Replica) -> None:
         self._open.pop(name, None)
         self._first_seen.pop(name, None)
+        self._sure.discard(name)
         self.killed.discard(replica.key)
         place = (replica.key.pool, replica.key.number)
         known = self._past.get(place)
@@ -204,14 +216,21 @@ class View:
     def _alive(self, job: Job, allocation: Allocation, replica: Replica, now: float) -> Replica:
         if allocation.client == "pending" and (words := trouble(allocation)) is not None:
             return replace(replica, state=FAILED, address=None, failure=Failure("start_failed", words))
-        if waits_for_secrets(allocation):
-            # Its start was seen, or its secrets are slow: only our own clock tells how long that has been.
-            until = self._first_seen.setdefault(job.name, now) + self._secrets_limit
-            if now >= until:
-                reason = f"{allocation.node_name} has waited for its secrets for {self._secrets_limit:g} s"
-                return replace(replica, state=FAILED, address=None, failure=Failure("start_failed", reason))
-            self._wake(until)
+        waits = bool(job.meta.get(META_SECRETS)) and waits_for_secrets(allocation)
+        if waits and self._overdue(job, self._secrets_limit, now):
+            reason = f"{allocation.node_name} has waited for its secrets for {self._secrets_limit:g} s"
+            return replace(replica, state=FAILED, address=None, failure=Failure("start_failed", reason))
         return replica
+
+    def _overdue(self, job: Job, limit: float, now: float) -> bool:
+        """Whether it has been as it is for so long, by our own clock, and by Nomad's word: an event may be lost."""
+        until = self._first_seen.setdefault(job.name, now) + limit
+        if now < until:
+            self._wake(until)
+        elif job.name not in self._sure and job.name not in self._doubting:
+            self._doubting.add(job.name)
+            self.doubted.append(job)
+        return now >= until and job.name in self._sure
 
     def _ask(self, allocation: Allocation, now: float) -> bool:
         """Whether its last lines may still come."""
@@ -231,12 +250,9 @@ class View:
             return replace(replica, state=GONE)
         if (why := unplaced(evaluations)) is not None:
             return replace(replica, state=FAILED, failure=why)
-        if not evaluations:
-            until = self._first_seen.setdefault(job.name, now) + EVALUATION_LIMIT
-            if now >= until:
-                reason = "Nomad took the dispatch and did nothing about it"
-                return replace(replica, state=FAILED, failure=Failure("start_failed", reason))
-            self._wake(until)
+        if not evaluations and self._overdue(job, EVALUATION_LIMIT, now):
+            reason = "Nomad took the dispatch and did nothing about it"
+            return replace(replica, state=FAILED, failure=Failure("start_failed", reason))
         return replica
 
 

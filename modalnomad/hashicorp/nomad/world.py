@@ -181,7 +181,11 @@ class World:
 
     def touch(self, allocation: Allocation) -> None:
         """Something else is known of it."""
-        self._touched.add(job_name(allocation.namespace, allocation.job))
+        self.touch_job(job_name(allocation.namespace, allocation.job))
+
+    def touch_job(self, name: str) -> None:
+        """Something else is known of it."""
+        self._touched.add(name)
 
     def _touch_all_on(self, node: str) -> None:
         self._touched.update(job_name(a.namespace, a.job) for a in self._allocations if a.node == node)
@@ -203,8 +207,13 @@ class World:
 
     def parents(self, revision: str) -> list[Job]:
         """Jobs of a revision: the newest that is not stopped first."""
-        found = filter(None, map(self._jobs.get, self._parents.get(revision, ())))
+        jobs = filter(None, map(self._jobs.get, self._parents.get(revision, ())))
+        found = [job for job in jobs if job.revision == revision]  # a name may have been taken by another one
         return sorted(found, key=lambda job: (not job.stopped, job.submitted_at), reverse=True)
+
+    def serves(self, revision: str) -> bool:
+        """Whether there is a job of it, stopped or not."""
+        return bool(self._parents.get(revision))
 
     def children(self, pool: PoolKey, number: int) -> list[Job]:
         """Of all epochs, alive or dead."""
