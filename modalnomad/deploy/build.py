@@ -71,12 +71,14 @@ class Builder:
     bundles: Bundler
     naming: Naming
     ephemeral: bool
+    containers: bool = False
+    """Replicas run in some."""
     prepares: bool = True
     """False: `engine` runs nothing, it is only asked what could run; whoever runs the revisions prepares them."""
 
     def plan(self, description: Description, name: str | None = None) -> Plan:
         """Raises ManifestInvalid or UserError."""
-        return plan_program(description, self.naming, ephemeral=self.ephemeral, name=name)
+        return plan_program(description, self.naming, ephemeral=self.ephemeral, name=name, containers=self.containers)
 
     async def notices(self, plan: Plan) -> tuple[Notice, ...]:
         """All there is to say of it on this back end, each thing once. Raises BackendError."""
@@ -119,10 +121,12 @@ class Builder:
             raise ManifestInvalid(problems)
 
 
-def plan_program(description: Description, naming: Naming, *, ephemeral: bool, name: str | None = None) -> Plan:
+def plan_program(
+    description: Description, naming: Naming, *, ephemeral: bool, name: str | None = None, containers: bool = False
+) -> Plan:
     """All that can be checked without building, images included. Raises ManifestInvalid or UserError."""
     used = (function for function in description.app.functions if is_used(function, ephemeral=ephemeral))
-    problems, notices = check_images(used)
+    problems, notices = check_images(used, containers=containers)
     return make_plan(description, naming, ephemeral=ephemeral, name=name, problems=problems, notices=notices)
 
 

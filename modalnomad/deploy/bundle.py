@@ -77,8 +77,10 @@ class Collected:
 
     def add_image(self, image: Image) -> None:
         """What its add_local_* steps name, but for files copied in before a step that runs something: those are the
-        image's, and reach the replica with all else such steps leave (docs/decisions/files-of-an-image.md)."""
-        for mount in (*late_mounts(image), *image.mounts):
+        image's, and reach the replica with all else such steps leave (docs/decisions/files-of-an-image.md). Files
+        copied to a place outside /root are a container's image's, or were refused before."""
+        late = (mount for mount in late_mounts(image) if place(mount).is_relative_to(ROOT))
+        for mount in (*late, *image.mounts):
             try:
                 for path, local in mount_files(mount):
                     self.add(path, local, mount.where)
@@ -114,8 +116,12 @@ def image_mounts(image: Image) -> Iterator[Mount]:
 
 def mount_files(mount: Mount) -> Iterator[tuple[str, Path]]:
     """Files of one mount with their paths in the archive. Raises UserError."""
+    yield from files_below(inside(mount), mount)
+
+
+def files_below(base: PurePosixPath, mount: Mount) -> Iterator[tuple[str, Path]]:
+    """The same, where the mount's place is `base`."""
     local = Path(mount.local)
-    base = inside(mount)
     if mount.kind == "dir" and not local.is_dir():
         raise UserError(f"{local} is not a folder" if local.exists() else f"{local} does not exist")
     if not local.exists():
@@ -132,13 +138,19 @@ def mount_files(mount: Mount) -> Iterator[tuple[str, Path]]:
 
 def inside(mount: Mount) -> PurePosixPath:
     """Where the mount's remote path lies in the archive. Raises UserError for a place outside /root."""
-    remote = PurePosixPath(os.path.normpath(mount.remote))
+    remote = place(mount)
     if not remote.is_relative_to(ROOT):
         kind = "python_source" if mount.kind == "python" else mount.kind
         raise UserError(OUTSIDE.format(kind=kind, remote=mount.remote))
+    return remote.relative_to(ROOT)
+
+
+def place(mount: Mount) -> PurePosixPath:
+    """Where containers have it, absolute."""
+    remote = PurePosixPath(os.path.normpath(ROOT / mount.remote))
     if mount.kind == "python" and mount.local.endswith(".py") and remote.suffix != ".py":
         remote = remote.with_name(f"{remote.name}.py")  # a module is named without its suffix
-    return remote.relative_to(ROOT)
+    return remote
 
 
 def image_workdir(image: Image) -> str | None:

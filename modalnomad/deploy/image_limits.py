@@ -39,6 +39,24 @@ CONTAINER_STEPS: Mapping[str, str] = {
         "pip_install_private_repos", "use pip_install('git+https://${TOKEN}@…') with TOKEN in deploy's environment"
     ),
 }
+NO_CONDA = "conda is not set up here: use Image.from_registry with an image that has it, and run_commands"
+NEVER_BASES: Mapping[str, str] = {
+    "micromamba": f"Image.micromamba: {NO_CONDA}",
+    "from_scratch": "Image.from_scratch: replicas need a Python and a shell: use Image.from_registry or debian_slim",
+    "from_name": "Image.from_name: images have no names of their own here: use Image.from_registry",
+    "from_id": "Image.from_id: images are known by their registry's names here: use Image.from_registry",
+}
+"""What containers cannot start from either."""
+NEVER_STEPS: Mapping[str, str] = {
+    "micromamba_install": f"Image.micromamba_install: {NO_CONDA}",
+    "poetry_install_from_file": (
+        "Image.poetry_install_from_file: export the lock (poetry export) and use pip_install_from_requirements"
+    ),
+    "pip_install_private_repos": (
+        'Image.pip_install_private_repos: use run_commands("pip install git+https://$TOKEN@…", secrets=[…])'
+    ),
+}
+LOGIN = "Image.{base}: secret= has no effect: the engine pulls with the login of this machine (docker login)"
 WITHOUT_EFFECT: Mapping[str, str] = {
     "cmd": "Image.cmd has no effect on Functions",
 }

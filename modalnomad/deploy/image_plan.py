@@ -25,6 +25,8 @@ from modalnomad.model.manifest import Image, ImageStep, Mount, Notice, SecretRef
 COPIED: Mapping[str, Any] = {"add_local_file": "file", "add_local_dir": "dir", "add_local_python_source": "python"}
 RUNS = frozenset({"run_commands", "run_function"})
 """Steps that run something: they see the image's files, and may take secrets."""
+SEES = RUNS | {"dockerfile_commands"}
+"""Those that see files copied in before them."""
 ROOT = PurePosixPath("/root")
 """What containers call the folder that is a replica's own here."""
 OLDEST_PYTHON = (3, 10)
@@ -100,11 +102,11 @@ def plan_image(image: Image | None) -> ImagePlan:
         plan.problems.append(Problem(image.where, CONTAINER_BASES[image.base]))
     elif image.base != "debian_slim":
         plan.problems.append(Problem(image.where, f"Image.{image.base} is not known to this back end"))
-    if image.python_version is not None and (message := _bad_python(image.python_version)):
+    if image.python_version is not None and (message := bad_python(image.python_version)):
         plan.problems.append(Problem(image.where, message))
     plan.force = bool(image.base_arguments.get("force_build"))
     for number, step in enumerate(image.steps):
-        _Step(plan, step, number).take()
+        take_step(plan, step, number)
     if any(isinstance(s, Command) and re.search(r"\bpip3?\b", s.command) for s in plan.steps):
         # A virtual environment made by uv has no pip of its own; commands written for a container expect one.
         plan.requirements.append("pip")
@@ -113,7 +115,13 @@ def plan_image(image: Image | None) -> ImagePlan:
     return plan
 
 
-def _bad_python(version: str) -> str | None:
+def take_step(plan: ImagePlan, step: ImageStep, number: int) -> None:
+    """One step taken into the plan, problems included."""
+    _Step(plan, step, number).take()
+
+
+def bad_python(version: str) -> str | None:
+    """Why replicas cannot have it."""
     match = re.fullmatch(r"(\d+)\.(\d+)(\.\d+)?t?", version)
     if match is None:
         return f"python_version={version!r}: a version such as '3.12' is expected"
@@ -148,7 +156,7 @@ def late_mounts(image: Image) -> Iterator[Mount]:
     """Copied files that no step of the image sees: they reach the replica by the bundle. All others are the image's."""
     late: list[Mount] = []
     for step in image.steps:
-        if step.kind in RUNS:
+        if step.kind in SEES:
             late.clear()
         late.extend(step_mounts(step))
     yield from late
@@ -242,7 +250,7 @@ class _Step:
 
     def packages(self) -> None:
         no_deps = self._options()
-        self._require(_texts(self.arguments.get("packages")), no_deps)
+        self._require(texts(self.arguments.get("packages")), no_deps)
         for file in self.step.files:
             self._requirements_file(Path(file), no_deps)
 
@@ -265,7 +273,7 @@ class _Step:
 
     def pyproject(self) -> None:
         no_deps = self._options()
-        extras = _texts(self.arguments.get("optional_dependencies"))
+        extras = texts(self.arguments.get("optional_dependencies"))
         for file in self.step.files:
             self._require(requirement_files.read_pyproject(Path(file), extras), no_deps)
 
@@ -275,8 +283,8 @@ class _Step:
         folder = project.parent if project else Path(str(self.arguments.get("uv_project_dir") or ".")).absolute()
         frozen = self.arguments.get("frozen", True) and not self.arguments.get("not_frozen")
         arguments = ["--frozen"] if frozen else ["--locked"]
-        arguments += [word for group in _texts(self.arguments.get("groups")) for word in ("--group", group)]
-        arguments += [word for extra in _texts(self.arguments.get("extras")) for word in ("--extra", extra)]
+        arguments += [word for group in texts(self.arguments.get("groups")) for word in ("--group", group)]
+        arguments += [word for extra in texts(self.arguments.get("extras")) for word in ("--extra", extra)]
         content = hashlib.sha256()
         for name in ("pyproject.toml", "uv.lock"):
             try:
@@ -291,7 +299,7 @@ class _Step:
         self.plan.projects.append(LockedProject(folder, tuple(arguments), content.hexdigest()))
 
     def apt(self) -> None:
-        for package in _texts(self.arguments.get("packages")):
+        for package in texts(self.arguments.get("packages")):
             if re.fullmatch(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9]+)?(=\S+)?", package) is None:
                 self.problem(f"{package!r} is not the name of a Debian package")
             else:
@@ -310,7 +318,7 @@ class _Step:
         self.plan.workdir = next_workdir(self.plan.workdir, str(self.arguments.get("path", ".")))
 
     def commands(self) -> None:
-        for command in _texts(self.arguments.get("commands")):
+        for command in texts(self.arguments.get("commands")):
             self.plan.steps.append(Command(command, *self._surroundings()))
 
     def call(self) -> None:
@@ -325,13 +333,13 @@ class _Step:
         self.plan.steps.extend(step_mounts(self.step))
 
 
-def _texts(value: Any) -> list[str]:
+def texts(value: Any) -> list[str]:
     """A list that may be nested, as Modal accepts it, or one text."""
     if value is None:
         return []
     if isinstance(value, str):
         return [value]
-    return [text for item in value for text in _texts(item)]
+    return [text for item in value for text in texts(item)]
 
 
 _TAKERS: Mapping[str, Callable[[_Step], None]] = {

@@ -28,6 +28,7 @@ from modalnomad_sdk.store.definition import SCHEMA
 
 from modalnomad.deploy import apt
 from modalnomad.deploy.bundle import image_mounts, inside
+from modalnomad.deploy.container_plan import plan_container
 from modalnomad.deploy.image_plan import ImagePlan, plan_image, step_secrets
 from modalnomad.deploy.image_steps import LaterSteps, Program
 from modalnomad.deploy.resolve import RESOLVED, Resolver
@@ -40,11 +41,19 @@ T = TypeVar("T")
 Report = Callable[[str], None]
 
 
-def check_images(functions: Iterable[Function]) -> tuple[tuple[Problem, ...], tuple[Notice, ...]]:
-    """Everything about the functions' images that can be told without resolving or building, all at once."""
+def check_images(
+    functions: Iterable[Function], *, containers: bool = False
+) -> tuple[tuple[Problem, ...], tuple[Notice, ...]]:
+    """Everything about the functions' images that can be told without resolving or building, all at once.
+    `containers`: replicas run in some, and not in environments of their machine."""
     problems: dict[Problem, None] = {}
     notices: dict[Notice, None] = {}
     for function in functions:
+        if containers:
+            packages = plan_container(function.image).packages
+            problems.update(dict.fromkeys(packages.problems))
+            notices.update(dict.fromkeys(packages.notices))
+            continue
         plan = plan_image(function.image)
         problems.update(dict.fromkeys([*plan.problems, *_misplaced(function.image)]))
         notices.update(dict.fromkeys(plan.notices))
@@ -68,6 +77,18 @@ SecretValues = Callable[[Sequence[SecretRef]], Awaitable[Mapping[str, str]]]
 """Keys and values of all of them, later ones winning. Raises SecretMissing."""
 
 
+async def step_values(image: Image | None, values: SecretValues | None) -> dict[int, Mapping[str, str]]:
+    """Variables of steps with secrets, by number; what a step's own `env=` sets is not taken from them. Raises
+    UserError."""
+    found: dict[int, Mapping[str, str]] = {}
+    for number, refs in step_secrets(image).items():
+        if image is None or values is None:
+            raise UserError("secrets= of an image's build steps is not available here", "use it in @app.function")
+        own = image.steps[number].arguments.get("env") or {}
+        found[number] = {name: value for name, value in (await values(refs)).items() if name not in own}
+    return found
+
+
 class Images:
     """Builds images into one store; the `ImageBuilder` of a deploy. `values` gives the values of build steps' secrets.
 
@@ -84,7 +105,7 @@ class Images:
         self, image: Image | None, report: Report, source: Source | None = None, keep: Keep | None = None
     ) -> BuiltImage:
         """See `resolve_and_build`. `source`: of the program whose image it is."""
-        program = None if source is None else Program(source=source, variables=await self._variables(image))
+        program = None if source is None else Program(source=source, variables=await step_values(image, self._values))
         while True:
             built = await resolve_and_build(image, store=self.store, report=report, program=program, keep=keep)
             if built.digest in self._held:
@@ -95,16 +116,6 @@ class Images:
                 continue  # pruned since it was built: built again
             self._held.add(built.digest)
             return built
-
-    async def _variables(self, image: Image | None) -> dict[int, Mapping[str, str]]:
-        """Of steps with secrets; what a step's own `env=` sets is not taken from them."""
-        found: dict[int, Mapping[str, str]] = {}
-        for number, refs in step_secrets(image).items():
-            if image is None or self._values is None:
-                raise UserError("secrets= of an image's build steps is not available here", "use it in @app.function")
-            own = image.steps[number].arguments.get("env") or {}
-            found[number] = {name: value for name, value in (await self._values(refs)).items() if name not in own}
-        return found
 
     def close(self) -> None:
         """Let go of all images."""
@@ -131,17 +142,22 @@ async def resolve_and_build(
     def tell(line: str) -> None:
         loop.call_soon_threadsafe(report, line)
 
-    work = loop.run_in_executor(None, resolve_and_build_here, image, store, tell, cancelled, program, keep)
+    return await in_thread(lambda: resolve_and_build_here(image, store, tell, cancelled, program, keep), cancelled)
+
+
+async def in_thread(work: Callable[[], T], cancelled: threading.Event) -> T:
+    """What it returns or raises. When this is cancelled, `cancelled` is set and its end is awaited."""
+    running = asyncio.get_running_loop().run_in_executor(None, work)
     try:
-        return await asyncio.shield(work)
+        return await asyncio.shield(running)
     except asyncio.CancelledError:
         cancelled.set()
-        while not work.done():
+        while not running.done():
             try:
-                await asyncio.wait([work])
+                await asyncio.wait([running])
             except asyncio.CancelledError:
-                continue  # cancelled again; the build's processes have to end all the same
-        work.exception()  # what it ended with no longer matters
+                continue  # cancelled again; the work's processes have to end all the same
+        running.exception()  # what it ended with no longer matters
         raise
 
 

@@ -43,11 +43,17 @@ class Resolved:
 
 
 class Resolver:
-    """Resolves plans. `folder` keeps the results; `uv` is called for only when something must be resolved."""
+    """Resolves plans. `folder` keeps the results; `uv` is called for only when something must be resolved. `target`:
+    uv's options for another machine than this one."""
 
-    def __init__(self, folder: Path, uv: Callable[[], Path]) -> None:
+    def __init__(self, folder: Path, uv: Callable[[], Path], target: tuple[str, ...] = ()) -> None:
         self.folder = folder
         self._uv = uv
+        self._target = target
+
+    def aimed(self, target: tuple[str, ...]) -> Resolver:
+        """The same for another machine, which the interpreter's version and platform must say too."""
+        return Resolver(self.folder, self._uv, target)
 
     def resolve(
         self, plan: ImagePlan, interpreter: Interpreter, child: Child, report: Callable[[str], None]
@@ -108,6 +114,7 @@ class Resolver:
                 *(str(self._uv()), "pip", "compile", "requirements.in", "--constraints", "constraints.in"),
                 *("--output-file", "pinned.txt", "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links"),
                 *("--no-header", "--no-annotate", "--quiet", "--python", interpreter.executable),
+                *self._target,
                 *plan.options.arguments,
                 *options,
             ]

@@ -34,16 +34,17 @@ async def sdk_archive(artifacts: Artifacts) -> Digest:
 
 def write_sdk_archive(target: Path) -> None:
     """Raises OSError."""
-    sources = sorted(path for path in PACKAGE.rglob("*.py") if path.is_file())
     # Nothing is compressed: the bytes must not depend on the zlib at hand, and it is read at each start of a replica.
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-        _add(archive, "__main__.py", ENTRY)
-        for path in sources:
-            _add(archive, f"{PACKAGE.name}/{path.relative_to(PACKAGE).as_posix()}", path)
+        for name, content in sdk_files().items():
+            entry = zipfile.ZipInfo(name, EARLIEST)
+            entry.external_attr = 0o100644 << 16
+            entry.create_system = 3
+            archive.writestr(entry, content)
 
 
-def _add(archive: zipfile.ZipFile, name: str, source: Path) -> None:
-    entry = zipfile.ZipInfo(name, EARLIEST)
-    entry.external_attr = 0o100644 << 16
-    entry.create_system = 3
-    archive.writestr(entry, source.read_bytes())
+def sdk_files() -> dict[str, bytes]:
+    """What it holds, in order; in a container they lie in a folder. Raises OSError."""
+    sources = sorted(path for path in PACKAGE.rglob("*.py") if path.is_file())
+    named = {f"{PACKAGE.name}/{path.relative_to(PACKAGE).as_posix()}": path for path in sources}
+    return {name: path.read_bytes() for name, path in {"__main__.py": ENTRY, **named}.items()}

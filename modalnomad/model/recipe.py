@@ -19,6 +19,20 @@ class Lines:
 
 
 @dataclass(frozen=True, slots=True)
+class Variables:
+    """Of everything that comes later, and of replicas. Values are one line each."""
+
+    values: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """What commands that come later, and replicas, work in; absolute."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Packages:
     """Debian's."""
 
@@ -27,25 +41,24 @@ class Packages:
 
 @dataclass(frozen=True, slots=True)
 class Install:
-    """Python packages. `requirements`: a requirements file for pip. `pinned`: it names all of them, by version."""
+    """Python packages. `requirements` and `constraints`: files for pip."""
 
     requirements: str
     constraints: str = ""
     options: tuple[str, ...] = ()
-    pinned: bool = True
     verify: bool = False
     """Every line has hashes."""
-    dependencies: bool = True
-    """False: what the packages need is not installed."""
+    dependencies: bool = False
+    """What the packages need, and the file does not name, is installed too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A shell command. `number`: the step whose secrets it sees, and INDEX: none."""
+    """A shell command. `number`: the step whose secrets it sees; None: it has none."""
 
     command: str
     environment: tuple[tuple[str, str], ...] = ()
-    number: int = INDEX
+    number: int | None = None
     shell: tuple[str, ...] = ("/bin/sh", "-c")
 
 
@@ -55,7 +68,7 @@ class Call:
 
     call: Mapping[str, Any]
     environment: tuple[tuple[str, str], ...] = ()
-    number: int = INDEX
+    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +78,7 @@ class Files:
     files: Mapping[str, Path]
 
 
-Instruction = Lines | Packages | Install | Run | Call | Files
+Instruction = Lines | Variables | Folder | Packages | Install | Run | Call | Files
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +107,9 @@ class Recipe:
     source: Mapping[str, Path] = field(default_factory=dict)
     """The program's own files, for calls."""
     variables: Mapping[int, Mapping[str, str]] = field(default_factory=dict, repr=False)
-    """Secret ones, by step. They do not count for what the image is."""
+    """Of secrets and of the package index, by step. They do not count for what the image is."""
+    hidden: frozenset[str] = field(default=frozenset(), repr=False)
+    """What no output may show."""
     env: tuple[tuple[str, str], ...] = ()
     workdir: str | None = None
     force: bool = False

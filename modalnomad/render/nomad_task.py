@@ -81,6 +81,7 @@ def prewarm_task(revision: Revision, rendering: Rendering) -> Json:
     nomad = rendering.nomad
     if nomad.driver == "docker":
         config = _container(revision) | {"command": contract.CONTAINER_PYTHON, "args": ["-I", "-c", "pass"]}
+        config["image_pull_timeout"] = f"{PULL_LIMIT}s"  # nobody's request waits for this one
         what: Json = {"Config": config}
     else:
         what = {

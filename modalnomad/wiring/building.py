@@ -34,6 +34,7 @@ def builder_of(
     images: ImageBuilder,
     ephemeral: bool,
     prepares: bool = True,
+    containers: bool = False,
 ) -> Builder:
     """For the settings' environment."""
     return Builder(
@@ -44,4 +45,5 @@ def builder_of(
         naming=naming_of(settings),
         ephemeral=ephemeral,
         prepares=prepares,
+        containers=containers,
     )

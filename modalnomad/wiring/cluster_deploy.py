@@ -14,7 +14,6 @@ from modalnomad.deploy.revising import Stores
 from modalnomad.hashicorp.consul.routers import routers
 from modalnomad.hashicorp.nomad.engine import NomadEngine
 from modalnomad.hashicorp.nomad.view import View
-from modalnomad.hashicorp.packs import ClusterImages
 from modalnomad.model.errors import BackendError, BackendRefused, NotFound
 from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.render.cluster import DEPLOYER
@@ -22,6 +21,7 @@ from modalnomad.render.nomad import Rendering
 from modalnomad.settings import Settings
 from modalnomad.wiring.building import builder_of
 from modalnomad.wiring.cluster import Cluster, open_cluster, public_port, renderer
+from modalnomad.wiring.cluster_images import cluster_images, in_containers
 from modalnomad.wiring.cluster_stage import open_cluster_stage
 from modalnomad.wiring.deploy_parts import DeployParts, Listener
 from modalnomad.wiring.home import image_store
@@ -40,9 +40,10 @@ async def open_cluster_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
             engine=asked,
             secrets=cluster.secrets,
             artifacts=cluster.artifacts,
-            images=ClusterImages(images, cluster.artifacts),
+            images=cluster_images(settings, images, cluster.artifacts),
             ephemeral=False,
             prepares=False,
+            containers=in_containers(settings),
         )
         try:
             with scratch_in(cluster.home):

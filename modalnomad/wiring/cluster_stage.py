@@ -23,6 +23,8 @@ from modalnomad.wiring.cluster import Cluster
 
 LOOK: Final = 0.25
 """Seconds between two looks at what routers serve."""
+PULLED_WITHIN: Final = 900.0
+"""Seconds that all nodes together have to pull an image; each has Nomad's own limit besides."""
 
 
 class ClusterStage(Stage):
@@ -36,6 +38,8 @@ class ClusterStage(Stage):
         self.ready: Cell[frozenset[ReplicaKey]] = Cell(frozenset())
         """Those whose health check passes."""
         self._brought: dict[RevisionId, Revision] = {}
+        self._pulls: dict[str, asyncio.Lock] = {}
+        self._pulled: set[str] = set()
 
     async def _known(self) -> Sequence[Replica]:
         return await self.replicas.until(lambda replicas: replicas is not None) or ()
@@ -54,6 +58,25 @@ class ClusterStage(Stage):
         """As the protocol says."""
         self._brought.setdefault(revision.id, revision)
         await self._engine.prepare(revision)
+        await self._pull(revision)
+
+    async def _pull(self, revision: Revision) -> None:
+        """A container's image is on every node before requests are sent there: pulling takes longer than they wait."""
+        if revision.image.reference is None:
+            return
+        async with self._pulls.setdefault(revision.image.digest, asyncio.Lock()):
+            if revision.image.digest in self._pulled:
+                return
+            try:
+                async with asyncio.timeout(PULLED_WITHIN):
+                    await self._engine.prewarm(revision)
+            except TimeoutError:
+                raise BackendRefused(
+                    f"the image of {revision.app}/{revision.function.tag} was not on every node within "
+                    f"{PULLED_WITHIN:g} s",
+                    f"look at the job {revision.app}.prewarm.{revision.image.digest[:12]} in Nomad while it runs",
+                ) from None
+            self._pulled.add(revision.image.digest)
 
     async def warm(self, revision: Revision, parameters: str, count: int) -> None:
         """As the protocol says. Readiness is what the health check says, once a second."""

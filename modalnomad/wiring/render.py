@@ -12,13 +12,13 @@ from modalnomad.deploy.images import Images
 from modalnomad.deploy.report import Report
 from modalnomad.deploy.scratch import scratch_folder
 from modalnomad.hashicorp.artifacts import ObjectArtifacts, nodes_url
-from modalnomad.hashicorp.packs import ClusterImages
 from modalnomad.hashicorp.sdk_archive import sdk_archive
 from modalnomad.render.nomad import Rendering, parent_job
 from modalnomad.settings import ArtifactSettings, Settings
 from modalnomad.wiring.building import naming_of
 from modalnomad.wiring.cluster import web_urls
 from modalnomad.wiring.cluster_deploy import deployer, source_text
+from modalnomad.wiring.cluster_images import cluster_images, in_containers
 from modalnomad.wiring.home import home_of, image_store
 from modalnomad.wiring.scratch import scratch_in
 
@@ -32,7 +32,8 @@ async def render_program(
     """One body to register for each Function, as they would be in the App's version `version`.
 
     Images are built on this machine and stay there; bundle and packs are made, hashed and gone. No server is asked, so
-    neither secrets nor nodes are looked at. Raises UserError for the program's problems, BackendError otherwise.
+    neither secrets nor nodes are looked at; a container's image is pushed, since only its registry can say its digest.
+    Raises UserError for the program's problems, BackendError otherwise.
     """
     home = home_of(settings)
     url = nodes_url(settings.artifacts)
@@ -41,14 +42,16 @@ async def render_program(
         with scratch_in(home), scratch_folder("modalnomad-render-") as folder:
             artifacts = ObjectArtifacts(ArtifactSettings(store=str(folder)), home)
             description = await collect(reference, on_output=report.output)
-            plan = plan_program(description, naming_of(settings), ephemeral=False, name=name)
+            plan = plan_program(
+                description, naming_of(settings), ephemeral=False, name=name, containers=in_containers(settings)
+            )
             for notice in plan.notices:
                 report.notice(plan.app, notice)
             revisions = await make_revisions(
                 description,
                 plan,
                 report,
-                images=ClusterImages(images, artifacts),
+                images=cluster_images(settings, images, artifacts),
                 bundles=lambda description, functions: pack(description, functions, artifacts),
             )
             sdk = await sdk_archive(artifacts)

@@ -18,7 +18,20 @@ from typing import Final
 from modalnomad_sdk import contract
 
 from modalnomad.model.errors import UserError
-from modalnomad.model.recipe import INDEX, Call, Files, Install, Instruction, Lines, OwnBase, Packages, Recipe, Run
+from modalnomad.model.recipe import (
+    INDEX,
+    Call,
+    Files,
+    Folder,
+    Install,
+    Instruction,
+    Lines,
+    OwnBase,
+    Packages,
+    Recipe,
+    Run,
+    Variables,
+)
 
 OURS: Final = ".modalnomad"
 """Folder of the context that is not the user's."""
@@ -113,25 +126,11 @@ def carrier(variables: Mapping[int, Mapping[str, str]]) -> str:
     return text
 
 
-def env_line(name: str, value: str) -> str:
-    """Raises UserError for a value that no Dockerfile can hold."""
-    if "\n" in value or "\r" in value or "\0" in value:
-        raise UserError(f"the value of {name} has more than one line, which the environment of an image cannot hold")
-    return f"ENV {name}={_quoted(value)}"
-
-
-def workdir_line(path: str) -> str:
-    """Relative ones start at the one before."""
-    if "\n" in path:
-        raise UserError(f"{path!r} cannot be a working directory")
-    return "WORKDIR " + re.sub(r"([\\$])", r"\\\1", path)
-
-
 def _quoted(value: str) -> str:
     return '"' + re.sub(r'([\\"$])', r"\\\1", value) + '"'
 
 
-def _key(number: int) -> str:
+def _key(number: int | None) -> str:
     return "index" if number == INDEX else str(number)
 
 
@@ -167,6 +166,10 @@ def _instruction(step: Instruction, number: int, files: dict[str, bytes | Path],
     match step:
         case Lines():
             return list(step.lines)
+        case Variables():
+            return [f"ENV {name}={_quoted(value)}" for name, value in step.values]
+        case Folder():
+            return ["WORKDIR " + re.sub(r"([\\$])", r"\\\1", step.path)]
         case Packages():
             names = " ".join(shlex.quote(name) for name in step.names)
             command = (
@@ -191,7 +194,7 @@ def _install(step: Install, number: int, files: dict[str, bytes | Path], wrapped
     files[f"{place}/requirements.txt"] = step.requirements.encode()
     command = [PYTHON, "-m", "pip", "install", "--no-cache-dir", "--disable-pip-version-check"]
     command += ["--root-user-action=ignore", "--progress-bar=off"]
-    if step.pinned or not step.dependencies:
+    if not step.dependencies:
         command.append("--no-deps")
     if step.verify:
         command.append("--require-hashes")
@@ -221,7 +224,7 @@ def _env(environment: tuple[tuple[str, str], ...]) -> list[str]:
     return ["env", *(f"{name}={value}" for name, value in environment)] if environment else []
 
 
-def _run(command: Sequence[str], wrapped: bool = False, number: int = INDEX) -> str:
+def _run(command: Sequence[str], wrapped: bool = False, number: int | None = None) -> str:
     """Without a shell of the builder's, so that line breaks and quotes are what they are. Where secrets are carried,
     each command is shielded from those of others."""
     if wrapped:

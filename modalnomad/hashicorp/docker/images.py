@@ -158,8 +158,7 @@ class DockerImages:
 
     async def _run_build(self, made: Dockerfile, name: str, digest: Digest, recipe: Recipe, report: Report) -> None:
         carried = dockerfile.carrier(recipe.variables)
-        secrets = [value for values in recipe.variables.values() for value in values.values()]
-        output = BuildOutput(report, Masker(line for value in secrets for line in value.splitlines()))
+        output = BuildOutput(report, Masker(line for text in recipe.hidden for line in text.splitlines()))
         arguments = {**self._proxies, **made.arguments} | ({CARRIER: carried} if carried else {})
         with tempfile.TemporaryFile(prefix="modalnomad-context-") as context:
             write_context(made, context)

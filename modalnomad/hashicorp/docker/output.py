@@ -16,7 +16,10 @@ from modalnomad.model.errors import BackendRefused, ImageBuildFailed
 COLOUR: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 LAST: Final = 60
 """Lines of a build's output that its error shows."""
-NO_BUILDKIT: Final = "the engine's own builder is used, which has no RUN --mount and no here-documents: write the Dockerfile without them"
+NO_BUILDKIT: Final = (
+    "the engine's own builder is used, which has no RUN --mount and no here-documents: write the Dockerfile without "
+    "them"
+)
 MOMENTOUS: Final = ("Pushed", "Layer already exists", "Pull complete", "Already exists", "Download complete")
 """Of a layer; what is said in between is a bar that moves."""
 
