@@ -1,4 +1,5 @@
-"""A cluster from the outside: programs are deployed, woken, answered, rolled back and stopped by the real commands."""
+"""A cluster from the outside: programs are deployed, woken, answered, rolled back and stopped by the real commands, all
+with the least rights."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ async def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     """One for all tests of this file."""
     if request.param == "real" and shutil.which("nomad") is None:
         pytest.skip("nomad is not on PATH")
-    async with cluster(tmp_path_factory.mktemp("world"), real=request.param == "real") as made:
+    async with cluster(tmp_path_factory.mktemp("world"), real=request.param == "real", acl=True) as made:
         yield made
 
 

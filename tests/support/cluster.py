@@ -69,6 +69,8 @@ class Cluster:
     nomad: Any
     env: dict[str, str]
     tasks: Tasks
+    router_env: dict[str, str] = field(default_factory=dict)
+    """Of routers, over that of all commands."""
 
     async def cli(self, *arguments: str, code: int | None = 0, env: Mapping[str, str] | None = None) -> Result:
         """`modalnomad ARGUMENTS`; fails unless it ends with `code` (None: any)."""
@@ -110,7 +112,7 @@ class Cluster:
             "0",
             *arguments,
             cwd=ROOT,
-            env={**self.env, **(env or {})},
+            env={**self.env, **self.router_env, **(env or {})},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -226,15 +228,15 @@ def vault_stanza(vault: OpenBao) -> dict[str, Any]:
 
 @asynccontextmanager
 async def cluster(
-    folder: Path, *, real: bool = False, environments: tuple[str, ...] = ("main",), **settings: str
+    folder: Path, *, real: bool = False, acl: bool = False, environments: tuple[str, ...] = ("main",), **settings: str
 ) -> AsyncIterator[Cluster]:
-    """Everything, set up. `real`: a real Nomad. `settings`: more environment variables of the commands."""
+    """Everything, set up. `real`: a real Nomad. `acl`: commands have a deployer's rights and routers a router's, and no
+    others (in a Consul beside a real Nomad: all). `settings`: more environment variables of the commands."""
     async with AsyncExitStack() as stack:
-        consul = await stack.enter_async_context(FakeConsul())
+        consul = await stack.enter_async_context(FakeConsul(acl=acl and not real))
         (folder / "vault").mkdir()
         vault = stack.enter_context(OpenBao(folder / "vault"))
-        nomad = await stack.enter_async_context(_nomad(consul, vault, real=real))
-        port = free_port()
+        nomad = await stack.enter_async_context(_nomad(consul, vault, real=real, acl=acl))
         env = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
@@ -248,25 +250,51 @@ async def cluster(
             # Environments are made once for all tests: a node's store is where deploys make theirs.
             "MODALNOMAD_NOMAD__NODE_STORE": str(shared_home()),
             "MODALNOMAD_NOMAD__PYTHON": sys.executable,
-            "MODALNOMAD_ARTIFACTS__PORT": str(port),
+            "MODALNOMAD_ARTIFACTS__PORT": str(free_port()),
             **settings,
         }
         tasks = await stack.enter_async_context(Tasks("cluster"))
         made = Cluster(folder, consul, vault, nomad, env, tasks)
-        await made.cli("setup", *(word for name in environments for word in ("--env", name)))
+        management = {}
+        if acl:
+            management["NOMAD_TOKEN"] = nomad.token if real else nomad.management
+        if acl and not real:
+            management["CONSUL_HTTP_TOKEN"] = consul.management
+        await made.cli("setup", *(word for name in environments for word in ("--env", name)), env=management)
+        if acl:
+            made.env |= await _tokens(made, management, "modalnomad-deployer")
+            made.router_env |= await _tokens(made, management, "modalnomad-router")
         yield made
 
 
+async def _tokens(made: Cluster, management: Mapping[str, str], policy: str) -> dict[str, str]:
+    """With the rights of a policy that `setup` made, in each server."""
+    found = {"VAULT_TOKEN": made.vault.token(policy, ttl="24h")}
+    async with aiohttp.ClientSession() as session:
+        headers = {"X-Nomad-Token": management["NOMAD_TOKEN"]}
+        body: dict[str, Any] = {"Name": policy, "Type": "client", "Policies": [policy]}
+        async with session.post(f"{made.nomad.address}/v1/acl/token", json=body, headers=headers) as answer:
+            found["NOMAD_TOKEN"] = (await answer.json())["SecretID"]
+        if secret := management.get("CONSUL_HTTP_TOKEN"):
+            body = {"Description": policy, "Policies": [{"Name": policy}]}
+            headers = {"X-Consul-Token": secret}
+            async with session.put(f"{made.consul.address}/v1/acl/token", json=body, headers=headers) as answer:
+                found["CONSUL_HTTP_TOKEN"] = (await answer.json())["SecretID"]
+    return found
+
+
 @asynccontextmanager
-async def _nomad(consul: FakeConsul, vault: OpenBao, *, real: bool) -> AsyncIterator[Any]:
+async def _nomad(consul: FakeConsul, vault: OpenBao, *, real: bool, acl: bool) -> AsyncIterator[Any]:
     """With one node."""
     if real:
-        async with NomadAgent(consul=consul.address.removeprefix("http://"), vault=vault_stanza(vault)) as agent:
+        address = consul.address.removeprefix("http://")
+        async with NomadAgent(acl=acl, consul=address, vault=vault_stanza(vault)) as agent:
             yield agent
         return
     folder = Path(tempfile.mkdtemp(prefix="mn-nodes-"))
-    access = VaultAccess(vault.address)
-    async with FakeNomad(runner=TaskRunner(folder, consul=consul.address, vault=access)) as nomad:
+    token = consul.management if acl else ""
+    runner = TaskRunner(folder, consul=consul.address, consul_token=token, vault=VaultAccess(vault.address))
+    async with FakeNomad(acl=acl, runner=runner) as nomad:
         nomad.add_node(
             "one", attributes={"consul.version": "1.22.5", "vault.version": "2.7.2", "vault.accessible": "true"}
         )
