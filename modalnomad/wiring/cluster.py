@@ -22,6 +22,7 @@ from modalnomad.hashicorp.vault.platform_key import platform_key
 from modalnomad.hashicorp.vault.secrets import VaultSecrets
 from modalnomad.model.ids import Digest
 from modalnomad.model.revision import Revision
+from modalnomad.ports.artifacts import Artifacts
 from modalnomad.render.environment import ticket_sha256
 from modalnomad.render.nomad import Rendering
 from modalnomad.settings import Settings
@@ -87,15 +88,21 @@ async def open_cluster(settings: Settings) -> AsyncIterator[Cluster]:
 
 
 def renderer(
-    cluster: Cluster, key: bytes, deployed_by: str, source: Callable[[Revision], str]
+    cluster: Cluster,
+    key: bytes,
+    deployed_by: str,
+    source: Callable[[Revision], str],
+    *,
+    archives: Artifacts | None = None,
 ) -> Callable[[Revision, int], Awaitable[Rendering]]:
-    """Everything that goes into a revision's job beside the revision. `source`: the Function's file, for people."""
+    """Everything that goes into a revision's job beside the revision. `source`: the Function's file, for people.
+    `archives`: where what starts replicas is put; None: where nodes find it."""
     settings = cluster.settings
     archive: list[Digest] = []
 
     async def rendering(revision: Revision, version: int) -> Rendering:
         if not archive:
-            archive.append(await sdk_archive(cluster.artifacts))
+            archive.append(await sdk_archive(archives or cluster.artifacts))
         return Rendering(
             nomad=settings.nomad,
             vault=settings.vault,

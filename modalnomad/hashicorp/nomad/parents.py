@@ -44,6 +44,17 @@ class Parents:
         version = _version(found[0]) if found else None
         return await self._render(revision, version or await self._version_of(revision))
 
+    async def body_beside(self, revision: Revision, earlier: str | None) -> tuple[dict[str, Any], bool]:
+        """As it would be registered, under the name of the job it has now, or else of the one that a revision before
+        it has (`earlier`), so that the two can be compared; and whether there is one. Raises as `body`."""
+        for id in filter(None, dict.fromkeys((str(revision.id), earlier))):
+            for found in await self._find(id, namespace_of(revision.environment)):
+                if not found.get("Stop") and (version := _version(found)) is not None:
+                    body = await self._render(revision, version)
+                    if body["Job"]["ID"] == found["ID"]:
+                        return body, True
+        return await self._render(revision, await self._version_of(revision)), False
+
     async def prewarm_body(self, revision: Revision) -> dict[str, Any]:
         """The job that makes its environment on all nodes. Raises UserError, BackendError."""
         return prewarm_job(revision, await self._rendering(revision, await self._version_of(revision)))
