@@ -11,6 +11,7 @@ from pathlib import Path
 
 from modalnomad.deploy.images import Images
 from modalnomad.deploy.revising import Stores
+from modalnomad.hashicorp.bundles import NodeBundles
 from modalnomad.hashicorp.consul.routers import routers
 from modalnomad.hashicorp.nomad.engine import NomadEngine
 from modalnomad.hashicorp.nomad.view import View
@@ -39,7 +40,7 @@ async def open_cluster_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
             settings,
             engine=asked,
             secrets=cluster.secrets,
-            artifacts=cluster.artifacts,
+            artifacts=NodeBundles(cluster.artifacts),
             images=cluster_images(settings, images, cluster.artifacts),
             ephemeral=False,
             prepares=False,
