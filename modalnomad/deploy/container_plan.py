@@ -67,6 +67,8 @@ def plan_container(image: Image | None) -> ContainerPlan:
     steps = _Steps(plan, max((n for n, step in enumerate(image.steps) if step.kind in SEES), default=-1))
     for number, step in enumerate(image.steps):
         steps.take(step, number)
+    if not steps.installed:  # only what the runner needs, which all images have: first, so that they share it
+        plan.before, plan.after = [], plan.before
     for mount in image.mounts:
         try:
             inside(mount)
@@ -135,7 +137,7 @@ class _Steps:
         """`last`: number of the last step that sees files."""
         self._plan = plan
         self._last = last
-        self._installed = False
+        self.installed = False
         self._commanded = False
         self._shell: tuple[str, ...] = SHELL
 
@@ -163,7 +165,7 @@ class _Steps:
         self._plan.packages.force = self._plan.packages.force or bool(step.arguments.get("force_build"))
 
     def _add(self, *instructions: Instruction) -> None:
-        (self._plan.after if self._installed else self._plan.before).extend(instructions)
+        (self._plan.after if self.installed else self._plan.before).extend(instructions)
 
     def _lines(self, step: ImageStep) -> None:
         words = texts(step.arguments.get("commands"))
@@ -190,7 +192,7 @@ class _Steps:
         match step.kind:
             case "apt_install":
                 names = tuple(texts(step.arguments.get("packages")))
-                early = self._installed and not self._commanded
+                early = self.installed and not self._commanded
                 (self._plan.before.append if early else self._add)(Packages(names))
             case "env":
                 self._add(_variables(step.arguments.get("vars") or {}))
@@ -204,7 +206,7 @@ class _Steps:
             case kind if kind in COPIED:
                 self._add(*_files(step, late=number > self._last))
             case kind if kind.startswith(("pip_", "uv_")):
-                self._installed = True
+                self.installed = True
 
     def _commands(self, step: ImageStep, number: int) -> Iterator[Instruction]:
         assert step.kind in RUNS

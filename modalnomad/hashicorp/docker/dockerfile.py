@@ -73,8 +73,10 @@ printf '#!/bin/sh\\nexec {PYTHON} "$@"\\n' >{contract.CONTAINER_PYTHON}
 chmod 755 {contract.CONTAINER_PYTHON}
 """
 _UNPACKED_PYTHON: Final = f"{HOME}/pythons"
-_CARRIED: Final = f'eval "${CARRIER}"; unset {CARRIER} FTP_PROXY; shift; exec "$@"'
+CARRIED: Final = f'eval "${CARRIER}"; unset {CARRIER} FTP_PROXY; shift; exec "$@"'
 """`$1` says which step it is."""
+SHIELD: Final = 5
+"""Words in front of a command that is shielded with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +230,7 @@ def _run(command: Sequence[str], wrapped: bool = False, number: int | None = Non
     """Without a shell of the builder's, so that line breaks and quotes are what they are. Where secrets are carried,
     each command is shielded from those of others."""
     if wrapped:
-        command = ["/bin/sh", "-c", _CARRIED, "modalnomad", _key(number), *command]
+        command = ["/bin/sh", "-c", CARRIED, "modalnomad", _key(number), *command]
     line = f"RUN {json.dumps(list(command), ensure_ascii=False)}"
     if len(line.encode()) > LINE_LIMIT:
         raise UserError(

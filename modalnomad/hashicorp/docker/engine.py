@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any, BinaryIO, Final
 
 import docker
@@ -44,6 +45,10 @@ NO_ENGINE: Final = (
     "be allowed to use it (group docker)"
 )
 HUNG: Final = "is the registry there, and does the engine reach it?"
+
+
+class Rejected(BackendRefused):
+    """The engine does not take the request as it is (status 400): a Dockerfile that cannot be read."""
 
 
 class _Client(docker.APIClient):  # type: ignore[misc, unused-ignore]
@@ -109,7 +114,7 @@ class DockerEngine:
                 **given,
             )
 
-        await self._stream(start, take, "build", None)
+        await self._stream(start, take, "", None)
 
     async def pull(self, name: str, take: Take) -> None:
         """Raises BackendUnreachable when nothing comes for a while, and what `take` raises."""
@@ -117,15 +122,17 @@ class DockerEngine:
         await self._stream(
             lambda client: client.pull(repository, tag=tag, stream=True, decode=True),
             take,
-            f"pull {name}",
+            f"the registry of {name}",
             self._silence,
         )
 
     async def push(self, repository: str, tag: str, take: Take) -> None:
         """As `pull`."""
-        what = f"push {repository}"
         await self._stream(
-            lambda client: client.push(repository, tag=tag, stream=True, decode=True), take, what, self._silence
+            lambda client: client.push(repository, tag=tag, stream=True, decode=True),
+            take,
+            f"the registry of {repository}",
+            self._silence,
         )
 
     # --- below ---------------------------------------------------------------------------------------------------
@@ -143,7 +150,7 @@ class DockerEngine:
         return await asyncio.to_thread(work)
 
     async def _stream(
-        self, start: Callable[[_Client], Iterator[Event]], take: Take, what: str, silence: float | None
+        self, start: Callable[[_Client], Iterator[Event]], take: Take, whom: str, silence: float | None
     ) -> None:
         """Events to `take` on this loop until the stream ends. What `take` raises ends it. Cancelled, it ends the
         request first: engines stop what nobody reads."""
@@ -151,7 +158,7 @@ class DockerEngine:
         reading = _Reading()
 
         def work() -> None:
-            with self._opened("") as client:
+            with self._opened(whom) as client:
                 reading.client = client
                 for event in start(client):
                     reading.heard = time.monotonic()
@@ -166,7 +173,7 @@ class DockerEngine:
                 if reading.failure.done():
                     break
                 if silence is not None and time.monotonic() - reading.heard > silence:
-                    raise BackendUnreachable(f"docker {what}: nothing came for {silence:g} s", HUNG)
+                    raise BackendUnreachable(f"{whom} said nothing for {silence:g} s", HUNG)
             if not reading.failure.done():
                 work_done.result()
         finally:
@@ -181,7 +188,10 @@ class DockerEngine:
             with contextlib.closing(self._client()) as client:
                 yield client
         except errors.APIError as error:
-            raise refused(str(error.explanation or error), whom or "the Docker engine") from error
+            words = " ".join(str(error.explanation or error).split())
+            if error.status_code == HTTPStatus.BAD_REQUEST:
+                raise Rejected(f"the Docker engine refuses: {words}") from error
+            raise refused(words, whom or "the Docker engine") from error
         except (errors.DockerException, requests.RequestException, OSError, ValueError, KeyError) as error:
             raise BackendUnreachable(f"the Docker engine does not answer: {_words(error)}", NO_ENGINE) from error
 

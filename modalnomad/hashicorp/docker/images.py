@@ -20,9 +20,9 @@ from modalnomad_sdk.store import Masker
 from modalnomad.hashicorp.docker import dockerfile
 from modalnomad.hashicorp.docker.context import input_digest, write_context
 from modalnomad.hashicorp.docker.dockerfile import CARRIER, Dockerfile
-from modalnomad.hashicorp.docker.engine import DockerEngine, Event, split_name
+from modalnomad.hashicorp.docker.engine import DockerEngine, Event, Rejected, split_name
 from modalnomad.hashicorp.docker.output import BuildOutput, Progress
-from modalnomad.model.errors import BackendRefused
+from modalnomad.model.errors import BackendError, BackendRefused, ImageBuildFailed
 from modalnomad.model.ids import Digest
 from modalnomad.model.manifest import Image, Source
 from modalnomad.model.recipe import OwnBase, Recipe
@@ -153,8 +153,13 @@ class DockerImages:
         if base == "scratch" or await self._engine.image(base) is not None:
             return
         report(f"pulling {base}")
-        progress = Progress(report, f"the registry of {base}", f"{base}, which the image starts from, is not here")
-        await self._engine.pull(base, progress.take)
+        try:
+            await self._engine.pull(base, Progress(report, f"the registry of {base}").take)
+        except BackendError as error:
+            raise type(error)(
+                f"{base}, which the image starts from, is not on this machine and could not be pulled: {error.message}",
+                error.hint or "is the name right? docker.base in the settings is what Image.debian_slim starts from",
+            ) from error
 
     async def _run_build(self, made: Dockerfile, name: str, digest: Digest, recipe: Recipe, report: Report) -> None:
         carried = dockerfile.carrier(recipe.variables)
@@ -163,9 +168,12 @@ class DockerImages:
         with tempfile.TemporaryFile(prefix="modalnomad-context-") as context:
             write_context(made, context)
             context.seek(0)
-            await self._engine.build(
-                context, output.take, tag=name, labels={LABEL: digest}, buildargs=arguments, nocache=recipe.force
-            )
+            try:
+                await self._engine.build(
+                    context, output.take, tag=name, labels={LABEL: digest}, buildargs=arguments, nocache=recipe.force
+                )
+            except Rejected as error:
+                raise ImageBuildFailed("the image could not be built", error.message) from error
         output.finish()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -10,6 +12,7 @@ from typing import Final
 from modalnomad_sdk.store import Masker
 from modalnomad_sdk.store.build import out_of_space
 
+from modalnomad.hashicorp.docker.dockerfile import CARRIED, SHIELD
 from modalnomad.hashicorp.docker.engine import Event, refused
 from modalnomad.model.errors import BackendRefused, ImageBuildFailed
 
@@ -22,6 +25,25 @@ NO_BUILDKIT: Final = (
 )
 MOMENTOUS: Final = ("Pushed", "Layer already exists", "Pull complete", "Already exists", "Download complete")
 """Of a layer; what is said in between is a bar that moves."""
+
+
+BORING: Final = re.compile(r" ---> |Removing intermediate container |Successfully (built|tagged) ")
+"""What the builder says of its own work."""
+SHELL: Final = 3
+"""Words of a command in a shell."""
+STEP: Final = re.compile(r"(Step \d+/\d+ : RUN )(\[.*])")
+
+
+def _readable(line: str) -> str:
+    """A step as its command would be typed, without what shields it."""
+    if (match := STEP.fullmatch(line)) is None:
+        return line
+    try:
+        words = [str(word) for word in json.loads(match[2])]
+    except ValueError:
+        return line
+    words = words[SHIELD:] if words[2:3] == [CARRIED] else words
+    return match[1] + (words[2] if words[:2] == ["/bin/sh", "-c"] and len(words) == SHELL else shlex.join(words))
 
 
 class BuildOutput:
@@ -50,8 +72,8 @@ class BuildOutput:
         self._rest = ""
 
     def _tell(self, line: str) -> None:
-        if line.strip():
-            line = self._mask(line.rstrip())
+        if line.strip() and not BORING.match(line):
+            line = self._mask(_readable(line.rstrip()))
             self._last.append(line)
             self._report(line)
 
@@ -71,17 +93,15 @@ class BuildOutput:
 class Progress:
     """Events of a pull or a push. `digest`: what the registry calls what was pushed."""
 
-    def __init__(self, report: Callable[[str], None], whom: str, what: str = "") -> None:
+    def __init__(self, report: Callable[[str], None], whom: str) -> None:
         self._report = report
         self._whom = whom
-        self._what = what
         self.digest = ""
 
     def take(self, event: Event) -> None:
         """Raises BackendRefused, BackendUnreachable."""
         if "error" in event:
-            error = refused(str(event["error"]), self._whom)
-            raise type(error)(f"{self._what}: {error.message}" if self._what else error.message, error.hint)
+            raise refused(str(event["error"]), self._whom)
         if digest := (event.get("aux") or {}).get("Digest"):
             self.digest = str(digest)
         if (status := str(event.get("status", ""))) in MOMENTOUS:
