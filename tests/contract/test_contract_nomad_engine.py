@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from modalnomad.model.replica import PoolKey, ReplicaKey, ReplicaState
 from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.render.cluster import parent_id
 from tests.support.cluster_servers import Place
-from tests.support.engines import HELLO, Harness, within
+from tests.support.engines import HELLO, Harness, program, within
 from tests.support.nomad_calls import Calls
 from tests.support.nomad_engine import nomad_engine
 
@@ -115,7 +116,26 @@ async def test_an_environment_is_made_ahead_or_the_failing_node_is_named(h: Harn
     assert told[-1] == (1, 1)
 
 
-def at_most(revision: Revision, number: int, epoch: int = 1) -> ReplicaKey:
+async def test_asked_for_by_two_routers_at_the_same_time_one_replica_stays(
+    h: Harness, calls: Calls, place: Place, tmp_path: Path
+) -> None:
+    revision = await h.revision(program("import os; return str(os.getpid()).encode()"))
+    async with nomad_engine(place, tmp_path / "home") as other:
+        keys = [key_of(revision, number) for number in range(4)]
+        await asyncio.gather(*(each.engine.start(key, "both") for key in keys for each in (h, other)))
+        for key in keys:
+            assert (await h.ask(key)).text == (await other.ask(key)).text
+
+        def one_each(allocations: list[dict[str, Any]]) -> bool:
+            return sum(each["ClientStatus"] in {"pending", "running"} for each in allocations) == len(keys)
+
+        await calls.until("/v1/allocations", one_each, namespace=place.namespace)
+        for key in keys:
+            assert (await h.replica(key)).state is (await other.replica(key)).state is STARTING
+            assert (await h.ask(key)).status == 200
+
+
+def key_of(revision: Revision, number: int, epoch: int = 1) -> ReplicaKey:
     return ReplicaKey(PoolKey(revision.id), number, epoch)
 
 
@@ -127,8 +147,8 @@ async def test_a_child_that_waits_for_room_starts_when_there_is_some(h: Harness,
     waits = await h.start(revision, 1)
 
     failure = (await h.until(waits, FAILED)).failure
-    await h.engine.start(at_most(revision, 1, 2), "again")
-    refused = (await h.until(at_most(revision, 1, 2), FAILED)).failure
+    await h.engine.start(key_of(revision, 1, 2), "again")
+    refused = (await h.until(key_of(revision, 1, 2), FAILED)).failure
     verdict = await h.engine.explain(revision)
     await h.engine.kill(first)
     await h.until(waits, STARTING)

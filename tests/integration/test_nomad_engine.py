@@ -20,7 +20,7 @@ from modalnomad.model.manifest import Resources
 from modalnomad.model.replica import Address, LogLine, PoolKey, Replica, ReplicaKey, ReplicaState, TcpAddress
 from modalnomad.model.revision import BuiltImage, Revision
 from tests.support.cluster_servers import Place, fake_place
-from tests.support.engines import HELLO, Harness, eventually, within
+from tests.support.engines import HELLO, Harness, eventually, program, within
 from tests.support.fakes.faults import DISPATCH, Faults
 from tests.support.fakes.nomad.server import FakeNomad
 from tests.support.fakes.proxy import FaultyProxy
@@ -97,6 +97,34 @@ async def test_two_engines_start_one_replica_and_both_see_it(lab: Lab) -> None:
         assert len(lab.children()) == 1
         assert [answer.status for answer in answers] == [200, 200]
         assert await one.address(key) == await two.address(key)
+
+
+async def test_of_two_that_nomad_started_for_one_token_the_first_is_meant_and_the_other_ends(lab: Lab) -> None:
+    """A real server looks for a token and writes the child without a lock between."""
+    lab.nomad.jobs.window = 0.05
+    async with lab.engine() as one, lab.engine() as two:
+        key = key_of(await one.revision(program("import os; return str(os.getpid()).encode()")))
+        seen: list[set[Address]] = []
+
+        async def watch(h: Harness) -> None:
+            mine: set[Address] = set()
+            seen.append(mine)
+            async for replicas in h.engine.watch():
+                mine |= {replica.address for replica in replicas if replica.address is not None}
+
+        watching = [asyncio.ensure_future(watch(h)) for h in (one, two)]
+        await asyncio.gather(one.engine.start(key, "one"), two.engine.start(key, "two"))
+        answers = {(await h.ask(key)).text for h in (one, two)}
+        assert len(lab.children()) == 2
+        await lab.nomad.until(lambda state: len(lab.nomad.running_allocations()) == 1)
+
+        assert [r.state for r in await one.snapshot()] == [r.state for r in await two.snapshot()] == [STARTING]
+        assert len(answers) == 1
+        assert (await one.ask(key)).text in answers
+        assert seen[0] == seen[1]
+        assert len(seen[0]) == 1, "nobody was ever told of the other's address"
+        for each in watching:
+            each.cancel()
 
 
 async def test_a_late_engine_sees_what_runs_and_what_epochs_were(lab: Lab) -> None:

@@ -145,8 +145,8 @@ class Servers:
 
 
 @asynccontextmanager
-async def fake_place(bao: OpenBao, folder: Path, **options: Any) -> AsyncIterator[Place]:
-    """On a fake Nomad with one node. `options`: of the node."""
+async def fake_place(bao: OpenBao, folder: Path, window: float = 0.0, **options: Any) -> AsyncIterator[Place]:
+    """On a fake Nomad with one node. `window`: see FakeNomad. `options`: of the node."""
     name = f"t{next(_numbers)}"
     mount = await asyncio.to_thread(bao.mount)
     signer = Signer()
@@ -154,7 +154,7 @@ async def fake_place(bao: OpenBao, folder: Path, **options: Any) -> AsyncIterato
     await asyncio.to_thread(_make_role, bao, mount, mount, name)
     nodes = Path(tempfile.mkdtemp(prefix="mn-nodes-"))
     runner = TaskRunner(nodes, vault=VaultAccess(bao.address, path=mount), signer=signer)
-    async with FakeNomad(acl=True, runner=runner) as nomad:
+    async with FakeNomad(acl=True, runner=runner, window=window) as nomad:
         attributes = {"consul.version": "1.20.0", "vault.version": "2.7.2", "vault.accessible": "true"}
         nomad.add_node("node", attributes=attributes, **options)
         nomad.add_namespace(namespace_of(name))

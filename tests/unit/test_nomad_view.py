@@ -290,6 +290,25 @@ def test_a_slow_machine_is_no_failure_of_secrets_that_nobody_asked_for() -> None
     assert (view.doubted, view.due) == ([], None)
 
 
+def test_of_two_children_of_one_key_only_the_first_is_shown() -> None:
+    events = placed(recorded("ok"))
+    jobs = {"ID": "x.ok/dispatch-second", "CreateIndex": 100}
+    second = [
+        changed(event, 50, **(jobs if event.topic == "Job" else {"JobID": jobs["ID"], "ID": f"second {event.topic}"}))
+        for event in events
+    ]
+    first = [changed(event, 0, CreateIndex=44) if event.topic == "Job" else event for event in events]
+    address = only(View().look(world_of(first), 0, WALL)).address
+
+    for told in ([*first, *second], [*second, *first]):
+        view, world = View(), World()
+        for event in told:
+            world.hear(event)
+        assert only(view.look(world, 0, WALL)).address == address
+        assert view.twins == {key("ok")}
+        assert [job.id for job in world.twins(key("ok"))][1] == "x.ok/dispatch-second"
+
+
 def test_a_dead_job_whose_allocation_was_collected_is_no_start() -> None:
     job = replace(recorded("ok")[0], object={**recorded("ok")[0].object, "Status": "dead"})
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from modalnomad_sdk import contract
+
 from modalnomad.hashicorp.nomad.api import Shape
 
 SIGNS: Final = {"Added": "+", "Deleted": "-", "Edited": "~"}
@@ -16,6 +18,8 @@ FOR_PEOPLE: Final = ("Meta", "UI")
 """Parts of a job that nothing runs of: they differ with each deploy."""
 TELLS: Final = ("GetterSource", "DestPath", "Source", "LTarget", "Name", "Label")
 """Fields by which one of several objects of a kind is known."""
+TICKET: Final = f"Env[{contract.ENV_TICKET_SHA256}]"
+"""Follows from the revision."""
 VALUE_SHOWN: Final = 60
 DIGEST: Final = re.compile(r"(?<![0-9a-f])([0-9a-f]{12})[0-9a-f]{20,52}(?![0-9a-f])")
 
@@ -48,7 +52,7 @@ def _object(shape: Shape, path: str, ids: Sequence[str]) -> Iterator[str]:
 def _field(field: Shape, path: str, ids: Sequence[str]) -> str | None:
     name, sign = str(field.get("Name")), SIGNS.get(str(field.get("Type")))
     old, new = _text(field.get("Old")), _text(field.get("New"))
-    follows = any(id in text for id in ids for text in (old, new))
+    follows = any(id in text for id in ids for text in (old, new)) or (bool(ids) and name == TICKET)
     if sign is None or follows or (not path and name.startswith(FOR_PEOPLE)):
         return None
     if name.startswith("Env["):

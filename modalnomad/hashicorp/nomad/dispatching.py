@@ -28,6 +28,8 @@ DISPATCH_LIMIT: Final = 3.0
 """Seconds for an answer to one of them."""
 SECRETS_LIMIT: Final = 3.0
 """Seconds to learn the versions of its secrets."""
+ASKED_KEPT: Final = 10_000
+"""Keys remembered; only the last seconds' matter."""
 LOOKS: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds between looks at a child while nothing is told about it."""
 
@@ -51,6 +53,8 @@ class Dispatcher:
         self._mirror = mirror
         self._secret_versions = secret_versions
         self._router = router
+        self.asked: set[ReplicaKey] = set()
+        """Replicas that were dispatched from here."""
 
     async def dispatch(self, key: ReplicaKey, reason: str, request_id: str) -> Failure | None:
         """None: it is under way, and the world has its child. Raises NotFound: its revision has no job, or one that was
@@ -64,6 +68,9 @@ class Dispatcher:
         secrets = await self._secrets(key.pool.revision)
         if isinstance(secrets, Failure):
             return secrets
+        if len(self.asked) >= ASKED_KEPT:
+            self.asked.clear()
+        self.asked.add(key)
         body = dispatch_body(key, reason=reason, request_id=request_id, secrets=secrets, started_by=self._router)
         try:
             done = await self._repeated(parent, key, body)
@@ -133,6 +140,7 @@ class Dispatcher:
             "Status": "pending",
             "Meta": {**parent.meta, **body["Meta"]},
             "SubmitTime": time.time_ns(),
+            "CreateIndex": done.index,
             "ModifyIndex": done.index,
         }
         self._world.take_job(child, done.index)

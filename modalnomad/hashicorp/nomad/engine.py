@@ -92,6 +92,7 @@ class NomadEngine(Engine):
         self._dispatcher = Dispatcher(api, self._world, self._mirror, secret_versions, router)
         self._tasks = Tasks("engine")
         self._opening: asyncio.Task[None] | None = None
+        self._twins: set[str] = set()
         self._starting: dict[ReplicaKey, asyncio.Task[ModalNomadError | None]] = {}
         self._registered: dict[ReplicaKey, Address] = {}
         self._replicas: Cell[tuple[Replica, ...] | None] = Cell(None)
@@ -151,6 +152,11 @@ class NomadEngine(Engine):
         replicas = self._view.look(self._world, now, time.time())
         for allocation in self._view.wanted:
             self._tasks.spawn(self._tell_last_words(allocation), f"last words of {allocation.id[:8]}")
+        for key in self._view.twins & self._dispatcher.asked:
+            for job in self._world.twins(key)[1:]:
+                if job.name not in self._twins:
+                    self._twins.add(job.name)
+                    self._tasks.spawn(self._end_twin(job), f"end {job.id}")
         for job in self._view.doubted:
             self._tasks.spawn(self._make_sure(job), f"look at {job.id}")
         if self._timer is not None:
@@ -173,6 +179,23 @@ class NomadEngine(Engine):
         self._view.tell(allocation.id, await last_words(self._api, allocation))
         self._world.touch(allocation)
         self._publish()
+
+    async def _end_twin(self, job: Job) -> None:
+        """Two dispatches with one token at the same time started two; this one came second. Whoever asked for it ends
+        it; where that fails it drains itself, because nobody ever talks to it."""
+        logger.warning("Nomad started %s twice; %s is ended", job.key, job.id)
+        until = monotonic() + KILL_LIMIT
+        while monotonic() < until and self._world.job(job.name) is not None:
+            allocation = self._world.allocation(job)
+            if allocation is not None and not allocation.alive:
+                return
+            try:
+                if allocation is not None and await self._signal(allocation):
+                    return
+            except BackendError as error:
+                logger.warning("%s", error.message)
+            await asyncio.sleep(KILL_PAUSE)
+        self._twins.discard(job.name)  # it has no place yet: it is ended when it gets one
 
     async def _make_sure(self, job: Job) -> None:
         try:

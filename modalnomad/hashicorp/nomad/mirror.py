@@ -19,7 +19,7 @@ from modalnomad.hashicorp.nomad.shapes import Job, allocation_of, job_of
 from modalnomad.hashicorp.nomad.world import World, job_name
 from modalnomad.kit.tasks import Tasks
 from modalnomad.model.errors import BackendError
-from modalnomad.render.cluster import NAMESPACE_PREFIX, environment_of
+from modalnomad.render.cluster import META_EPOCH, META_NUMBER, NAMESPACE_PREFIX, environment_of
 
 logger = logging.getLogger("modalnomad.nomad")
 
@@ -181,7 +181,15 @@ class Mirror:
                 await self.refresh(job)
 
     async def refresh(self, job: Job) -> None:
-        """Read one job and what belongs to it. Raises BackendError."""
+        """Read one job and what belongs to it; of a replica all that were started as it. Raises BackendError."""
+        if job.key is not None:
+            same = f'ParentID == "{job.parent}" and Meta.{META_NUMBER} == "{job.key.number}"'
+            twins = await self._api.jobs(job.namespace, filter=f'{same} and Meta.{META_EPOCH} == "{job.key.epoch}"')
+            for shape in twins.items:
+                self._world.take_job(shape, twins.index)
+        await self._refresh(job)
+
+    async def _refresh(self, job: Job) -> None:
         found = await self._api.job(job.id, job.namespace)
         if found is None:
             self._world.forget_job(job, job.index)

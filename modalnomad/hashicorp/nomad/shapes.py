@@ -29,6 +29,8 @@ class Job:
     status: str
     meta: Mapping[str, str]
     submitted_at: float
+    created: int
+    """Raft index."""
     index: int
     """Of its last change."""
     key: ReplicaKey | None
@@ -142,6 +144,7 @@ def job_of(shape: Shape) -> Job:
         status=str(shape.get("Status") or ""),
         meta=meta,
         submitted_at=float(shape.get("SubmitTime") or 0) * NANO,
+        created=int(shape.get("CreateIndex") or 0),
         index=int(shape.get("ModifyIndex") or 0),
         key=key_of(meta) if parent else None,
     )

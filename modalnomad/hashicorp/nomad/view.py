@@ -73,6 +73,8 @@ class View:
         """When to look again though nothing changed."""
         self.wanted: list[Allocation] = []
         """Failed ones whose last lines are wanted: `tell` them."""
+        self.twins: set[ReplicaKey] = set()
+        """Replicas that were started twice: all but `World.child` are to be ended, by whoever asked for them."""
         self.doubted: list[Job] = []
         """Those that nothing was heard of for too long: read them again, then say `read`."""
 
@@ -112,7 +114,7 @@ class View:
         found: dict[ReplicaKey, Entry] = dict(self._refused)
         for entry in self._open.values():
             other = found.get(entry.key)
-            if other is None or other.ended is not None or entry.ended is None:
+            if other is None or other.ended is not None:
                 found[entry.key] = entry
         self._replicas = found
         past = (replica for _, replica in self._past.values() if world.serves(replica.key.pool.revision))
@@ -135,6 +137,9 @@ class View:
         if job is None or job.key is None:
             self._vanished(name, known, now)
             return
+        if world.child(job.key) != job:
+            self._is_twin(name, job.key)
+            return
         allocation = world.allocation(job)
         replica = self._judge(world, job, allocation, now)
         if replica.state is STARTING:
@@ -153,6 +158,11 @@ class View:
         if allocation is not None:
             self._details.pop(allocation.id, None)
             self._asked.pop(allocation.id, None)
+
+    def _is_twin(self, name: str, key: ReplicaKey) -> None:
+        """Started beside the one that counts: never shown."""
+        self._open.pop(name, None)
+        self.twins.add(key)
 
     def _vanished(self, name: str, known: Entry | None, now: float) -> None:
         """Nomad has no such child any more."""

@@ -220,9 +220,14 @@ class World:
         return list(filter(None, map(self._jobs.get, self._children.get((pool, number), ()))))
 
     def child(self, key: ReplicaKey) -> Job | None:
-        """The newest that is this replica."""
+        """The one that is this replica: the first. Of two dispatches with one token at the same time Nomad may start
+        both (measured), and everybody has to mean the same one."""
+        return next(iter(self.twins(key)), None)
+
+    def twins(self, key: ReplicaKey) -> list[Job]:
+        """All that were started as this replica, the one that counts first."""
         found = (job for job in self.children(key.pool, key.number) if job.key == key)
-        return max(found, key=lambda job: job.submitted_at, default=None)
+        return sorted(found, key=lambda job: (job.created, job.id))
 
     def allocation(self, job: Job) -> Allocation | None:
         """The newest one."""
