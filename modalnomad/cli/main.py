@@ -21,6 +21,7 @@ from modalnomad.cli import (
     deploy,
     doctor,
     environment,
+    gpu,
     image,
     plan,
     prune,
@@ -81,6 +82,7 @@ app.add_typer(container.app, name="container")
 app.add_typer(secret.app, name="secret")
 app.add_typer(token.app, name="token")
 app.add_typer(image.app, name="image")
+app.add_typer(gpu.app, name="gpu")
 app.add_typer(environment.app, name="environment")
 app.command("prune")(prune.prune)
 app.command("doctor", epilog="Example: `modalnomad doctor --json`")(doctor.doctor)

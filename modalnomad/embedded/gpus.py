@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from modalnomad.embedded.store import FileLock
+from modalnomad.embedded.store import FileLock, held_since
 from modalnomad.model.gpus import Choice, Gpu, parse_choice
 
 LIBRARY: Final = "libnvidia-ml.so.1"
@@ -63,6 +63,10 @@ class Gpus:
                 for lock in locks:
                     lock.release()
         yield None
+
+    def held(self) -> frozenset[str]:
+        """Those a replica has now."""
+        return frozenset(held_since(self._folder))
 
     def _fitting(self, choice: Choice) -> list[Gpu]:
         return [gpu for gpu in self.found() if choice.fits(gpu)]

@@ -53,3 +53,21 @@ def parse_choice(text: str) -> Choice:
     match = re.fullmatch(r"(.+?)(?:-(\d+)GB)?!?", name)
     assert match is not None
     return Choice(type=match[1], memory=int(match[2] or 0), count=int(count or 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuStock:
+    """Cards of one type on one machine."""
+
+    node: str
+    name: str
+    """As the driver calls it: `NVIDIA H100 80GB HBM3`."""
+    memory: int | None
+    """MiB of each; None: not told."""
+    count: int
+    used: int
+    """By replicas, as far as the one who asks may see them."""
+    free: int
+    """That a new replica could get now."""
+    state: str = ""
+    """Why none of them is free, or some are not, whoever uses them: `draining`, `down`, `1 unhealthy`. Empty: well."""
