@@ -46,7 +46,8 @@ class NomadAgent:
     `address`, `token` (management; empty without ACL), `node` (its id), `calls` (a client with that token).
 
     `consul`: `host:port` of a Consul it registers services in. `vault`: the agent's `vault` stanza as JSON. `meta`:
-    the client's. `client`, `server`: more of these stanzas. The agent's environment is empty but for PATH and HOME, as
+    the client's. `client`, `server`: more of these stanzas. `plugins`: configurations of
+    task drivers, by name. The agent's environment is empty but for PATH and HOME, as
     raw_exec hands it to each task. Its folder lies directly in the temporary folder: paths of task sockets are bounded.
     """
 
@@ -59,10 +60,12 @@ class NomadAgent:
         meta: Mapping[str, str] | None = None,
         client: Mapping[str, Any] | None = None,
         server: Mapping[str, Any] | None = None,
+        plugins: Mapping[str, Any] | None = None,
     ) -> None:
         self.acl = acl
         self._consul, self._vault, self._meta = consul, vault, meta or {}
         self._client, self._server = client or {}, server or {}
+        self._plugins = {"raw_exec": {"enabled": True}} | dict(plugins or {})
         self.token = self.node = ""
         self.folder = Path()
         self.ports: tuple[int, ...] = (0,)
@@ -205,7 +208,7 @@ class NomadAgent:
             "name": "test",
             "data_dir": str(self.folder / part),
             "bind_addr": "127.0.0.1",
-            "plugin": [{"raw_exec": [{"config": [{"enabled": True}]}]}],
+            "plugin": [{name: [{"config": [config]}]} for name, config in self._plugins.items()],
             "acl": {"enabled": self.acl},
             "consul": {"address": self._consul or "127.0.0.1:1"},
             "disable_update_check": True,
