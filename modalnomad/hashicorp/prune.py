@@ -104,25 +104,29 @@ class ArtifactShelf(Shelf):
     def __init__(self, artifacts: ObjectArtifacts, api: NomadApi) -> None:
         self._artifacts = artifacts
         self._api = api
-        self._named: frozenset[str] = frozenset()
+        self._named: frozenset[str] | None = None
+        """By jobs that are left; None: not known."""
 
     async def look(self, rule: Rule) -> tuple[Item, ...]:
         """As the port says."""
         found = await asyncio.to_thread(self._artifacts.stored)
-        self._named = await named_digests(self._api)
+        named = await named_digests(self._api, rule)
+        self._named = None
         items = []
         for digest, stored in sorted(found.items()):
             goes, why = fate(digest in rule.needed.bundles, stored.st_mtime, rule)
-            if goes and digest in self._named:
+            if goes and digest in named:
                 goes, why = False, "a job names it"
             items.append(Item("artifact", digest, stored.st_size, goes, why))
         return tuple(items)
 
     async def remove(self, item: Item, rule: NowRule) -> int | None:
-        """As the port says. Whoever registers a job that names it has put it again before."""
+        """As the port says. Jobs that go are gone by now; whoever registers one later has put it again before."""
+        if self._named is None:
+            self._named = await named_digests(self._api)
         now = await rule()
         digest = Digest(item.name)
-        if digest in now.needed.bundles:
+        if digest in now.needed.bundles or digest in self._named:
             return None
         freed = await asyncio.to_thread(self._artifacts.remove, digest, unless_put_since=now.put_before)
         return freed or None
@@ -135,15 +139,23 @@ class ArtifactShelf(Shelf):
 _DIGEST: Final = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
-async def named_digests(api: NomadApi) -> frozenset[str]:
-    """All that stands anywhere in a job of a revision, or in a replica's that has no place yet. Raises BackendError."""
+async def named_digests(api: NomadApi, rule: Rule | None = None) -> frozenset[str]:
+    """All that stands anywhere in a job of a revision, or in a replica's that has no place yet; `rule`: but for those
+    jobs that go by it. Raises BackendError."""
     limit = asyncio.Semaphore(AT_ONCE)
 
     async def read(job: Job) -> Shape | None:
         async with limit:
             return await api.job(job.id, job.namespace)
 
-    wanted = [job for job in await registered(api) if job.parameterized or job.status == "pending"]
+    jobs = await registered(api)
+    lives = {job.revision for job in jobs if job.key is not None}
+    wanted = [
+        job
+        for job in jobs
+        if (job.key is not None and job.status == "pending")
+        or (job.parameterized and not (rule and _job_fate(job, job.revision in lives, rule)[0]))
+    ]
     found = await asyncio.gather(*map(read, wanted))
     return frozenset(digest for shape in found if shape is not None for digest in _DIGEST.findall(json.dumps(shape)))
 

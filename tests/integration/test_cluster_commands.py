@@ -1,0 +1,274 @@
+"""Commands beside a cluster's servers: what they list, plan, remove and say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from modalnomad.embedded import prune as home_rules
+from modalnomad.hashicorp import prune as cluster_rules
+from modalnomad.settings import Settings
+from modalnomad.wiring.prune import Plan, open_pruning
+from modalnomad.wiring.records import open_records
+from tests.support.cluster import Cluster, cluster
+from tests.support.fakes.nomad.shapes import device_group
+from tests.support.nomad_calls import Calls
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PROGRAM = """
+import modal
+app = modal.App("APP")
+
+@app.function(scaledown_window=2, secrets=[modal.Secret.from_dict({"INLINE": "VERSION"})])
+@modal.fastapi_endpoint()
+def show():
+    return "VERSION"
+"""
+BROKEN = """
+import modal
+app = modal.App("broken")
+
+@app.cls(scaledown_window=2)
+class Broken:
+    @modal.enter()
+    def load(self):
+        raise RuntimeError("no model here")
+
+    @modal.fastapi_endpoint()
+    def ask(self):
+        return 1
+"""
+CLOSED = "http://127.0.0.1:1"
+SLEEPER = {"Driver": "raw_exec", "Config": {"command": "/bin/sleep", "args": ["600"]}}
+HOLDER = {
+    "ID": "holder",
+    "Type": "batch",
+    "Datacenters": ["*"],
+    "TaskGroups": [
+        {
+            "Name": "group",
+            "Tasks": [{"Name": "task", **SLEEPER, "Resources": {"Devices": [{"Name": "nvidia/gpu", "Count": 1}]}}],
+        }
+    ],
+}
+DOWN = {"NOMAD_ADDR": CLOSED, "CONSUL_HTTP_ADDR": CLOSED, "VAULT_ADDR": CLOSED}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    """One for all tests of this file."""
+    async with cluster(tmp_path_factory.mktemp("world")) as made:
+        yield made
+
+
+def write(world: Cluster, app: str, text: str = PROGRAM, **values: str) -> str:
+    """The program's file."""
+    for name, value in {"APP": app, "VERSION": "one", **values}.items():
+        text = text.replace(name, value)
+    file = world.folder / f"{app}.py"
+    file.write_text(text)
+    return str(file)
+
+
+async def jobs(world: Cluster, app: str) -> set[str]:
+    """Of revisions, registered now."""
+    listing = await world.cli("prune", "--dry-run", "--json")
+    found = [record for record in listing.records() if record.get("kind") == "job"]
+    return {record["name"] for record in found if record["name"].startswith(f"{app}.")}
+
+
+# --- doctor ------------------------------------------------------------------------------------------------------
+
+
+async def test_doctor_looks_at_this_machine_and_at_every_server(world: Cluster) -> None:
+    answer = await world.cli("doctor", "--json")
+
+    found = {record["check"]: record for record in answer.records()}
+    assert found.keys() >= {
+        "versions",
+        "home",
+        "uv",
+        "artifacts",
+        "routers",
+        "nomad",
+        "vault",
+        "consul",
+        "driver",
+        "key",
+    }
+    assert not [record for record in found.values() if record["level"] == "problem"]
+    assert "none runs" in found["routers"]["message"]
+
+
+async def test_doctor_works_when_no_server_does(world: Cluster, tmp_path: Path) -> None:
+    answer = await world.cli("doctor", "--json", code=1, env={**DOWN, "MODALNOMAD_HOME": str(tmp_path / "none")})
+
+    problems = {record["check"]: record for record in answer.records() if record["level"] == "problem"}
+    assert problems.keys() == {"nomad", "vault", "consul"}
+    assert all(CLOSED in record["message"] and record["fix"] for record in problems.values())
+    assert not (tmp_path / "none").exists()
+
+
+async def test_doctor_counts_routers(world: Cluster) -> None:
+    async with world.router():
+        answer = await world.cli("doctor", "--json")
+
+    found = {record["check"]: record for record in answer.records()}
+    assert (found["routers"]["level"], found["routers"]["message"][:6]) == ("ok", "1 run:")
+
+
+# --- lists -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_replica_that_failed_is_never_listed_as_alive(world: Cluster) -> None:
+    await world.cli("deploy", write(world, "broken", BROKEN))
+    async with world.router() as router:
+        assert (await router.get("broken-broken-ask.localhost"))[0] == 503
+        await router.until(lambda e: e["event"] == "replica" and e["state"] == "failed")
+    listed = await world.cli("container", "list", "--json")
+    apps = await world.cli("app", "list", "--json")
+
+    assert [record for record in listed.records() if record["app"] == "broken"] == []
+    assert [record["replicas"] for record in apps.records() if record["app"] == "broken"] == [0]
+
+
+# --- plan --------------------------------------------------------------------------------------------------------
+
+
+async def test_plan_shows_nomads_own_diff_and_changes_nothing(world: Cluster) -> None:
+    file = write(world, "planned")
+    first = await world.cli("plan", file)
+    assert "+ Nomad job planned.show.r1" in first.stdout
+    assert await jobs(world, "planned") == set()
+    await world.cli("deploy", file)
+    assert (await world.cli("plan", file)).stdout.splitlines()[1:] == ["= nothing changes"]
+    stored = sorted(path.name for path in (world.folder / "home" / "artifacts-store").iterdir())
+
+    file = write(world, "planned", PROGRAM.replace("scaledown_window=2", 'memory=777, env={"WORD": "hush-hush"}'))
+    answer = await world.cli("plan", file)
+    (record,) = (await world.cli("plan", file, "--json")).records()
+
+    assert "~ Resources.MemoryMB: 256 → 777" in answer.stdout
+    assert "hush-hush" not in answer.stdout + json.dumps(record["jobs"])
+    assert [(job["job"], job["registered"], job["answer"]) for job in record["jobs"]] == [
+        ("planned.show.r1", True, "yes")
+    ]
+    assert sorted(path.name for path in (world.folder / "home" / "artifacts-store").iterdir()) == stored
+    assert await jobs(world, "planned") == {"planned.show.r1"}
+
+
+async def test_plan_of_what_no_node_could_ever_run_fails_with_the_reason(world: Cluster) -> None:
+    file = write(world, "greedy", PROGRAM.replace("scaledown_window=2", 'gpu="H100"'))
+
+    answer = await world.cli("plan", file, code=1)
+    (record,) = (await world.cli("plan", file, "--json", code=1)).records()
+
+    assert "show cannot run: no node has the GPU it asks for (it asks for H100)" in answer.stdout
+    assert len(record["obstacles"]) == 1
+    assert record["jobs"][0]["answer"] == "never"
+
+
+# --- GPUs --------------------------------------------------------------------------------------------------------
+
+
+async def test_gpus_are_listed_by_node_with_what_is_free(world: Cluster) -> None:
+    assert (await world.cli("gpu", "list")).stdout.startswith("No node has a GPU")
+    memory = {"memory": {"Int": 81559, "Unit": "MiB"}}
+    node = world.nomad.add_node(
+        "gpus", devices=[device_group("NVIDIA H100 80GB HBM3", ["GPU-1", "GPU-2"], attributes=memory)]
+    )
+    try:
+        async with Calls(world.nomad.address) as calls:
+            await calls.put("/v1/jobs", {"Job": HOLDER})
+            await calls.until("/v1/job/holder/allocations", bool)
+            (held,) = (await world.cli("gpu", "list", "--json")).records()
+            table = await world.cli("gpu", "list")
+        world.nomad.drain(node)
+        (drained,) = (await world.cli("gpu", "list", "--json")).records()
+    finally:
+        await world.nomad.lose(node)
+    (lost,) = (await world.cli("gpu", "list", "--json")).records()
+
+    assert held == {
+        "node": "gpus",
+        "name": "NVIDIA H100 80GB HBM3",
+        "memory": 81559,
+        "count": 2,
+        "used": 1,
+        "free": 1,
+        "state": "",
+    }
+    assert "NVIDIA H100 80GB HBM3  80 GiB" in table.stdout
+    assert (drained["free"], drained["state"]) == (0, "draining")
+    assert (lost["free"], lost["state"]) == (0, "down")
+
+
+# --- prune -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(world: Cluster, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Of the world, and everything counts as put long ago."""
+    for name, value in world.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cluster_rules, "YOUNG", -60.0)
+    monkeypatch.setattr(home_rules, "YOUNG", -60.0)
+    return Settings(nomad={"keep_versions": 1})
+
+
+async def plan_of(settings: Settings) -> Plan:
+    async with open_pruning(settings) as pruning:
+        return await pruning.plan()
+
+
+async def test_what_no_kept_version_needs_goes_from_all_servers(world: Cluster, settings: Settings) -> None:
+    keep_one = {"MODALNOMAD_NOMAD__KEEP_VERSIONS": "1"}
+    await world.cli("deploy", write(world, "pruned", VERSION="pruned one"), env=keep_one)
+    await world.cli("deploy", write(world, "pruned", VERSION="pruned two"), env=keep_one)
+    assert await jobs(world, "pruned") == {"pruned.show.r1", "pruned.show.r2"}  # young: the deploy left it alone
+
+    async with open_pruning(settings) as pruning:
+        plan = await pruning.plan()
+        gone = await pruning.carry_out(plan)
+
+    assert gone.problems == ()
+    assert await jobs(world, "pruned") == {"pruned.show.r2"}
+    assert {item.kind for item in gone.removed} >= {"job", "artifact", "secret"}
+    left = await plan_of(settings)
+    assert left.goes == ()
+    async with world.router() as router:
+        assert await router.get("pruned-show.localhost") == (200, '"pruned two"')
+
+
+async def test_a_job_stays_while_a_replica_of_it_lives(world: Cluster, settings: Settings) -> None:
+    keep_one = {"MODALNOMAD_NOMAD__KEEP_VERSIONS": "1"}
+    await world.cli("deploy", write(world, "busy", VERSION="busy one"), env=keep_one)
+    async with world.router() as router:
+        assert (await router.get("busy-show.localhost"))[0] == 200
+    await world.cli("deploy", write(world, "busy", VERSION="busy two"), env=keep_one)  # no router drains the old one
+
+    found = {item.name: (item.goes, item.why) for item in (await plan_of(settings)).items}
+
+    assert found["busy.show.r1"] == (False, "a replica of it lives")
+    assert found["busy.show.r2"] == (False, "a kept version needs it")
+
+
+async def test_things_of_a_deploy_under_way_stay(world: Cluster, settings: Settings) -> None:
+    keep_one = {"MODALNOMAD_NOMAD__KEEP_VERSIONS": "1"}
+    await world.cli("deploy", write(world, "held"), env=keep_one)
+    await world.cli("deploy", write(world, "held", VERSION="two"), env=keep_one)
+    async with open_pruning(settings) as pruning, open_records(settings) as records:
+        discovery = records.discovery
+        plan = await pruning.plan()
+        assert "held.show.r1" in {item.name for item in plan.goes}
+        async with discovery.lock("deploy-main-held", lifetime=30.0):
+            assert "held.show.r1" not in {item.name for item in (await pruning.plan()).goes}
+            gone = await pruning.carry_out(plan)
+        assert "held.show.r1" not in {item.name for item in gone.removed}
+        assert await jobs(world, "held") == {"held.show.r1", "held.show.r2"}
+        assert "held.show.r1" in {item.name for item in (await pruning.carry_out(plan)).removed}
