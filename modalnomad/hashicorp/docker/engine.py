@@ -33,6 +33,7 @@ ANSWER: Final = 60
 """Seconds an engine has for an answer that is no stream."""
 SILENCE: Final = 120.0
 """Seconds without an event after which a pull or a push has failed: registries may hang."""
+SOCKET: Final = "/var/run/docker.sock"
 LOOK: Final = 1.0
 """Seconds between two looks at the clock."""
 CLOSED_DOORS: Final = re.compile(r"unauthorized|denied|forbidden|authentication required|no basic auth", re.IGNORECASE)
@@ -197,6 +198,11 @@ class DockerEngine:
 
     def _client(self) -> _Client:
         given = kwargs_from_env(environment=self._environment)
+        url = given.get("base_url") or f"unix://{SOCKET}"
+        if url.startswith("unix://"):
+            # The SDK forgets to close a socket that cannot be connected.
+            with socket.socket(socket.AF_UNIX) as line:
+                line.connect(url.removeprefix("unix://"))
         return _Client(version="auto", timeout=ANSWER, **given)
 
 
