@@ -23,7 +23,10 @@ from typing import Any, Protocol
 
 import aiohttp
 
+from modalnomad.hashicorp.artifact_server import ArtifactServer
+from modalnomad.hashicorp.artifacts import ObjectArtifacts
 from modalnomad.kit.tasks import Tasks
+from modalnomad.settings import ArtifactSettings
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.nomad.server import FakeNomad
 from tests.support.fakes.tasks.runner import TaskRunner
@@ -96,6 +99,18 @@ class Cluster:
         if code is not None:
             assert result.code == code, f"{arguments}: {result.code}\n{result.stdout}\n{result.stderr}"
         return result
+
+    @asynccontextmanager
+    async def artifacts(self) -> AsyncIterator[None]:
+        """Nodes fetch their code from here, whatever becomes of routers (which need another port then). After the first
+        deploy, which makes the folder."""
+        bundles = ObjectArtifacts(ArtifactSettings(), Path(self.env["MODALNOMAD_HOME"]))
+        server = ArtifactServer(bundles, "127.0.0.1", int(self.env["MODALNOMAD_ARTIFACTS__PORT"]))
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.close()
 
     @asynccontextmanager
     async def router(self, *arguments: str, env: Mapping[str, str] | None = None) -> AsyncIterator[Router]:
