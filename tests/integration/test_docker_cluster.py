@@ -27,8 +27,9 @@ image = (
     modal.Image.debian_slim()
     .pip_install("six")
     .env({"GREETING": "hi $USER ${NOMAD_JOB_ID}"})
-    .run_commands("mkdir /srv/made && echo made >/srv/made/file")
+    .run_commands("mkdir /srv/made && echo made >/srv/made/file && mkdir /root/both && echo baked >/root/both/baked")
     .workdir("/srv/made")
+    .add_local_file(pathlib.Path(__file__).parent / "late.txt", "/root/both/late")
 )
 app = modal.App("boxed", image=image)
 
@@ -38,6 +39,8 @@ def show():
     import six
     return {
         "password": os.environ["PASSWORD"], "greeting": os.environ["GREETING"],
+        "late": pathlib.Path("/root/both/late").read_text(),
+        "baked": pathlib.Path(os.environ["MODALNOMAD_BUNDLE"], "both/baked").read_text(),
         "made": pathlib.Path("file").read_text(),
         "cwd": os.getcwd(), "six": six.__version__, "python": sys.executable, "version": "VERSION",
     }
@@ -76,6 +79,7 @@ async def test_a_container_is_built_pulled_woken_and_replaced_by_a_new_version(t
     async with cluster(tmp_path, real=True, acl=True, plugins={"docker": plugin}, **settings) as c:
         await c.cli("secret", "create", "db", "PASSWORD=p $w")
         program = tmp_path / "boxed.py"
+        (tmp_path / "late.txt").write_text("late")
         program.write_text(PROGRAM.replace("VERSION", "one"))
         async with c.router() as router:
             await c.cli("deploy", str(program))
@@ -85,6 +89,7 @@ async def test_a_container_is_built_pulled_woken_and_replaced_by_a_new_version(t
             assert answer["password"] == "p $w"
             assert answer["greeting"] == "hi $USER ${NOMAD_JOB_ID}"
             assert (answer["made"], answer["cwd"]) == ("made\n", "/srv/made")
+            assert (answer["late"], answer["baked"]) == ("late", "baked\n")
             assert answer["python"] == "/opt/modalnomad/env/bin/python"
 
             program.write_text(BROKEN)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MARKER = "modalnomad-image.json"
 """Of a complete environment: store/images.py."""
 ENTRY = os.path.join("modalnomad_sdk", "runner", "__main__.py")
+HOME = "/root"
+"""Where programs expect the replica's own files; Nomad puts its source elsewhere."""
 HEX = frozenset("0123456789abcdef")
 
 
@@ -85,8 +87,24 @@ def _prewarm(environ: Mapping[str, str], here: str) -> int:
 def _in_container(environ: Mapping[str, str], here: str) -> NoReturn:
     bundle = _bundle(environ)
     workdir = os.getcwd() if environ.get(c.ENV_IMAGE_WORKDIR) else None
+    if here == c.CONTAINER_SDK:
+        _join(bundle, HOME)
+        _join(HOME, bundle)
     made = variables.in_container(environ, secrets=_secrets(environ), bundle=bundle, workdir=workdir)
     _become([sys.executable, os.path.join(here, ENTRY)], made)
+
+
+def _join(there: str, here: str) -> None:
+    """What lies in `there` is found in `here` too, unless that has something of its own there."""
+    try:
+        for name in os.listdir(there):
+            source, link = os.path.join(there, name), os.path.join(here, name)
+            if not os.path.lexists(link):
+                os.symlink(source, link)
+            elif not (os.path.islink(source) or os.path.islink(link)) and os.path.isdir(source) and os.path.isdir(link):
+                _join(source, link)
+    except OSError as error:
+        _say(2, f"files of {there} are not found in {here}: {error}")
 
 
 # --- what lies on the node --------------------------------------------------------------------------------------
