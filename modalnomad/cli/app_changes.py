@@ -196,4 +196,6 @@ def _show_scaled(
         shown = "no limit" if value is None else f"{value:g} s" if isinstance(value, float) else str(value)
         out.print(f"  {name} = {shown}{'  (set by hand)' if name in by_hand else ''}", markup=False)
     if not changed.served:
-        err.print("No platform runs on this home: it holds once `modalnomad up` runs.", markup=False)
+        server = "up" if listener is None else listener.server
+        who = "platform runs on this home" if server == "up" else "router runs"
+        err.print(f"No {who}: it holds once `modalnomad {server}` runs.", markup=False)

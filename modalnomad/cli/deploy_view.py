@@ -17,7 +17,11 @@ from modalnomad.model.apps import AppVersion
 from modalnomad.model.manifest import Notice, Schedule
 from modalnomad.wiring.deploy_parts import Listener
 
-NOT_SERVED = "No platform runs on this home: `modalnomad up` serves it."
+NOT_SERVED = {
+    "up": "No platform runs on this home: `modalnomad up` serves it.",
+    "router": "No router runs: `modalnomad router` serves it.",
+}
+"""By what would serve it."""
 
 
 def show_deployed(
@@ -39,7 +43,7 @@ def show_deployed(
         note = f" ({version.note})" if version.note else ""
         out.print(f"App {record.app} deployed as v{version.number}{note} in {seconds:.1f} s.", markup=False)
     if not changed.served:
-        out.print(NOT_SERVED, markup=False)
+        out.print(NOT_SERVED[listener.server], markup=False)
 
 
 def shown_endpoints(changed: Changed, listener: Listener) -> list[Shown]:

@@ -105,7 +105,7 @@ class Applying:
         await all_or_first_error([stage.prepare(revision) for revision in change.new])
         apart = {revision.id for revision in change.new if await self._replaces_apart(stage, revision)}
         wanted: dict[tuple[RevisionId, str], int] = {}
-        if change.strategy is Strategy.ROLLING:
+        if change.strategy is Strategy.ROLLING and await stage.serving():
             for before, revision in replacements(change.new, self._old):
                 if revision.id not in apart:
                     warm = as_warm(before, revision, await stage.warm_counts(before.id))

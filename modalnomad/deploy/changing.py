@@ -80,7 +80,7 @@ class AppChange:
         self.changed = Changed(
             record=record,
             skipped=skipped,
-            served=stage is not None,
+            served=stage is not None and await stage.serving(),
             direct_urls=await direct_urls(stage, record),
         )
 

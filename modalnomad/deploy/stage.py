@@ -18,6 +18,10 @@ from modalnomad.model.revision import Revision
 class Stage(Protocol):
     """All methods raise BackendUnreachable when the platform goes away meanwhile."""
 
+    async def serving(self) -> bool:
+        """Whether anything leads requests to replicas now. If not, nobody needs them warm."""
+        return True
+
     async def warm_counts(self, revision: RevisionId) -> Mapping[str, int]:
         """Class parameters (`PoolKey.parameters`) → replicas ready or starting; pools that have none are left out."""
 

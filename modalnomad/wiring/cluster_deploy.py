@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from modalnomad.deploy.images import Images
 from modalnomad.deploy.revising import Stores
@@ -27,6 +28,9 @@ from modalnomad.wiring.cluster_stage import open_cluster_stage
 from modalnomad.wiring.deploy_parts import DeployParts, Listener
 from modalnomad.wiring.home import image_store
 from modalnomad.wiring.scratch import scratch_in
+
+ROUTER: Final = "router"
+"""The command that serves what is deployed."""
 
 
 @asynccontextmanager
@@ -140,5 +144,5 @@ async def _listener(cluster: Cluster, running: bool) -> Listener:
     except BackendError:
         found = ()
     for info in found:
-        return Listener(info.port, info.tls)
-    return Listener(public_port(settings), settings.router.tls_cert is not None)
+        return Listener(info.port, info.tls, ROUTER)
+    return Listener(public_port(settings), settings.router.tls_cert is not None, ROUTER)

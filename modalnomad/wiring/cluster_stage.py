@@ -44,6 +44,13 @@ class ClusterStage(Stage):
     async def _known(self) -> Sequence[Replica]:
         return await self.replicas.until(lambda replicas: replicas is not None) or ()
 
+    async def serving(self) -> bool:
+        """Whether a router runs, as far as that can be told."""
+        try:
+            return bool(await self._routers())
+        except BackendError:
+            return True
+
     async def warm_counts(self, revision: RevisionId) -> Mapping[str, int]:
         """As the protocol says."""
         return count_warm(await self._known(), revision)
@@ -80,6 +87,11 @@ class ClusterStage(Stage):
 
     async def warm(self, revision: Revision, parameters: str, count: int) -> None:
         """As the protocol says. Readiness is what the health check says, once a second."""
+        if not await self.serving():
+            raise BackendRefused(
+                "no replica can be started ahead: no router runs, and nodes get their code from routers",
+                "start one: modalnomad router",
+            )
         await self.prepare(revision)
         pool = PoolKey(revision.id, parameters)
         limit = revision.function.scaling.max_containers

@@ -20,6 +20,8 @@ class Listener:
     port: int
     """0: not known before a platform runs."""
     tls: bool
+    server: str = "up"
+    """Name of the command that serves what is deployed."""
 
     def url(self, host: str) -> str | None:
         """Public address of a host name."""
