@@ -179,7 +179,24 @@ class Router:
         """To the end of it."""
         assert self.process.stderr is not None
         async for line in self.process.stderr:
-            self.errors.append(line.decode(errors="replace"))
+            async with self._changed:
+                self.errors.append(line.decode(errors="replace"))
+                self._changed.notify_all()
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def told(self, *words: str, after: int = 0, limit: float = PATIENCE) -> str:
+        """The first line of its log, from that one on, that has all these words."""
+        seen = after
+        async with asyncio.timeout(limit), self._changed:
+            while True:
+                for line in self.errors[seen:]:
+                    if all(word in line for word in words):
+                        return line
+                seen = len(self.errors)
+                if self.process.returncode is not None:
+                    raise AssertionError(f"the router ended: {self.process.returncode}\n{''.join(self.errors)}")
+                await self._changed.wait()
 
     async def until(self, wanted: Callable[[dict[str, Any]], bool], *, limit: float = PATIENCE) -> dict[str, Any]:
         """The first event of that kind, also of the past."""
@@ -243,15 +260,23 @@ def vault_stanza(vault: OpenBao) -> dict[str, Any]:
 
 @asynccontextmanager
 async def cluster(
-    folder: Path, *, real: bool = False, acl: bool = False, environments: tuple[str, ...] = ("main",), **settings: str
+    folder: Path,
+    *,
+    real: bool = False,
+    acl: bool = False,
+    kept: bool = False,
+    environments: tuple[str, ...] = ("main",),
+    plugins: Mapping[str, Any] | None = None,
+    **settings: str,
 ) -> AsyncIterator[Cluster]:
     """Everything, set up. `real`: a real Nomad. `acl`: commands have a deployer's rights and routers a router's, and no
-    others (in a Consul beside a real Nomad: all). `settings`: more environment variables of the commands."""
+    others (in a Consul beside a real Nomad: all). `plugins`: the real Nomad's. `kept`: Vault outlives being stopped.
+    `settings`: more environment variables of the commands."""
     async with AsyncExitStack() as stack:
         consul = await stack.enter_async_context(FakeConsul(acl=acl and not real))
         (folder / "vault").mkdir()
-        vault = stack.enter_context(OpenBao(folder / "vault"))
-        nomad = await stack.enter_async_context(_nomad(consul, vault, real=real, acl=acl))
+        vault = stack.enter_context(OpenBao(folder / "vault", kept=kept))
+        nomad = await stack.enter_async_context(_nomad(consul, vault, real=real, acl=acl, plugins=plugins))
         env = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
@@ -299,11 +324,13 @@ async def _tokens(made: Cluster, management: Mapping[str, str], policy: str) -> 
 
 
 @asynccontextmanager
-async def _nomad(consul: FakeConsul, vault: OpenBao, *, real: bool, acl: bool) -> AsyncIterator[Any]:
+async def _nomad(
+    consul: FakeConsul, vault: OpenBao, *, real: bool, acl: bool, plugins: Mapping[str, Any] | None
+) -> AsyncIterator[Any]:
     """With one node."""
     if real:
         address = consul.address.removeprefix("http://")
-        async with NomadAgent(acl=acl, consul=address, vault=vault_stanza(vault)) as agent:
+        async with NomadAgent(acl=acl, consul=address, vault=vault_stanza(vault), plugins=plugins) as agent:
             yield agent
         return
     folder = Path(tempfile.mkdtemp(prefix="mn-nodes-"))
