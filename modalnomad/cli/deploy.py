@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from modalnomad.cli.common import EnvOption, JsonOption, load_settings
+from modalnomad.cli.output import err
 from modalnomad.deploy.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -27,6 +29,14 @@ CheckOption = Annotated[
     bool,
     typer.Option("--check", help="Start one replica of each changed Function first; if one fails, nothing is changed."),
 ]
+PrewarmOption = Annotated[
+    bool,
+    typer.Option(
+        "--prewarm",
+        help="Make environments on all nodes of a cluster first, so that no first request waits for that; a node where "
+        "it fails is told.",
+    ),
+]
 
 
 def deploy(
@@ -39,6 +49,7 @@ def deploy(
     tag: Annotated[str | None, typer.Option(help="A word for this version, shown by `app history`.")] = None,
     strategy: StrategyOption = Strategy.ROLLING,
     check: CheckOption = False,
+    prewarm: PrewarmOption = False,
     env: EnvOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -66,13 +77,20 @@ def deploy(
         strategy=strategy,
         check=check,
     )
+    begin = partial(_begin, wanted=wanted, prewarm=prewarm)
     show = partial(show_deployed, as_json=as_json)
-    if code := run(carry_out(settings, partial(_begin, wanted=wanted), show, prunes=True)):
+    if code := run(carry_out(settings, begin, show, prunes=True)):
         raise typer.Exit(code)
 
 
-def _begin(parts: DeployParts, told: Told, wanted: Wanted) -> tuple[Deployment, Coroutine[Any, Any, None]]:
+def _begin(
+    parts: DeployParts, told: Told, wanted: Wanted, *, prewarm: bool
+) -> tuple[Deployment, Coroutine[Any, Any, None]]:
     from modalnomad.deploy.deployment import Deployment
 
+    if prewarm and parts.prewarm is None:
+        err.print("--prewarm has no effect here: environments are made on the machine that deploys.", markup=False)
+    elif prewarm:
+        wanted = replace(wanted, prewarm=parts.prewarm)
     deployment = Deployment(parts.builder, parts.discovery, parts.stage, told, keep=parts.keep)
     return deployment, deployment.run(wanted)

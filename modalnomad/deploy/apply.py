@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass
 from typing import Final
 
+from modalnomad.deploy.prewarming import Prewarm, prewarm_all
 from modalnomad.deploy.report import Report
 from modalnomad.deploy.stage import Stage
 from modalnomad.deploy.strategy import Strategy
@@ -41,6 +42,8 @@ class Change:
     strategy: Strategy = Strategy.ROLLING
     check: bool = False
     """Start one replica of each new revision first."""
+    prewarm: Prewarm | None = None
+    """Make environments on all machines first; None: the first replica there does."""
 
     @property
     def old(self) -> tuple[Revision, ...]:
@@ -103,6 +106,8 @@ class Applying:
     async def _make_ready(self, stage: Stage) -> None:
         change = self.change
         await all_or_first_error([stage.prepare(revision) for revision in change.new])
+        if change.prewarm is not None:
+            await prewarm_all(change.after.revisions, change.prewarm, self._report)
         apart = {revision.id for revision in change.new if await self._replaces_apart(stage, revision)}
         wanted: dict[tuple[RevisionId, str], int] = {}
         if change.strategy is Strategy.ROLLING and await stage.serving():

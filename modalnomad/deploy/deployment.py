@@ -16,6 +16,7 @@ from modalnomad.deploy.changing import AppChange, OpenStage, hold_app
 from modalnomad.deploy.collect import Reference, collect
 from modalnomad.deploy.origin import origin
 from modalnomad.deploy.plan import Plan
+from modalnomad.deploy.prewarming import Prewarm, prewarm_all
 from modalnomad.deploy.report import Report
 from modalnomad.deploy.strategy import Strategy
 from modalnomad.deploy.versions import is_unchanged, next_number, taken_hosts, with_version
@@ -34,6 +35,8 @@ class Wanted:
     tag: str | None = None
     strategy: Strategy = Strategy.ROLLING
     check: bool = False
+    prewarm: Prewarm | None = None
+    """Makes environments on all machines first."""
 
 
 class Deployment(AppChange):
@@ -57,10 +60,19 @@ class Deployment(AppChange):
             candidate = await self._builder.build(description, plan, self._report)
             version = await self._version(plan, plan.version(candidate.revisions, next_number(before)), wanted)
             if before is not None and is_unchanged(before, version, tag=wanted.tag):
+                if wanted.prewarm is not None:  # machines may be new
+                    await prewarm_all(before.revisions, wanted.prewarm, self._report)
                 await self.skip(before)
             else:
                 after = with_version(before, version, plan.environment, plan.app, keep=self._keep)
-                await self.apply(Change(before=before, after=after, strategy=wanted.strategy, check=wanted.check))
+                change = Change(
+                    before=before,
+                    after=after,
+                    strategy=wanted.strategy,
+                    check=wanted.check,
+                    prewarm=wanted.prewarm,
+                )
+                await self.apply(change)
 
     async def _refuse_taken(self, plan: Plan) -> None:
         """Before anything is built; publishing compares again."""

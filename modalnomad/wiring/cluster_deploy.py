@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from modalnomad.deploy.images import Images
+from modalnomad.deploy.prewarming import Told
 from modalnomad.deploy.revising import Stores
 from modalnomad.hashicorp.bundles import NodeBundles
 from modalnomad.hashicorp.consul.routers import routers
@@ -63,6 +64,7 @@ async def open_cluster_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
                     ),
                     stage=partial(open_cluster_stage, cluster, partial(opened_engine, cluster)),
                     keep=settings.nomad.keep_versions,
+                    prewarm=partial(_prewarm, cluster, asked),
                     listener=partial(_listener, cluster),
                 )
         finally:
@@ -134,6 +136,16 @@ async def _has_image(cluster: Cluster, image: BuiltImage) -> bool:
     except NotFound:
         return False
     return True
+
+
+async def _prewarm(cluster: Cluster, engine: NomadEngine, revision: Revision, told: Told) -> int:
+    settings = cluster.settings
+    if settings.nomad.driver == "raw_exec" and not await routers(cluster.consul, settings.consul.prefix):
+        raise BackendRefused(
+            "no router runs, and nodes get what they need from routers",
+            "start one: modalnomad router, and deploy again",
+        )
+    return await engine.prewarm(revision, told)
 
 
 async def _listener(cluster: Cluster, running: bool) -> Listener:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from modalnomad.deploy.build import Builder
 from modalnomad.deploy.changing import OpenStage
+from modalnomad.deploy.prewarming import Prewarm
 from modalnomad.deploy.revising import Stores
 from modalnomad.ports.discovery import Discovery
 from modalnomad.settings import Settings
@@ -40,5 +41,7 @@ class DeployParts:
     """The platform that runs; None: none does."""
     keep: int
     """Versions of an App that are kept."""
+    prewarm: Prewarm | None = None
+    """Makes a revision's environment on all machines; None: replicas run where images are made anyway."""
     listener: Callable[[bool], Awaitable[Listener]]
     """Where requests go in; the argument: whether a platform was there to take the change."""

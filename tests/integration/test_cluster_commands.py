@@ -272,3 +272,43 @@ async def test_things_of_a_deploy_under_way_stay(world: Cluster, settings: Setti
         assert "held.show.r1" not in {item.name for item in gone.removed}
         assert await jobs(world, "held") == {"held.show.r1", "held.show.r2"}
         assert "held.show.r1" in {item.name for item in (await pruning.carry_out(plan)).removed}
+
+
+# --- deploy ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_deploy_without_a_router_says_so_and_where_it_will_be(world: Cluster) -> None:
+    answer = await world.cli("deploy", write(world, "lonely"))
+    checked = await world.cli("deploy", write(world, "lonely", VERSION="two"), "--check", code=1)
+
+    assert "lonely/show → http://lonely-show.localhost:8700" in answer.stdout
+    assert "No router runs: `modalnomad router` serves it." in answer.stdout
+    assert "no router runs, and nodes get their code from routers" in checked.stderr
+    assert "App lonely stays v1" in checked.stderr
+
+
+async def test_environments_are_made_on_all_nodes_before_a_version_is_published(world: Cluster) -> None:
+    second = world.nomad.add_node("second")
+    file = write(world, "warmed")
+    try:
+        alone = await world.cli("deploy", file, "--prewarm")
+        async with world.router():
+            answer = await world.cli("deploy", file, "--prewarm")
+    finally:
+        await world.nomad.lose(second)
+
+    assert "not on all nodes" in alone.stderr
+    assert "no router runs" in alone.stderr
+    assert "The environment of show is on 2 nodes" in answer.stderr
+    assert "Deployment skipped" in answer.stdout
+
+
+async def test_a_node_that_cannot_make_the_environment_is_told_and_fails_no_deploy(world: Cluster) -> None:
+    async with world.router():
+        answer = await world.cli(
+            "deploy", write(world, "odd"), "--prewarm", env={"MODALNOMAD_NOMAD__PYTHON": "no-such-python"}
+        )
+
+    assert "the environment could not be made on 1 of 1 nodes" in answer.stderr
+    assert "one has no program no-such-python" in answer.stderr
+    assert "App odd deployed as v1" in answer.stdout
