@@ -15,9 +15,13 @@ from modalnomad.cli.common import EnvOption, JsonOption, load_settings
 from modalnomad.cli.dotenv import parse_dotenv
 from modalnomad.cli.output import emit, out, show_table
 from modalnomad.model.apps import users_of
-from modalnomad.model.errors import NotFound, UserError
+from modalnomad.model.errors import BackendError, NotFound, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from modalnomad.model.apps import AppRecord
+    from modalnomad.ports.secrets import SecretInfo
     from modalnomad.wiring.records import Records
 
 app = typer.Typer(help="Secrets: named sets of environment variables for Functions.", no_args_is_help=True)
@@ -39,23 +43,51 @@ def create(
     env: EnvOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Create a secret, or with --force replace one."""
+    """Create a secret, or with --force replace one.
+
+    On a cluster a router then replaces running replicas that were started with the old values, one at a time.
+    """
     from modalnomad.wiring.records import with_records
 
     settings = load_settings(env)
     values = _from_files(from_dotenv, from_json) | _from_arguments(pairs or [])
     if not values:
         raise UserError("no values given", f"modalnomad secret create {name} KEY=VALUE")
-    info = asyncio.run(
-        with_records(
-            settings, lambda records: records.secrets.create(name, settings.environment, values, replace=force)
-        )
+    info, users = asyncio.run(
+        with_records(settings, lambda records: _create(records, name, settings.environment, values, force=force))
     )
+    follows = settings.backend == "hashicorp" and info.version > 1
     if as_json:
-        emit({"name": info.name, "environment": info.environment, "keys": info.keys, "version": info.version})
+        record = {"name": info.name, "environment": info.environment, "keys": info.keys, "version": info.version}
+        emit({**record, "used_by": [user.app for user in users]} if follows and users is not None else record)
     else:
         out.print(f"Secret {info.name} holds {', '.join(info.keys)} (environment {info.environment}).", markup=False)
         out.print(f'Use it: secrets=[modal.Secret.from_name("{info.name}")]', markup=False)
+        if follows:
+            out.print(_followers(users, settings.vault.rotation), markup=False)
+
+
+async def _create(
+    records: Records, name: str, environment: str, values: Mapping[str, str], *, force: bool
+) -> tuple[SecretInfo, tuple[AppRecord, ...] | None]:
+    """With the Apps that are served and use it; None: that cannot be told now, which does not undo what was written."""
+    info = await records.secrets.create(name, environment, values, replace=force)
+    try:
+        return info, users_of(name, environment, await records.discovery.apps())
+    except BackendError:
+        return info, None
+
+
+def _followers(users: tuple[AppRecord, ...] | None, rotation: float) -> str:
+    """What becomes of running replicas. `rotation`: seconds between two looks of a router; 0: it does not look."""
+    if users is None:
+        return "Which Apps use it cannot be told now: Consul does not answer."
+    if not users:
+        return "No App that is served uses it."
+    apps = ", ".join(f"{user.app} (environment {user.environment})" for user in users)
+    if not rotation:
+        return f"Used by {apps}: running replicas keep the old values (vault.rotation = 0), new ones get these."
+    return f"Used by {apps}: within {rotation:g} s a router begins to replace their running replicas, one at a time."
 
 
 @app.command("list", epilog="Example: `modalnomad secret list --env staging`")

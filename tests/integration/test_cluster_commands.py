@@ -29,6 +29,7 @@ app = modal.App("APP")
 def show():
     return "VERSION"
 """
+INLINE = 'from_dict({"INLINE": "VERSION"})'
 BROKEN = """
 import modal
 app = modal.App("broken")
@@ -312,3 +313,21 @@ async def test_a_node_that_cannot_make_the_environment_is_told_and_fails_no_depl
     assert "the environment could not be made on 1 of 1 nodes" in answer.stderr
     assert "one has no program no-such-python" in answer.stderr
     assert "App odd deployed as v1" in answer.stdout
+
+
+# --- secrets -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_new_version_of_a_secret_tells_whose_replicas_are_replaced(world: Cluster) -> None:
+    first = await world.cli("secret", "create", "token", "WORD=one")
+    unused = await world.cli("secret", "create", "token", "WORD=two", "--force")
+    await world.cli("deploy", write(world, "user", PROGRAM.replace(INLINE, 'from_name("token")')))
+    used = await world.cli("secret", "create", "token", "WORD=three", "--force")
+    kept = await world.cli("secret", "create", "token", "WORD=4", "--force", env={"MODALNOMAD_VAULT__ROTATION": "0"})
+    (record,) = (await world.cli("secret", "create", "token", "WORD=5", "--force", "--json")).records()
+
+    assert "replace" not in first.stdout
+    assert "No App that is served uses it." in unused.stdout
+    assert "Used by user (environment main): within 30 s a router begins to replace" in used.stdout
+    assert "running replicas keep the old values" in kept.stdout
+    assert record["used_by"] == ["user"]
