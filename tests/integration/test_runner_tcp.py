@@ -23,6 +23,7 @@ from modalnomad_sdk.runner.doors import Doors
 from modalnomad_sdk.runner.gate import Gate
 from modalnomad_sdk.runner.relay import Relay
 from modalnomad_sdk.runner.serve import Server
+from modalnomad_sdk.runner.sockets import Strangers
 
 from tests.support.runner import LONG, TICKET, Answer, Asking, Runner, dispose, head, spawn, wait_until
 
@@ -250,8 +251,9 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
 class Opened:
     """A front of a replica on a port: what serves managed endpoints, or the relay before a `web_server`."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, strangers: Strangers) -> None:
         self.port = port
+        self.strangers = strangers
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
@@ -262,15 +264,16 @@ async def _hello(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"hi"})
 
 
-@pytest.fixture(params=["managed", "relayed"])
+@pytest.fixture(params=[("managed", 0.3), ("relayed", 0.3)], ids=["managed", "relayed"])
 async def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opened]:
-    monkeypatch.setattr(serve_module, "HEAD_TIME", 0.3)
-    monkeypatch.setattr(relay_module, "HEAD_TIME", 0.3)
+    kind, head_time = request.param
+    monkeypatch.setattr(serve_module, "HEAD_TIME", head_time)
+    monkeypatch.setattr(relay_module, "HEAD_TIME", head_time)
     doors = Doors(4)
     porter = Porter(hashlib.sha256(TICKET.encode()).hexdigest(), "pool 0.1", doors)
     listener = socket.create_server(("127.0.0.1", 0))
     front: Server | Relay
-    if request.param == "managed":
+    if kind == "managed":
         from modalnomad_sdk.runner.gate import Mounted
         from modalnomad_sdk.runner.lifespan import Lifespan
 
@@ -278,7 +281,7 @@ async def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     else:
         front = Relay({"f": ("127.0.0.1", 1)}, doors, porter, 20)
     await front.listen(listener)
-    yield Opened(listener.getsockname()[1])
+    yield Opened(listener.getsockname()[1], front.strangers)
     front.stop_listening()
     await (front.close(1.0) if isinstance(front, Server) else front.close())
 
@@ -308,6 +311,42 @@ async def test_dripping_does_not_help(opened: Opened) -> None:
     writer.close()
 
 
+PATIENT = pytest.mark.parametrize("opened", [("managed", 20.0), ("relayed", 20.0)], indirect=True)
+
+
+@PATIENT
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\nX-Long: ", b"GET / HTTP/1.1\r\n", b"GET /"])
+async def test_no_head_is_longer_than_routers_send(opened: Opened, said: bytes) -> None:
+    """Nothing of it is kept, and nobody waits while it is read."""
+    reader, writer = await opened.connect()
+    writer.write(said)
+    sent, line = 0, b"X-Long: " + b"a" * 992 if said.endswith(b"\n") else b"a" * 1000
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(LONG):
+            while not writer.is_closing() and sent <= 64 << 20:
+                writer.write(b"".join([line, b"\r\n" if said.endswith(b"\n") else b""] * 64))
+                sent += 64_000
+                await writer.drain()
+            await reader.read()
+    assert sent < 32 << 20, "far more than the limit was taken"
+    writer.close()
+
+
+@PATIENT
+async def test_strangers_do_not_take_all_files(opened: Opened) -> None:
+    """Of those who say nothing the oldest makes room; whoever sent a head stays."""
+    opened.strangers.most = 4
+    silent = [await opened.connect() for _ in range(5)]
+    async with asyncio.timeout(LONG):
+        with contextlib.suppress(ConnectionResetError):
+            assert await silent[0][0].read() == b""
+        for reader, writer in silent[1:]:
+            writer.write(b"GET /.modalnomad/ready HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    for _, writer in silent:
+        writer.close()
+
+
 async def test_a_stranger_is_answered_and_not_kept(opened: Opened) -> None:
     reader, writer = await opened.connect()
     writer.write(b"GET /.modalnomad/ready HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -318,7 +357,7 @@ async def test_a_stranger_is_answered_and_not_kept(opened: Opened) -> None:
     writer.close()
 
 
-@pytest.mark.parametrize("opened", ["managed"], indirect=True)
+@pytest.mark.parametrize("opened", [("managed", 0.3)], indirect=True)
 async def test_a_router_may_be_idle_between_requests(opened: Opened) -> None:
     reader, writer = await opened.connect()
     for _ in range(2):

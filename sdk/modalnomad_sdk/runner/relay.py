@@ -20,7 +20,7 @@ from .doors import Doors
 from .gate import TIMEOUT_MARGIN
 from .heads import BadHead, Head, parse
 from .processes import say
-from .sockets import BACKLOG, HEAD_TIME
+from .sockets import BACKLOG, HEAD_TIME, Strangers
 
 _TICKET, _ENDPOINT = HEADER_TICKET.encode(), HEADER_ENDPOINT.encode()
 _BAD = Answer(400, b"Not a request of the router.\n")
@@ -46,6 +46,7 @@ class Relay:
         self.failed = False
         """The user's server stopped accepting for good."""
         self.fronts: set[Front] = set()
+        self.strangers = Strangers()
         self.tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.AbstractServer | None = None
 
@@ -140,6 +141,7 @@ class Front(_Side):
         super().connection_made(transport)
         self.relay.fronts.add(self)
         self.timer = asyncio.get_running_loop().call_later(HEAD_TIME, self._end_silent)
+        self.relay.strangers.came(cast(asyncio.Transport, transport))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
@@ -148,6 +150,7 @@ class Front(_Side):
 
     def _forget(self) -> None:
         self.relay.fronts.discard(self)
+        self._know()
         if self.timer is not None:
             self.timer.cancel()
         if self.inside:
@@ -180,8 +183,13 @@ class Front(_Side):
         if self.waiting is not None:
             self.abort()
 
+    def _know(self) -> None:
+        if self.transport is not None:
+            self.relay.strangers.known(self.transport)
+
     def _decide(self, head: Head, rest: bytes, whole: bytes) -> None:
         relay = self.relay
+        self._know()
         if self.timer is not None:
             self.timer.cancel()
         if not relay.porter.admits(head.get(_TICKET)):

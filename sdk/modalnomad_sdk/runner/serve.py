@@ -17,7 +17,7 @@ from uvicorn.server import ServerState
 from modalnomad_sdk.contract import WEBSOCKET_MESSAGE_LIMIT
 
 from .lifespan import App
-from .sockets import BACKLOG, HEAD_TIME
+from .sockets import BACKLOG, HEAD_TIME, Strangers
 
 KEEP_ALIVE = 3600
 """Seconds. The router decides how long an idle connection lives: closing first would race with its next request."""
@@ -38,24 +38,40 @@ def _websockets(**arguments: Any) -> asyncio.Protocol:
     return sansio
 
 
-def _timed(base: Any) -> Any:
-    """The same protocol, which ends a connection that sends no whole head within HEAD_TIME."""
+def _guarded(base: Any, strangers: Strangers) -> Any:
+    """The same protocol, which ends a connection that sends no whole head within HEAD_TIME, or too long a one."""
 
-    class Timed(base):  # type: ignore[misc]
+    class Guarded(base):  # type: ignore[misc]
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self.silence = asyncio.get_running_loop().call_later(HEAD_TIME, self.end_silent)
+            self.is_known = False
+            self.heard = 0
+            self.silence = asyncio.get_running_loop().call_later(HEAD_TIME, transport.abort)
+            strangers.came(transport)
+
+        def data_received(self, data: bytes) -> None:
+            if self.is_known:
+                super().data_received(data)
+                return
+            self.heard += len(data)
+            if self.heard > HEAD_LIMIT:
+                self.transport.abort()  # httptools would take any length
+                return
+            super().data_received(data)
+            if self.cycle is not None or self.transport.get_protocol() is not self:
+                self.know()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self.silence.cancel()
+            self.know()
             super().connection_lost(exc)
 
-        def end_silent(self) -> None:
-            # No request yet, and not handed to the WebSocket protocol.
-            if self.cycle is None and self.transport.get_protocol() is self:
-                self.transport.abort()
+        def know(self) -> None:
+            # A request, or the WebSocket protocol has taken over; or it has ended.
+            self.is_known = True
+            self.silence.cancel()
+            strangers.known(self.transport)
 
-    return Timed
+    return Guarded
 
 
 class Server:
@@ -82,7 +98,8 @@ class Server:
         }
         self.config = Config(app, **arguments)
         self.config.load()
-        self._factory = _timed(self.config.http_protocol_class)
+        self.strangers = Strangers()
+        self._factory = _guarded(self.config.http_protocol_class, self.strangers)
         self.state = ServerState()
         self._server: asyncio.AbstractServer | None = None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import resource
 import socket
 
 from .config import BadConfiguration, Listen
@@ -11,6 +13,30 @@ BACKLOG = 4096
 HEAD_TIME = 10.0
 """Seconds from a connection to its first request's whole head: on TCP anybody may connect, and say nothing for ever.
 Whoever had no ticket then is not kept; routers may be idle."""
+MOST_STRANGERS = 8192
+"""Connections without a whole head; on a system of few files, half of these."""
+
+
+class Strangers:
+    """Connections that have not sent a whole head yet. Of too many the oldest is cut off: whoever opens them must not
+    take the last file from the routers, who send theirs at once."""
+
+    def __init__(self) -> None:
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.most = MOST_STRANGERS if files < 0 else min(MOST_STRANGERS, max(files // 2, 1))
+        self._waiting: dict[asyncio.Transport, None] = {}
+
+    def came(self, transport: asyncio.Transport) -> None:
+        """A new connection."""
+        self._waiting[transport] = None
+        if len(self._waiting) > self.most:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            oldest.abort()
+
+    def known(self, transport: asyncio.Transport) -> None:
+        """Its head is there, or it has ended."""
+        self._waiting.pop(transport, None)
 
 
 def open_listener(listen: Listen) -> socket.socket:
