@@ -74,7 +74,7 @@ def refuse_credentials(definition: Mapping[str, Any], inputs: Inputs) -> None:
         raise UserError(
             "secrets= of an image's build steps cannot be used here: each node makes the environment itself, and would "
             "need their values",
-            f"use secrets= in @app.function, or {DOCKER}",
+            "use secrets= in @app.function",
         )
     if inputs.reveal or inputs.secrets:
         raise UserError(

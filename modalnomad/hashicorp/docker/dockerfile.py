@@ -52,6 +52,7 @@ _SETUP: Final = f"""\
 # What replicas run in: an environment on top of this image's Python. $1: that Python; empty: it is looked for.
 set -e
 python=${{1:-$(command -v python3 || command -v python || true)}}
+[ -z "$1" ] || python=$(readlink -f "$1")
 if [ -z "$python" ]; then
     echo 'this image has no Python: add one, with add_python="3.12"' >&2
     exit 1
@@ -145,7 +146,7 @@ def _base(recipe: Recipe, base: str, python_base: str) -> Iterator[str]:
     if _added(recipe):
         # A Python that runs on any Linux with glibc; the settings' own is bound to its distribution.
         yield f"FROM {python_base} AS modalnomad-python"
-        yield f"ENV UV_PYTHON_INSTALL_DIR={_UNPACKED_PYTHON} UV_PYTHON_BIN_DIR=/tmp"
+        yield f"ENV UV_PYTHON_INSTALL_DIR={_UNPACKED_PYTHON} UV_PYTHON_BIN_DIR=/tmp PIP_BREAK_SYSTEM_PACKAGES=1"
         fetch = f"pip install --no-cache-dir --quiet uv && uv python install {recipe.python}"
         place = f'ln -s "$(uv python find --managed-python {recipe.python})" {_UNPACKED_PYTHON}/chosen'
         yield _run(["/bin/sh", "-c", f"{fetch} && {place}"])

@@ -60,9 +60,9 @@ class BuildOutput:
         if "error" in event:
             raise self._failure(str(event["error"]).strip(), event)
         if (text := event.get("stream")) is not None:
-            *whole, self._rest = (self._rest + COLOUR.sub("", str(text)).replace("\r", "\n")).split("\n")
+            *whole, self._rest = (self._rest + COLOUR.sub("", str(text))).split("\n")
             for line in whole:
-                self._tell(line)
+                self._tell(line.rstrip("\r").rpartition("\r")[2])  # of a bar that moves, its end
         elif (status := event.get("status")) is not None and not event.get("progressDetail"):
             self._tell(f"{event.get('id', '')} {status}".strip())
 
