@@ -116,7 +116,12 @@ class HttpClient:
         timeout = aiohttp.ClientTimeout(total=limit, sock_connect=CONNECT_LIMIT, sock_read=silence)
         try:
             response = await self._opened().request(
-                method, self.server.address + path, params=_texts(params), data=body, timeout=timeout
+                method,
+                self.server.address + path,
+                params=_texts(params),
+                data=body,
+                timeout=timeout,
+                allow_redirects=False,  # the token would go along, to whatever is named
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unreachable(method, path, error) from error
@@ -157,6 +162,9 @@ class HttpClient:
             hint = (
                 f"the token comes from {server.token_setting or server.setting}; `modalnomad doctor` tells its rights"
             )
+        if 300 <= response.status < 400:
+            shown = f"it is elsewhere, at {response.headers.get('Location', 'no address')[:TEXT_SHOWN]}"
+            hint = f"nobody is followed with a token: correct {server.setting}"
         message = f"{server.name} at {server.address} answered {method} {path} with {response.status}: {shown}"
         return ServerRefused(message, hint, response.status, text)
 

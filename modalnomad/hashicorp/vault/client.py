@@ -43,6 +43,20 @@ class VaultSealed(ServerRefused):
     """It answers, and can do nothing until somebody unseals it."""
 
 
+class CarefulSession(requests.Session):
+    """A standby may send its clients on to the active server (developer.hashicorp.com/vault/docs/concepts/ha), and the
+    token goes along; but not from https to http."""
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        """Called for each redirection. Raises requests.ConnectionError."""
+        before, after = (str(request.url).partition(":")[0].lower() for request in (response.request, prepared_request))
+        if before == "https" != after:
+            raise requests.exceptions.ConnectionError(
+                f"it sends us on to {after}, where everybody could read the token"
+            )
+        super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call]
+
+
 class VaultClient:
     """Connections to one server. Any loop may call it; `close` ends them."""
 
@@ -111,7 +125,7 @@ class VaultClient:
 
     def _open(self) -> hvac.Client:
         settings = self.settings
-        session = requests.Session()
+        session = CarefulSession()
         # Neither proxies nor a .netrc: the same rules as for the other servers.
         session.trust_env = False
         session.verify = self._verify
