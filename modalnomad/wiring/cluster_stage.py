@@ -67,6 +67,10 @@ class ClusterStage(Stage):
         await self._engine.prepare(revision)
         await self._pull(revision)
 
+    async def renew(self, revisions: Collection[Revision]) -> None:
+        """Their jobs are registered anew where they are rendered otherwise now, or somebody stopped or changed one."""
+        await all_or_first_error([self._engine.prepare(revision) for revision in revisions])
+
     async def _pull(self, revision: Revision) -> None:
         """A container's image is on every node before requests are sent there: pulling takes longer than they wait."""
         if revision.image.reference is None:
@@ -77,6 +81,11 @@ class ClusterStage(Stage):
             try:
                 async with asyncio.timeout(PULLED_WITHIN):
                     await self._engine.prewarm(revision)
+            except BackendRefused as error:
+                raise BackendRefused(
+                    f"the image of {revision.app}/{revision.function.tag} is not on every node: {error.message}",
+                    "nodes pull from the address in docker.registry: can that one, and is it logged in there?",
+                ) from error
             except TimeoutError:
                 raise BackendRefused(
                     f"the image of {revision.app}/{revision.function.tag} was not on every node within "

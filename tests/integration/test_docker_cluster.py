@@ -66,6 +66,7 @@ async def _missing() -> str:
         return f"no Docker engine answers: {error.message}"
 
 
+@pytest.mark.timeout(300)  # the first push of a base takes as long as the engine packs it
 async def test_a_container_is_built_pulled_woken_and_replaced_by_a_new_version(tmp_path: Path) -> None:
     if why := await _missing():
         pytest.skip(why)

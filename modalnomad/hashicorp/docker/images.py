@@ -10,6 +10,7 @@ The tag says what went in; replicas are pinned to the digest of what came out, s
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -77,7 +78,7 @@ class DockerImages:
         if (own := dockerfile.own_base(recipe)) is not None:
             recipe = replace(recipe, base=await self._own_base(own, recipe, report))
         made = self._dockerfile(recipe)
-        digest = input_digest(made, self._architecture)
+        digest = await asyncio.to_thread(input_digest, made, self._architecture)
         name = f"{self._registry or LOCAL}/images:{digest[:40]}"
         reference = await self._found(name, digest, recipe, report)
         if reference is None:
@@ -134,7 +135,7 @@ class DockerImages:
     async def _own_base(self, own: OwnBase, recipe: Recipe, report: Report) -> str:
         """Build a Dockerfile of the user's; the name of what came out."""
         made = Dockerfile(own.dockerfile, own.context, (), arguments=own.arguments)
-        digest = input_digest(made)
+        digest = await asyncio.to_thread(input_digest, made)
         name = f"{LOCAL}/base:{digest[:40]}"
         known = await self._engine.image(name)
         if recipe.force or known is None or _labels(known).get(LABEL) != digest:
@@ -166,7 +167,7 @@ class DockerImages:
         output = BuildOutput(report, Masker(line for text in recipe.hidden for line in text.splitlines()))
         arguments = {**self._proxies, **made.arguments} | ({CARRIER: carried} if carried else {})
         with tempfile.TemporaryFile(prefix="modalnomad-context-") as context:
-            write_context(made, context)
+            await asyncio.to_thread(write_context, made, context)
             context.seek(0)
             try:
                 await self._engine.build(
