@@ -227,7 +227,7 @@ class ArtifactSettings(Group):
 
     store: str = ""
     """Where they are kept: a folder, or the URL of a bucket (`s3://…`, `gs://…`, `az://…`; credentials come from the
-    usual environment variables of each). Empty: `artifacts` in `home`, for a cluster of this machine only."""
+    usual environment variables of each). Empty: `artifacts-store` in `home`, for a cluster of this machine only."""
     host: str = "127.0.0.1"
     """Address on which routers hand them out."""
     port: int = Field(default=8702, ge=0, le=65535)

@@ -77,7 +77,7 @@ async def _router(settings: Settings, environment: str | None, *, as_json: bool)
 
     notifier = Notifier()
     with Interrupts() as interrupts, Outlet(sys.stdout.fileno(), interrupts.take) as outlet:
-        view = UpJson(outlet) if as_json else UpText(outlet)
+        view = UpJson(outlet) if as_json else UpText(outlet, "replicas stay")
         async with (
             open_router(settings, environment) as parts,
             Routing(parts, view) as routing,

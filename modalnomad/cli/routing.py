@@ -30,7 +30,7 @@ class Routing:
     async def start(self) -> None:
         """Tell all endpoints, then that they are served."""
         parts = self._parts
-        told = ReplicasTold(self._view, self._revision)
+        told = ReplicasTold(self._view, self._revision, since=parts.started_at)
         self._tasks.guard(told.follow(parts.router.replicas.watch()), "replicas")
         await parts.router.feed.routes_index.until(lambda index: index >= 0)
         self._tell_endpoints()

@@ -24,10 +24,12 @@ REQUEST_SHOWN = 8
 
 
 class TextView(ServeView):
-    """Endpoints with URLs, replicas coming and going, their lines behind `function[number] request`."""
+    """Endpoints with URLs, replicas coming and going, their lines behind `function[number] request`. `idle_end`: what
+    an end is about when no request is under way."""
 
-    def __init__(self, outlet: Outlet) -> None:
+    def __init__(self, outlet: Outlet, idle_end: str = "replicas end") -> None:
         self._outlet = outlet
+        self._idle_end = idle_end
 
     def _print(self, text: str, **how: Any) -> None:
         with out.capture() as shown:
@@ -100,7 +102,7 @@ class TextView(ServeView):
 
     def stopping(self, requests: Mapping[str, int], seconds: float) -> None:
         """What is waited for, how long, and the way round it."""
-        waited = f"waiting for {requests_in_words(requests)}" if requests else "replicas end"
+        waited = f"waiting for {requests_in_words(requests)}" if requests else self._idle_end
         self._print(f"Stopping within {seconds:g} s: {waited}; Ctrl-C again ends all at once", markup=False)
 
 

@@ -44,6 +44,8 @@ class Change:
     """Start one replica of each new revision first."""
     prewarm: Prewarm | None = None
     """Make environments on all machines first; None: the first replica there does."""
+    renews: bool = False
+    """What is served before and after starts as the settings say now, once the change holds."""
 
     @property
     def old(self) -> tuple[Revision, ...]:
@@ -55,6 +57,12 @@ class Change:
         """Served after and not before."""
         known = {revision.id for revision in self.old}
         return tuple(revision for revision in self.after.revisions if revision.id not in known)
+
+    @property
+    def kept(self) -> tuple[Revision, ...]:
+        """Served before and after."""
+        known = {revision.id for revision in self.old}
+        return tuple(revision for revision in self.after.revisions if revision.id in known)
 
     @property
     def gone(self) -> tuple[Revision, ...]:
@@ -165,6 +173,8 @@ class Applying:
 
     async def _take_over(self, stage: Stage) -> None:
         change, after = self.change, self.change.after
+        if change.renews:
+            await stage.renew(change.kept)
         try:
             async with asyncio.timeout(SERVED_WITHIN):
                 await stage.served(after.app, after.environment, after.serial)

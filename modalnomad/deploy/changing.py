@@ -71,9 +71,11 @@ class AppChange:
             await self._applying.run()
             await self._finish(change.after, stage, skipped=False)
 
-    async def skip(self, record: AppRecord) -> None:
-        """It was so before."""
+    async def skip(self, record: AppRecord, *, renews: bool = False) -> None:
+        """It was so before. `renews`: see `Change`."""
         async with self._stage() as stage:
+            if renews and stage is not None:
+                await stage.renew(record.revisions)
             await self._finish(record, stage, skipped=True)
 
     async def _finish(self, record: AppRecord, stage: Stage | None, *, skipped: bool) -> None:

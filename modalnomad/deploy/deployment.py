@@ -62,7 +62,7 @@ class Deployment(AppChange):
             if before is not None and is_unchanged(before, version, tag=wanted.tag):
                 if wanted.prewarm is not None:  # machines may be new
                     await prewarm_all(before.revisions, wanted.prewarm, self._report)
-                await self.skip(before)
+                await self.skip(before, renews=True)
             else:
                 after = with_version(before, version, plan.environment, plan.app, keep=self._keep)
                 change = Change(
@@ -71,6 +71,7 @@ class Deployment(AppChange):
                     strategy=wanted.strategy,
                     check=wanted.check,
                     prewarm=wanted.prewarm,
+                    renews=True,
                 )
                 await self.apply(change)
 

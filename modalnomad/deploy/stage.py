@@ -8,7 +8,7 @@ published record when the stage closes (the deploy failed, or its process died) 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from modalnomad.model.ids import RevisionId
@@ -30,6 +30,9 @@ class Stage(Protocol):
 
     async def prepare(self, revision: Revision) -> None:
         """Make it startable there. Idempotent. Raises BackendError."""
+
+    async def renew(self, revisions: Collection[Revision]) -> None:
+        """They are served already: have them start from now on as the settings say today. Raises BackendError."""
 
     async def warm(self, revision: Revision, parameters: str, count: int) -> None:
         """Return when that many replicas are ready (within max_containers). Raises UserCodeFailed with the replica's

@@ -12,7 +12,8 @@ import pytest_asyncio
 from modalnomad.embedded import prune as home_rules
 from modalnomad.hashicorp import prune as cluster_rules
 from modalnomad.settings import Settings
-from modalnomad.wiring.prune import Plan, open_pruning
+from modalnomad.wiring.prune import open_pruning
+from modalnomad.wiring.pruning import Plan
 from modalnomad.wiring.records import open_records
 from tests.support.cluster import Cluster, cluster
 from tests.support.fakes.nomad.shapes import device_group
@@ -286,6 +287,30 @@ async def test_a_deploy_without_a_router_says_so_and_where_it_will_be(world: Clu
     assert "No router runs: `modalnomad router` serves it." in answer.stdout
     assert "no router runs, and nodes get their code from routers" in checked.stderr
     assert "App lonely stays v1" in checked.stderr
+
+
+async def test_a_deploy_that_changes_nothing_puts_jobs_right(world: Cluster) -> None:
+    file = write(world, "same")
+    await world.cli("deploy", file)
+
+    async def url() -> str:
+        return str((await calls.get("/v1/job/same.show.r1", **space))["TaskGroups"][0]["Tasks"][0]["Artifacts"][0])
+
+    space = {"namespace": "modalnomad-main"}
+    moved = {"MODALNOMAD_ARTIFACTS__URL": "http://127.0.0.2:8702"}
+    async with Calls(world.nomad.address) as calls:
+        assert "127.0.0.2" not in await url()
+        answer = await world.cli("deploy", file, env=moved)
+        assert "skipped: nothing changed since v1" in answer.stdout
+        assert "127.0.0.2" in await url()
+
+        await world.cli("deploy", file, "--tag", "again")
+        assert "127.0.0.2" not in await url()
+
+        await calls.call("DELETE", "/v1/job/same.show.r1", **space)
+        answer = await world.cli("deploy", file)
+        assert "skipped: nothing changed since v2" in answer.stdout
+        assert (await calls.get("/v1/job/same.show.r1", **space))["Stop"] is False
 
 
 async def test_environments_are_made_on_all_nodes_before_a_version_is_published(world: Cluster) -> None:
