@@ -18,7 +18,7 @@ from modalnomad.model.errors import UserError
 if TYPE_CHECKING:
     from modalnomad.ports.pruning import Item
     from modalnomad.settings import Settings
-    from modalnomad.wiring.prune import Plan, Pruned
+    from modalnomad.wiring.pruning import Plan, Pruned
 
 KINDS = {
     "App": "Apps",

@@ -19,7 +19,7 @@ from modalnomad.settings import Settings
 from modalnomad.wiring.cluster import Cluster, open_cluster
 from modalnomad.wiring.cluster_deploy import registers_nothing
 from modalnomad.wiring.home import image_store
-from modalnomad.wiring.prune import Pruning
+from modalnomad.wiring.pruning import Pruning
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from modalnomad.settings import Settings
 from modalnomad.wiring.home import home_of
 
 if TYPE_CHECKING:
-    from modalnomad.wiring.prune import Pruned
+    from modalnomad.wiring.pruning import Pruned
 
 T = TypeVar("T")
 

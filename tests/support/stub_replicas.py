@@ -249,8 +249,8 @@ class StubEngine:
         self._show(replace(found, leaving=why))
 
     async def begin(self, key: ReplicaKey, *, staged: bool = False) -> StubReplica:
-        """As when some other router (`staged`: a deploy) had asked for it, or a child got its place long after its start
-        had failed."""
+        """As when some other router (`staged`: a deploy) had asked for it, or a child got its place long after its
+        start had failed."""
         self.stubs.pop(key, None)
         failure, self.failure = self.failure, None
         self.staged = staged

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import logging
 
@@ -50,6 +51,7 @@ def test_records_come_back_as_they_were_and_equal_ones_are_equal_bytes() -> None
         (encode(APP.model_copy(update={"app": "other"})), "is damaged: it is the record of other in environment main"),
         (packed(format=2), "was written by a newer modalnomad (format 2, this one knows 1)"),
     ],
+    ids=itertools.count(),  # the values hold times
 )
 def test_what_is_no_record_is_refused_naming_the_key(value: bytes, message: str) -> None:
     with pytest.raises(BackendRefused) as refused:

@@ -9,11 +9,11 @@ import pytest
 
 from modalnomad.embedded import limits
 from modalnomad.embedded.cgroups import MIB, bases_of, out_of_memory, refusals, texts_of
-from modalnomad.render.outcome import outcome
 from modalnomad.embedded.janitor import GROUPS, end_group, groups_of
 from modalnomad.embedded.limits import Bounds, Group, LimitFacts, Limits
 from modalnomad.embedded.template import Template
 from modalnomad.model.manifest import Resources
+from modalnomad.render.outcome import outcome
 
 SEPARATE = """\
 23 1 254:0 / / rw,relatime - ext4 /dev/vda rw
