@@ -73,20 +73,23 @@ async def _router(settings: Settings, environment: str | None, *, as_json: bool)
     from modalnomad.cli.up_view import UpJson, UpText
     from modalnomad.kit.tasks import Tasks
     from modalnomad.wiring.notify import Notifier
-    from modalnomad.wiring.routing import open_router
+    from modalnomad.wiring.routing import GivenUp, open_router
 
     notifier = Notifier()
     with Interrupts() as interrupts, Outlet(sys.stdout.fileno(), interrupts.take) as outlet:
         view = UpJson(outlet) if as_json else UpText(outlet, "replicas stay")
-        async with (
-            open_router(settings, environment) as parts,
-            Routing(parts, view) as routing,
-            Tasks("notify") as tasks,
-        ):
-            tasks.spawn(notifier.keep_alive(), "alive")
-            if not await interrupts.race(routing.start()):
-                return 130
-            notifier.ready(f"Routing for {settings.nomad.address}")
-            await interrupts.race(routing.watch())
-            notifier.stopping("Requests are finished", settings.router.drain_timeout)
-            return 0 if await interrupts.race(routing.stop()) else 130
+        try:
+            async with (
+                open_router(settings, environment, interrupts.race) as parts,
+                Routing(parts, view) as routing,
+                Tasks("notify") as tasks,
+            ):
+                tasks.spawn(notifier.keep_alive(), "alive")
+                if not await interrupts.race(routing.start()):
+                    return 130
+                notifier.ready(f"Routing for {settings.nomad.address}")
+                await interrupts.race(routing.watch())
+                notifier.stopping("Requests are finished", settings.router.drain_timeout)
+                return 0 if await interrupts.race(routing.stop()) else 130
+        except GivenUp:
+            return 130

@@ -6,9 +6,10 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from modalnomad import __version__
 from modalnomad.hashicorp.artifact_server import ArtifactServer
@@ -58,11 +59,20 @@ class RouterParts:
         return address(host, self.router.port, tls=self.settings.router.tls_cert is not None)
 
 
+class GivenUp(Exception):
+    """It was stopped before it knew what to serve."""
+
+
 @asynccontextmanager
-async def open_router(settings: Settings, environment: str | None = None) -> AsyncIterator[RouterParts]:
-    """Running. `environment`: the one that is served; None: all of them. Leaving it ends what runs here and leaves
-    replicas to the other routers; call `router.drain` before for an orderly end. Raises BackendError: a port taken, no
-    platform key, no records and none kept."""
+async def open_router(
+    settings: Settings,
+    environment: str | None = None,
+    race: Callable[[Coroutine[Any, Any, None]], Awaitable[bool]] | None = None,
+) -> AsyncIterator[RouterParts]:
+    """Running. `race`: waits for the first table, which may take as long as Consul is away; False: it was given up
+    meanwhile, which raises GivenUp. `environment`: the one that is served; None: all of them. Leaving it ends what runs
+    here and leaves replicas to the other routers; call `router.drain` before for an orderly end. Raises BackendError: a
+    port taken, no platform key, no records and none kept."""
     settings = with_ports(settings)
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(open_cluster(settings))
@@ -79,7 +89,10 @@ async def open_router(settings: Settings, environment: str | None = None) -> Asy
         if parts.admin is not None:
             await parts.admin.start()
             stack.push_async_callback(parts.admin.close)
-        await parts.router.start()
+        if race is None:
+            await parts.router.start()
+        elif not await race(parts.router.start()):
+            raise GivenUp
         stack.push_async_callback(parts.router.stop, wait=False)
         tasks.spawn(death.watch("router", parts.router.died()), "router")
         schedules = ClusterSchedules(cluster.consul, settings.consul.prefix)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from modalnomad.wiring.records import open_records
 from tests.support.cluster import Cluster, cluster
 from tests.support.fakes.nomad.shapes import device_group
 from tests.support.nomad_calls import Calls
+from tests.support.repository import ROOT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -356,3 +359,49 @@ async def test_a_new_version_of_a_secret_tells_whose_replicas_are_replaced(world
     assert "Used by user (environment main): within 30 s a router begins to replace" in used.stdout
     assert "running replicas keep the old values" in kept.stdout
     assert record["used_by"] == ["user"]
+
+
+# --- servers that are away ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "server"),
+    [
+        ("container list", "Consul"),
+        ("secret list", "Vault"),
+        ("gpu list", "Nomad"),
+        ("deploy examples/hello.py", "Vault"),
+    ],
+)
+async def test_a_server_that_is_away_is_named_with_its_address_and_setting(
+    world: Cluster, tmp_path: Path, command: str, server: str
+) -> None:
+    answer = await world.cli(*command.split(), code=1, env={**DOWN, "MODALNOMAD_HOME": str(tmp_path / "home")})
+
+    assert f"{server} at {CLOSED} does not answer" in answer.stderr
+    assert f"({server.lower()}.address)" in answer.stderr
+
+
+async def test_a_router_that_waits_for_its_first_table_can_be_stopped(world: Cluster, tmp_path: Path) -> None:
+    env = {**world.env, "CONSUL_HTTP_ADDR": CLOSED, "MODALNOMAD_HOME": str(tmp_path / "home")}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "modalnomad", "router", "--port", "0", "--admin-port", "0", "--artifacts-port", "0"),
+        cwd=ROOT,
+        env=env,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(60):
+            while b"records below" not in await process.stderr.readline():
+                assert not process.stderr.at_eof()
+            process.terminate()
+            await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    assert process.returncode == 130
