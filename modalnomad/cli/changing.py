@@ -12,7 +12,7 @@ from modalnomad.cli.interrupts import Interrupts
 from modalnomad.cli.output import err, show_error
 from modalnomad.deploy.changing import AppChange, Changed
 from modalnomad.deploy.report import Report
-from modalnomad.model.errors import ModalNomadError
+from modalnomad.model.errors import BackendError, ImageBuildFailed, ModalNomadError
 from modalnomad.model.manifest import Notice
 from modalnomad.settings import Settings
 from modalnomad.wiring.deploy import open_deploy
@@ -20,6 +20,7 @@ from modalnomad.wiring.deploy_parts import DeployParts, Listener
 from modalnomad.wiring.prune import prune
 
 INTERRUPTED = 130
+UNTOUCHED = "nothing was changed"
 
 
 class Told(Report):
@@ -61,15 +62,21 @@ async def carry_out(settings: Settings, begin: Begin, show: Show, *, prunes: boo
     change holds."""
     begun = time.monotonic()
     told = Told()
+    change: AppChange | None = None
     with Interrupts() as interrupts:
-        async with open_deploy(settings) as parts:
-            change, work = begin(parts, told)
-            if not await interrupts.race(work):
-                err.print(interrupted(change), markup=False)
-                return INTERRUPTED
-            assert change.changed is not None
-            seconds = time.monotonic() - begun
-            show(change.changed, await parts.listener(change.changed.served), told, seconds)
+        try:
+            async with open_deploy(settings) as parts:
+                change, work = begin(parts, told)
+                if not await interrupts.race(work):
+                    err.print(interrupted(change), markup=False)
+                    return INTERRUPTED
+                assert change.changed is not None
+                seconds = time.monotonic() - begun
+                show(change.changed, await parts.listener(change.changed.served), told, seconds)
+        except (BackendError, ImageBuildFailed) as error:
+            if change is None or change.record is None:  # later on, the change itself says what holds
+                error.hint = f"{error.hint}; {UNTOUCHED}" if error.hint else UNTOUCHED
+            raise
         if prunes and not change.changed.skipped:
             await interrupts.race(_prune(settings))
     return 0
@@ -77,7 +84,11 @@ async def carry_out(settings: Settings, begin: Begin, show: Show, *, prunes: boo
 
 async def _prune(settings: Settings) -> None:
     """By the rules of `modalnomad prune`. Nothing that fails here is a matter of the change itself."""
-    pruned = await prune(settings)
+    try:
+        pruned = await prune(settings)
+    except BackendError as error:
+        err.print(f"Not pruned: {error.message}", style="dim", markup=False)
+        return
     if pruned.freed:
         err.print(f"Pruned {pruned.freed / 1e6:.1f} MB that no kept version needs.", style="dim", markup=False)
     for problem in pruned.problems:

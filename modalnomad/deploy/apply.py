@@ -21,7 +21,7 @@ from modalnomad.deploy.warming import all_or_first_error, as_warm, replacements
 from modalnomad.kit.clock import Clock, monotonic
 from modalnomad.kit.tasks import Tasks
 from modalnomad.model.apps import AppRecord
-from modalnomad.model.errors import BackendError, BackendUnreachable, ModalNomadError
+from modalnomad.model.errors import BackendError, ModalNomadError
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.manifest import Function, Notice
 from modalnomad.model.revision import Revision
@@ -94,10 +94,6 @@ class Applying:
             await self._publish()
             if self._stage is not None:
                 await self._take_over(self._stage)
-        except BackendUnreachable as error:
-            raise BackendUnreachable(
-                f"the running platform went away meanwhile: {error.message}", self._outcome_words(error.hint)
-            ) from error
         except ModalNomadError as error:
             error.hint = self._outcome_words(error.hint)
             raise

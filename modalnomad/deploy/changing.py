@@ -12,7 +12,7 @@ from modalnomad.deploy.apply import Applying, Change
 from modalnomad.deploy.report import Report
 from modalnomad.deploy.stage import Stage
 from modalnomad.model.apps import AppRecord
-from modalnomad.model.errors import BackendConflict, BackendUnreachable, ModalNomadError, NotFound, UserError
+from modalnomad.model.errors import BackendConflict, BackendUnreachable, NotFound, UserError
 from modalnomad.model.ids import NAME
 from modalnomad.ports.discovery import Discovery
 
@@ -62,11 +62,7 @@ class AppChange:
     async def apply(self, change: Change) -> None:
         """Do it. Raises as `Applying.run`; BackendUnreachable when a platform runs and does not answer."""
         async with AsyncExitStack() as stack:
-            try:
-                stage = await stack.enter_async_context(self._stage())
-            except ModalNomadError as error:
-                error.hint = f"{error.hint}; nothing was changed" if error.hint else "nothing was changed"
-                raise
+            stage = await stack.enter_async_context(self._stage())
             self._applying = Applying(change, self._discovery, stage, self._report)
             await self._applying.run()
             await self._finish(change.after, stage, skipped=False)
@@ -125,7 +121,7 @@ async def hold_app(discovery: Discovery, app: str, environment: str) -> AsyncIte
         except BackendConflict as error:
             raise BackendConflict(
                 f"App {app} in environment {environment} is being changed by somebody else: {error.message}",
-                "wait until that is done, then try again; nothing was changed by this one",
+                "wait until that is done, then try again",
             ) from error
         yield
 

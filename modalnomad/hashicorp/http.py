@@ -162,6 +162,8 @@ class HttpClient:
             hint = (
                 f"the token comes from {server.token_setting or server.setting}; `modalnomad doctor` tells its rights"
             )
+        elif "leader" in text:
+            hint = f"too few of {server.name}'s servers run, or they are electing a leader just now: try again"
         if 300 <= response.status < 400:
             shown = f"it is elsewhere, at {response.headers.get('Location', 'no address')[:TEXT_SHOWN]}"
             hint = f"nobody is followed with a token: correct {server.setting}"
@@ -185,7 +187,22 @@ def _words(error: BaseException) -> str:
     """Why there was no answer, without what only a programmer reads."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    cause = error
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        cause = error.certificate_error
+    elif isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error
+    if isinstance(cause, ssl.SSLError):
+        return tls_words(cause)
     if isinstance(cause, OSError) and cause.errno is not None:
         return os.strerror(cause.errno) if cause.errno > 0 else cause.strerror or str(cause)
     return str(cause) or type(cause).__name__
+
+
+def tls_words(error: ssl.SSLError) -> str:
+    """Why there is no TLS connection. An SSLError's errno is none of the operating system's."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    if error.reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST"}:
+        return "it speaks no TLS there: is it http://?"
+    return (error.reason or str(error)).replace("_", " ").lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Final
@@ -12,6 +13,7 @@ from modalnomad.deploy.warming import ALIVE, WARM, all_or_first_error, count_war
 from modalnomad.hashicorp.consul.registrations import watch_registrations
 from modalnomad.hashicorp.consul.routers import RouterInfo, routers
 from modalnomad.hashicorp.nomad.engine import NomadEngine
+from modalnomad.kit.clock import monotonic
 from modalnomad.kit.tasks import Tasks
 from modalnomad.kit.watch import Cell
 from modalnomad.model.errors import BackendError, BackendRefused, UserCodeFailed
@@ -23,6 +25,10 @@ from modalnomad.wiring.cluster import Cluster
 
 LOOK: Final = 0.25
 """Seconds between two looks at what routers serve."""
+TOLD_AFTER: Final = 5.0
+"""Seconds a router may take to follow a record before it is named."""
+
+logger = logging.getLogger("modalnomad.deploy")
 PULLED_WITHIN: Final = 900.0
 """Seconds that all nodes together have to pull an image; each has Nomad's own limit besides."""
 
@@ -145,11 +151,16 @@ class ClusterStage(Stage):
         draining."""
 
     async def served(self, app: str, environment: str, serial: int) -> None:
-        """Return when every router that runs says so; none may run."""
+        """Return when every router that runs says so; none may run. Those that take long are named."""
+        told = monotonic() + TOLD_AFTER
         while True:
-            infos = await self._routers()
-            if all(_serves(info, app, environment, serial) for info in infos):
+            behind = [info for info in await self._routers() if not _serves(info, app, environment, serial)]
+            if not behind:
                 return
+            if monotonic() >= told:
+                told = float("inf")
+                names = ", ".join(f"{info.name} (port {info.port})" for info in behind)
+                logger.warning("published, and not taken up yet by the router %s", names)
             await asyncio.sleep(LOOK)
 
     async def _routers(self) -> tuple[RouterInfo, ...]:

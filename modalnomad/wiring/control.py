@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -225,6 +225,9 @@ class RemoteStage(Stage):
     async def prepare(self, revision: Revision) -> None:
         """As the protocol says."""
         await self._call("prepare", revision=revision.model_dump(mode="json"))
+
+    async def renew(self, revisions: Collection[Revision]) -> None:
+        """Nothing to do: it starts what it serves as its own settings say."""
 
     async def warm(self, revision: Revision, parameters: str, count: int) -> None:
         """As the protocol says."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pydantic import Field
@@ -60,6 +60,9 @@ class LocalStage(Stage):
         """As the protocol says."""
         self._hold(revision)
         await self._parts.engine.prepare(revision)
+
+    async def renew(self, revisions: Collection[Revision]) -> None:
+        """Nothing to do: it starts what it serves as its own settings say."""
 
     async def warm(self, revision: Revision, parameters: str, count: int) -> None:
         """As the protocol says."""

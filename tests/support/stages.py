@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -130,6 +130,9 @@ class FakeStage(Stage):
 
     async def prepare(self, revision: Revision) -> None:
         await self._step("prepare", revision.function.tag)
+
+    async def renew(self, revisions: Collection[Revision]) -> None:
+        await self._step("renew", " ".join(revision.function.tag for revision in revisions))
 
     async def warm(self, revision: Revision, parameters: str, count: int) -> None:
         await self._step("warm", f"{revision.function.tag} {parameters}{count}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ import aiohttp
 
 from modalnomad.hashicorp.http import ANSWER_LIMIT, Answer, HttpClient, Parameters, ServerRefused
 from modalnomad.model.errors import BackendConflict, BackendUnreachable
+from modalnomad.render.cluster import environment_of
 
 PAGE: Final = 250
 """Entries asked for at a time: what is parsed in one go must not hold up requests."""
 CONFLICT: Final = "Enforcing job modify index"
 """Begins the text of a 500 that means: somebody else wrote first."""
+NO_NAMESPACE: Final = re.compile(r'is in nonexistent namespace "([^"]*)"')
 LOG_SILENCE: Final = 15.0
 """Seconds without even a heartbeat (one each second) after which following a log has failed."""
 
@@ -210,7 +213,13 @@ class NomadApi:
         *,
         limit: float = ANSWER_LIMIT,
     ) -> Answer:
-        return await self.http.request(method, path, params=self._with(params or {}), data=data, ok=ok, limit=limit)
+        try:
+            return await self.http.request(method, path, params=self._with(params or {}), data=data, ok=ok, limit=limit)
+        except ServerRefused as error:
+            if (missing := NO_NAMESPACE.search(error.text)) is not None:
+                environment = environment_of(missing[1])
+                error.hint = f"prepare the environment: modalnomad setup --env {environment}" if environment else None
+            raise
 
     async def _found(self, path: str, params: Parameters) -> Shape | None:
         answer = await self._request("GET", path, params, ok=(200, 404))

@@ -29,7 +29,9 @@ async def explain(api: NomadApi, parents: Parents, revision: Revision) -> Verdic
         return Verdict("yes")
     found = placement(metric)
     gpu = revision.function.resources.gpu
-    asked = f" (it asks for {' or '.join(gpu)})" if "GPU" in found.reason else ""
+    asked = (
+        f" (it asks for {' or '.join(gpu)}; modalnomad gpu list shows what there is)" if "GPU" in found.reason else ""
+    )
     if found.code == "unplaceable":
         return Verdict("never", found.reason + asked)
     try:

@@ -104,7 +104,7 @@ class Parents:
         job, index = body["Job"], int(found["JobModifyIndex"])
         same = (found.get("Meta") or {}).get(META_SPEC) == job["Meta"][META_SPEC] and found["ID"] == job["ID"]
         if found.get("Stop"):
-            logger.warning("the job %s was stopped by hand; it is registered again", found["ID"])
+            logger.warning("the job %s was stopped, by hand or by a deploy that failed: registered again", found["ID"])
             return index
         if not same:
             return index if found["ID"] == job["ID"] else 0

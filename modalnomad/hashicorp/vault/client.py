@@ -20,7 +20,7 @@ import requests
 from hvac.adapters import RawAdapter
 from hvac.exceptions import VaultError
 
-from modalnomad.hashicorp.http import TEXT_SHOWN, Answer, ServerRefused
+from modalnomad.hashicorp.http import TEXT_SHOWN, Answer, ServerRefused, tls_words
 from modalnomad.model.errors import BackendError, BackendRefused, BackendUnreachable, UserError
 from modalnomad.settings import VaultSettings
 
@@ -240,6 +240,8 @@ def _innermost(error: BaseException) -> str:
     """`Connection refused`, without the chain of wrappers around it."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
-    if isinstance(error, OSError) and error.strerror and not isinstance(error, ssl.SSLError):
+    if isinstance(error, ssl.SSLError):
+        return tls_words(error)
+    if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
