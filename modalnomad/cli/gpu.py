@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import typer
 
-from modalnomad.cli.common import JsonOption, load_settings
+from modalnomad.cli.common import EnvOption, JsonOption, load_settings
 from modalnomad.cli.output import emit, out, show_table
 
 app = typer.Typer(help="GPUs of this machine, or of a cluster's nodes.", no_args_is_help=True)
@@ -18,16 +18,16 @@ def _group() -> None:
 
 
 @app.command("list", epilog="Example: `modalnomad gpu list --json`")
-def list_(as_json: JsonOption = False) -> None:
+def list_(env: EnvOption = None, as_json: JsonOption = False) -> None:
     """Types, free and used, by machine.
 
     Used are those that replicas hold: of this home, or on a cluster of all namespaces the token may see. `gpu="H100"`
-    in a program takes a card with that word in its name.
+    in a program takes a card with that word in its name. GPUs belong to no environment: --env makes no difference.
     """
     from modalnomad.wiring.gpus import gpu_stocks
     from modalnomad.wiring.loop import run
 
-    settings = load_settings()
+    settings = load_settings(env)
     found = run(gpu_stocks(settings))
     if as_json:
         for stock in found:
