@@ -9,8 +9,8 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import quote
@@ -18,7 +18,7 @@ from urllib.parse import quote
 import aiohttp
 
 from modalnomad.hashicorp.http import ANSWER_LIMIT, Answer, HttpClient, Parameters, ServerRefused
-from modalnomad.model.errors import BackendConflict, BackendUnreachable
+from modalnomad.model.errors import BackendConflict, BackendRefused, BackendUnreachable
 from modalnomad.render.cluster import environment_of
 
 PAGE: Final = 250
@@ -32,6 +32,21 @@ LOG_SILENCE: Final = 15.0
 Shape = Mapping[str, Any]
 """JSON object as Nomad sends it."""
 Output = Literal["stdout", "stderr"]
+ODD: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading something else than Nomad's words raises."""
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """`what` Nomad said is read within. Raises BackendRefused where it is not what Nomad says: of a proxy that answers
+    itself, or another version."""
+    try:
+        yield
+    except ODD as error:
+        raise BackendRefused(
+            f"what answers as Nomad to {what} says what Nomad does not: {type(error).__name__}: {str(error)[:100]}",
+            "is NOMAD_ADDR (nomad.address) the address of a Nomad agent, and not of a proxy that answers itself?",
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +123,12 @@ class NomadApi:
     async def namespaces(self, prefix: str = "") -> tuple[str, ...]:
         """Names of those the token may see."""
         listing = await self._list("/v1/namespaces", {}, "", prefix)
-        return tuple(str(item["Name"]) for item in listing.items)
+        with readable("GET /v1/namespaces"):
+            return tuple(str(item["Name"]) for item in listing.items)
 
     async def agent(self) -> Shape:
         """Configuration and statistics of the agent that is asked (needs agent read)."""
-        found: Shape = (await self._request("GET", "/v1/agent/self")).json()
-        return found
+        return _object(await self._request("GET", "/v1/agent/self"), "GET /v1/agent/self")
 
     def stream(
         self, topics: tuple[str, ...], namespace: str, *, silence: float
@@ -135,8 +150,7 @@ class NomadApi:
             if error.text.startswith(CONFLICT):
                 raise BackendConflict(error.message, error.hint) from error
             raise
-        found: Shape = answer.json()
-        return found
+        return _object(answer, "POST /v1/jobs")
 
     async def deregister(self, job: str, namespace: str, *, purge: bool = False, hurry: bool = False) -> None:
         """Stop the job and all its allocations; an unknown one is as good as stopped. `hurry`: without the delay before
@@ -150,21 +164,20 @@ class NomadApi:
         """Start a child. The same idempotency token starts once."""
         params: Parameters = {"namespace": namespace} | ({"idempotency_token": token} if token else {})
         answer = await self._request("POST", f"/v1/job/{_id(parent)}/dispatch", params, body, limit=limit)
-        found = answer.json()
-        return Dispatched(str(found["DispatchedJobID"]), not found.get("EvalID"), int(found.get("Index") or 0))
+        found = _object(answer, "a dispatch")
+        with readable("a dispatch"):
+            return Dispatched(str(found["DispatchedJobID"]), not found.get("EvalID"), int(found.get("Index") or 0))
 
     async def plan(self, job: Shape, *, diff: bool = False) -> Shape:
         """What registering it would do; changes nothing."""
         params = _namespace_of(job)
         answer = await self._request("POST", f"/v1/job/{_id(str(job['ID']))}/plan", params, {"Job": job, "Diff": diff})
-        found: Shape = answer.json()
-        return found
+        return _object(answer, "a plan")
 
     async def validate(self, job: Shape) -> Shape:
         """{"Error", "ValidationErrors", "Warnings"} of a job that is not registered."""
         answer = await self._request("POST", "/v1/validate/job", _namespace_of(job), {"Job": job})
-        found: Shape = answer.json()
-        return found
+        return _object(answer, "POST /v1/validate/job")
 
     async def signal(self, allocation: str, task: str, signal: str, *, limit: float = ANSWER_LIMIT) -> None:
         """Send a task a signal, `SIGKILL`; refused with 500 while it does not run."""
@@ -225,8 +238,7 @@ class NomadApi:
         answer = await self._request("GET", path, params, ok=(200, 404))
         if answer.status == 404:
             return None
-        found: Shape = answer.json()
-        return found
+        return _object(answer, f"GET {path}")
 
     async def _list(self, path: str, params: Parameters, filter: str = "", prefix: str = "") -> Listing:
         """All pages. The index is the first page's: what changed while the others were read is told again by events."""
@@ -239,13 +251,19 @@ class NomadApi:
         index = None
         while True:
             answer = await self._request("GET", path, asked)
-            items += answer.json() or ()
-            index = int(answer.headers.get("X-Nomad-Index", 0)) if index is None else index
+            with readable(f"GET {path}"):
+                items += [dict(item) for item in answer.json() or ()]
+                index = int(answer.headers.get("X-Nomad-Index", 0)) if index is None else index
             following = answer.headers.get("X-Nomad-Nexttoken", "")
             if not following:
                 return Listing(tuple(items), index)
             asked["next_token"] = following
             await asyncio.sleep(0)
+
+
+def _object(answer: Answer, what: str) -> Shape:
+    with readable(what):
+        return dict(answer.json().items())
 
 
 def _namespace_of(job: Shape) -> Parameters:

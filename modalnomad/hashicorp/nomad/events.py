@@ -17,7 +17,7 @@ from typing import Final
 
 import aiohttp
 
-from modalnomad.hashicorp.nomad.api import NomadApi, Shape
+from modalnomad.hashicorp.nomad.api import ODD, NomadApi, Shape
 from modalnomad.model.errors import BackendError, BackendRefused, BackendUnreachable
 
 logger = logging.getLogger("modalnomad.nomad")
@@ -55,7 +55,7 @@ async def stream(api: NomadApi, topics: tuple[str, ...], namespace: str) -> Asyn
                 line = await anext(lines, None)
         except TimeoutError as error:
             raise BackendRefused(
-                f"{what} stays silent: the token may not read it",
+                f"{what} stays silent: Nomad hangs, or the token may not read it",
                 "it needs read-job and list-jobs in the environments' namespaces, and node read",
             ) from error
         except (aiohttp.ClientError, OSError) as error:
@@ -97,7 +97,7 @@ async def follow(
         except BackendError as error:
             logger.warning("%s", error.message)
             await lost(error)
-        except (ValueError, KeyError, TypeError) as error:  # not what Nomad says: a proxy, another version
+        except ODD as error:  # not what Nomad says: a proxy, another version
             logger.exception("what Nomad tells cannot be read")
             await lost(BackendRefused(f"what Nomad tells cannot be read: {error!r}"))
         await asyncio.sleep(PAUSES[min(tries, len(PAUSES) - 1)])
@@ -117,7 +117,7 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None
 
 
 def _events(line: bytes) -> tuple[Event, ...]:
-    """Empty: a heartbeat. Raises ValueError, KeyError."""
+    """Empty: a heartbeat. Raises ODD."""
     found = json.loads(line) if line.strip() else {}
     return tuple(
         Event(

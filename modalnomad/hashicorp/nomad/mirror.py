@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from modalnomad.hashicorp.nomad.api import NomadApi
+from modalnomad.hashicorp.nomad.api import NomadApi, readable
 from modalnomad.hashicorp.nomad.events import Event, follow
 from modalnomad.hashicorp.nomad.shapes import Job, allocation_of, job_of
 from modalnomad.hashicorp.nomad.world import World, job_name
@@ -88,7 +88,6 @@ class Mirror:
                 pause = TRIES[min(failures, len(TRIES) - 1)]
                 failures += 1
             else:
-                self._stale.pop("*", None)
                 failures, pause = 0, self._relist_each
                 self._watch_only({name for name in names if environment_of(name) is not None})
             with suppress(TimeoutError):
@@ -96,7 +95,16 @@ class Mirror:
                     await self._look_again.wait()
 
     def _watch_only(self, namespaces: set[str]) -> None:
-        for gone in self._feeds.keys() - namespaces - {NODES}:
+        missing = self._feeds.keys() - namespaces - {NODES}
+        # Nomad removes no namespace whose jobs are not dead: it is the answer that lacks them (that to a token which
+        # lost its rights is an empty one).
+        doubted = {name for name in missing if self._world.lives(name)}
+        if doubted:
+            self._stale.setdefault("*", time.time())
+            logger.warning("Nomad's list of namespaces lacks %s, where jobs live", ", ".join(sorted(doubted)))
+        else:
+            self._stale.pop("*", None)
+        for gone in missing - doubted:
             for task in self._feeds.pop(gone):
                 task.cancel()
             self._streaming.discard(gone)
@@ -147,10 +155,11 @@ class Mirror:
     # --- listing ---------------------------------------------------------------------------------------------------
 
     async def _list(self, namespace: str, *, dead_too: bool) -> None:
-        if namespace == NODES:
-            self._world.merge_nodes(await self._api.nodes())
-        else:
-            await self._list_jobs(namespace, dead_too=dead_too)
+        with readable(f"lists of {namespace or 'nodes'}"):
+            if namespace == NODES:
+                self._world.merge_nodes(await self._api.nodes())
+            else:
+                await self._list_jobs(namespace, dead_too=dead_too)
         self._listed.add(namespace)
         self._stale.pop(namespace, None)
         self._check_complete()
@@ -185,9 +194,11 @@ class Mirror:
         if job.key is not None:
             same = f'ParentID == "{job.parent}" and Meta.{META_NUMBER} == "{job.key.number}"'
             twins = await self._api.jobs(job.namespace, filter=f'{same} and Meta.{META_EPOCH} == "{job.key.epoch}"')
-            for shape in twins.items:
-                self._world.take_job(shape, twins.index)
-        await self._refresh(job)
+            with readable("a list of jobs"):
+                for shape in twins.items:
+                    self._world.take_job(shape, twins.index)
+        with readable(f"what belongs to {job.id}"):
+            await self._refresh(job)
 
     async def _refresh(self, job: Job) -> None:
         found = await self._api.job(job.id, job.namespace)
@@ -209,18 +220,20 @@ class Mirror:
         """Read the jobs of a revision in all environments. Raises BackendError."""
         wanted = f'Meta.revision == "{revision}" and ParentID == ""'
         listing = await self._api.jobs("*", filter=wanted)
-        for shape in listing.items:
-            if environment_of(str(shape.get("Namespace"))) is not None:
-                self._world.take_job(shape, listing.index)
-                if str(shape["Namespace"]) not in self._feeds:
-                    self.look_for_environments()
+        with readable("a list of jobs"):
+            for shape in listing.items:
+                if environment_of(str(shape.get("Namespace"))) is not None:
+                    self._world.take_job(shape, listing.index)
+                    if str(shape["Namespace"]) not in self._feeds:
+                        self.look_for_environments()
         self._changed()
 
     async def find_child(self, namespace: str, id: str) -> None:
         """Read a child that was not heard of. Raises BackendError."""
         found = await self._api.job(id, namespace)
         if found is not None:
-            self._world.take_job(found, job_of(found).index)
+            with readable(f"the job {id}"):
+                self._world.take_job(found, job_of(found).index)
             job = self._world.job(job_name(namespace, id))
             if job is not None:
                 await self.refresh(job)

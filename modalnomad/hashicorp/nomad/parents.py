@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from modalnomad.hashicorp.http import ServerRefused
-from modalnomad.hashicorp.nomad.api import NomadApi, Shape
+from modalnomad.hashicorp.nomad.api import NomadApi, Shape, readable
 from modalnomad.hashicorp.nomad.shapes import Allocation, allocation_of
 from modalnomad.model.errors import BackendConflict, BackendRefused
 from modalnomad.model.revision import Revision
@@ -96,8 +96,9 @@ class Parents:
         listing = await self._api.jobs(
             namespace, filter=f'Meta.{META_REVISION} == "{revision}" and ParentID {which} ""'
         )
-        ours = [job for job in listing.items if environment_of(str(job["Namespace"])) is not None]
-        return sorted(ours, key=lambda job: (not job.get("Stop"), int(job.get("SubmitTime") or 0)), reverse=True)
+        with readable("a list of jobs"):
+            ours = [job for job in listing.items if environment_of(str(job["Namespace"])) is not None]
+            return sorted(ours, key=lambda job: (not job.get("Stop"), int(job.get("SubmitTime") or 0)), reverse=True)
 
     async def _outdated(self, found: Shape, body: Shape) -> int | None:
         """The JobModifyIndex of what is to be replaced; None: it is as it should be."""
@@ -152,7 +153,8 @@ class Parents:
 
     async def allocation(self, job: str, namespace: str) -> Allocation | None:
         """The newest one of a child."""
-        found = [allocation_of(shape) for shape in (await self._api.allocations_of(job, namespace)).items]
+        with readable("a list of allocations"):
+            found = [allocation_of(shape) for shape in (await self._api.allocations_of(job, namespace)).items]
         return max(found, key=lambda allocation: allocation.created, default=None)
 
     async def alive(self, revision: str) -> int:

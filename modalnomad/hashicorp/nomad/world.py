@@ -179,6 +179,10 @@ class World:
         for job in [job for job in self._jobs if job.namespace == namespace]:
             self.forget_job(job, job.index)
 
+    def lives(self, namespace: str) -> bool:
+        """Whether any job there is not dead."""
+        return any(job.namespace == namespace and job.status != "dead" for job in self._jobs)
+
     def touch(self, allocation: Allocation) -> None:
         """Something else is known of it."""
         self.touch_job(job_name(allocation.namespace, allocation.job))
