@@ -292,9 +292,8 @@ async def shrink(world: World) -> None:
             await live(router, "steady", 1)
             taken = time.perf_counter() - begun
             rate = (len(load.answered) - before) / taken
-        print(
-            f"shrink: 4 → 1 in {taken:.1f} s under {rate:.0f} requests/s: {str(verdict([load, many], world.seen)).strip()}"
-        )
+        found = str(verdict([load, many], world.seen)).strip()
+        print(f"shrink: 4 → 1 in {taken:.1f} s under {rate:.0f} requests/s: {found}")
 
 
 async def live(router: Router, function: str, wanted: int) -> None:
