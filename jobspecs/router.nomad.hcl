@@ -7,12 +7,14 @@
 # gets them like this:
 #
 #   Nomad   by its workload identity, without any token. Attach the same rules to this job:
-#             nomad acl policy info -json modalnomad-router | jq -r .Rules > router-rules.json
+#             nomad operator api /v1/acl/policy/modalnomad-router | jq -r .Rules > router-rules.json
 #             nomad acl policy apply -namespace default -job modalnomad-router modalnomad-router-job router-rules.json
 #   Vault   by its workload identity. A role for it, beside those of environments that `modalnomad setup` makes:
-#             vault write auth/jwt-nomad/role/modalnomad-router role_type=jwt bound_audiences=vault.io \
-#               user_claim=sub token_type=service token_period=30m token_policies=modalnomad-router \
-#               bound_claims='{"nomad_namespace":"default","nomad_job_id":"modalnomad-router"}'   # as JSON: `vault write … -`
+#             vault write auth/jwt-nomad/role/modalnomad-router - <<END
+#             {"role_type": "jwt", "user_claim": "sub", "token_type": "service", "token_period": "30m",
+#              "bound_audiences": "vault.io", "token_policies": "modalnomad-router",
+#              "bound_claims": {"nomad_namespace": "default", "nomad_job_id": "modalnomad-router"}}
+#             END
 #   Consul  by a token with the policy modalnomad-router, in a variable that only this job reads:
 #             nomad var put nomad/jobs/modalnomad-router consul_token=…
 #           Without ACLs in Consul: -var consul_acl=false

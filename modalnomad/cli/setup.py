@@ -37,7 +37,7 @@ Tokens are yours to make, for who deploys and for each router, such as:
   nomad acl token create -type client -policy modalnomad-router
   vault token create -orphan -period 24h -policy modalnomad-router
   consul acl token create -policy-name modalnomad-router
-Rights of each, and what Nomad's agents need: docs/operate/cluster-rights.md"""
+Rights of each: docs/operate/cluster-rights.md; what the servers' own settings must say: docs/operate/cluster.md"""
 
 EnvsOption = Annotated[
     list[str] | None,

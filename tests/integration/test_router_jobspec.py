@@ -55,7 +55,7 @@ def test_it_names_what_setup_makes() -> None:
     assert role in {policy.name for policy in made.consul_policies}
     assert role in {policy.name for policy in made.vault_policies}
     assert f"auth/{made.auth_mount}/role/{role}" in text
-    assert f"token_policies={role}" in text
+    assert f'"token_policies": "{role}"' in text
     (consul,) = (policy for policy in made.consul_policies if policy.name == role)
     assert role in consul.rules["service"], "the name under which routers are registered"
     agent = next(policy for policy in made.consul_policies if policy.name == "modalnomad-nomad-agent")
