@@ -333,12 +333,17 @@ class NomadEngine(Engine):
                 await self._mirror.refresh(job)
 
     async def terminate(self, key: ReplicaKey) -> None:
-        """SIGTERM to its task: it lets no more requests in, finishes those it has and goes. Unknown, ended, or without
-        a place: nothing happens. Raises BackendError."""
+        """SIGTERM to its task: it lets no more requests in, finishes those it has and goes. Unknown or ended: nothing
+        happens. Raises BackendError, also when its task does not run within PLACE_LIMIT seconds."""
         await self.open()
-        job = self._world.child(key) if self._living(key) is not None else None
-        if job is not None and (allocation := self._world.allocation(job)) is not None:
-            await self._signal(allocation, "SIGTERM")
+        until = monotonic() + PLACE_LIMIT
+        while self._living(key) is not None and (job := self._world.child(key)) is not None:
+            allocation = self._world.allocation(job)
+            if allocation is not None and await self._signal(allocation, "SIGTERM"):
+                return
+            if monotonic() >= until:
+                raise BackendRefused(f"{key} cannot be told to end: its task does not run yet", "try it again later")
+            await asyncio.sleep(KILL_PAUSE)
 
     async def _signal(self, allocation: Allocation, signal: str = "SIGKILL") -> bool:
         """False: its task does not run. Raises BackendError."""
