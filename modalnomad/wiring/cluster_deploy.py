@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -32,6 +33,9 @@ from modalnomad.wiring.scratch import scratch_in
 
 ROUTER: Final = "router"
 """The command that serves what is deployed."""
+
+VALUES: Final = re.compile(r"\bfrom_dict\b|\benv\s*=")
+"""In a program that may have values of secrets in its text: `Secret.from_dict`, `@app.function(env=…)`."""
 
 
 @asynccontextmanager
@@ -121,11 +125,11 @@ def source_text(revision: Revision) -> str:
     """The Function's file, where it lies on this machine; empty: it does not."""
     where = revision.function.where.rpartition(":")[0]
     try:
-        text = Path(where).read_text("utf-8") if where else ""
+        text = Path(revision.source.root, where).read_text("utf-8") if where else ""
     except (OSError, UnicodeDecodeError):
         return ""
-    # Whoever may read jobs would read values that are written in the program.
-    return "" if "from_dict" in text else text
+    # Whoever may read jobs would read values that are written in the program, also those of its other Functions.
+    return "" if VALUES.search(text) else text
 
 
 async def _has_image(cluster: Cluster, image: BuiltImage) -> bool:
