@@ -26,6 +26,9 @@ NAME: Final = re.compile(r"/artifacts/([0-9a-f]{64})(?:\.tar\.gz)?")
 """The ending makes Nomad unpack it: https://developer.hashicorp.com/nomad/docs/job-specification/artifact"""
 SILENCE: Final = 60.0
 """Seconds a reader may take for one piece of about a MiB."""
+IDLE: Final = 30.0
+"""Seconds that a connection may be open without a request: anybody may open them, and each is one of the router's
+files."""
 PATIENCE: Final = 5.0
 """Seconds that downloads get to end when the server closes."""
 
@@ -56,7 +59,12 @@ class ArtifactServer:
         app = web.Application(client_max_size=1)
         app.router.add_route("*", "/{path:.*}", self._answer)
         runner = web.AppRunner(
-            app, access_log=None, logger=http_logger, handle_signals=False, shutdown_timeout=PATIENCE
+            app,
+            access_log=None,
+            logger=http_logger,
+            handle_signals=False,
+            shutdown_timeout=PATIENCE,
+            keepalive_timeout=IDLE,
         )
         await runner.setup()
         try:

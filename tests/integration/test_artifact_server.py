@@ -11,6 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from modalnomad.hashicorp import artifact_server
 from modalnomad.hashicorp.artifact_server import ArtifactServer
 from modalnomad.hashicorp.artifacts import ObjectArtifacts
 from modalnomad.model.errors import BackendConflict, BackendRefused
@@ -175,3 +176,20 @@ async def test_closing_ends_it(served: Served) -> None:
 
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    "said", ["", "GET /artif", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"], ids=["silent", "half", "after"]
+)
+async def test_idle_connections_do_not_take_the_routers_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setattr(artifact_server, "IDLE", 0.2)
+    server = ArtifactServer(ObjectArtifacts(ArtifactSettings(), tmp_path), "127.0.0.1", 0)
+    await server.start()
+    try:
+        async with asyncio.timeout(20):
+            answer = await exchange(server.port, said.encode())
+    finally:
+        await server.close()
+    assert answer.startswith(b"HTTP/1.1 404 ") or not said.endswith("\n")

@@ -288,6 +288,24 @@ async def test_a_node_without_uv_is_told_so(node: Node) -> None:
     assert "uv" in await refused(node, PATH="/usr/bin:/bin")
 
 
+async def test_what_builds_packages_sees_none_of_the_agents_secrets(node: Node) -> None:
+    """They run code of whoever made them."""
+    uv = node.folder / "bin" / "uv"
+    uv.parent.mkdir()
+    uv.write_text("#!/bin/sh\nenv\nexit 3\n")
+    uv.chmod(0o755)
+    secret = {"VAULT_TOKEN": "hvs.agent", "NOMAD_TOKEN": "n0mad", "AWS_SECRET_ACCESS_KEY": "k3y"}
+
+    code, out, err = await run(
+        node, PATH=f"{uv.parent}:/usr/bin:/bin", UV_DEFAULT_INDEX="https://index.internal", LC_ALL="C.UTF-8", **secret
+    )
+
+    assert code == c.Exit.ENVIRONMENT_FAILED
+    for word in ("UV_DEFAULT_INDEX=https://index.internal", f"HOME={node.folder}", "LC_ALL=C.UTF-8"):
+        assert word in out
+    assert not [value for value in (*secret.values(), "AGENT_SECRET") if value in out + err]
+
+
 async def test_a_node_without_the_images_python_is_told_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.support import nodes
 

@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from modalnomad_sdk.contract import Exit
+from modalnomad_sdk.contract import INHERITED, Exit
 from modalnomad_sdk.store import ImageStore, PythonMissing, StoreError, UvMissing, definition_digest
 from modalnomad_sdk.store.packs import read_pack
 
@@ -24,6 +24,9 @@ PAUSE = 0.5
 SILENCE = 30.0
 """Seconds without a byte after which a try has failed."""
 CHUNK = 1 << 20
+KEPT = INHERITED | {"PATH", "PYENV_ROOT", "NETRC"}
+"""Variables of the agent that builds get."""
+KEPT_BEGINNINGS = ("LC_", "UV_", "PIP_", "XDG_")
 
 
 def make_environment(
@@ -43,6 +46,7 @@ def make_environment(
                 raise _failed(
                     f"the environment {digest[:12]} is not on this node, and the job names no pack to make it"
                 )
+            _forget_the_agents()
             os.environ.setdefault("UV_CACHE_DIR", os.path.join(store, "uv-cache"))
             with tempfile.TemporaryDirectory(prefix="modalnomad-pack-", dir=scratch) as folder:
                 fetch(f"{server}/artifacts/{pack}", pack, os.path.join(folder, "pack"))
@@ -51,6 +55,14 @@ def make_environment(
         return made
     except OSError as error:
         raise _failed(f"the environment {digest[:12]} cannot be made in {store}: {error}") from error
+
+
+def _forget_the_agents() -> None:
+    """Packages run code when they are built, and raw_exec hands on all that the agent has: tokens of Vault and Consul,
+    a cloud's keys. What a replica gets stays, and what tells uv where packages and Pythons are."""
+    for name in list(os.environ):
+        if name not in KEPT and not name.startswith(KEPT_BEGINNINGS):
+            del os.environ[name]
 
 
 def _tidy(store: str, kept: str) -> None:
