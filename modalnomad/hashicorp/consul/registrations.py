@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -38,20 +39,29 @@ class Registration:
 
 def registration(item: dict[str, Any]) -> Registration | None:
     """From one item of `/v1/health/service`. None: not registered by a job of ours, or its class parameters were too
-    long to be told (`CONSUL_META_LIMIT`)."""
+    long to be told (`CONSUL_META_LIMIT`). Whoever may register services may write what they like into them: it is no
+    reason to lose the others."""
+    try:
+        return _read(item)
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def _read(item: dict[str, Any]) -> Registration | None:
     service, node = item.get("Service") or {}, item.get("Node") or {}
     meta = service.get("Meta") or {}
     key = key_of(meta)
     host = service.get("Address") or node.get("Address")
-    if key is None or not host or not service.get("Port"):
+    port = int(service.get("Port") or 0)
+    if key is None or not host or not 0 < port < 65536:
         return None
     most = meta.get(META_MAX_INPUTS, "")
     return Registration(
         key=key,
         alloc=meta.get(META_ALLOC, ""),
-        address=TcpAddress(host, int(service["Port"])),
+        address=TcpAddress(str(host), port),
         passing=all(check.get("Status") == "passing" for check in item.get("Checks") or ()),
-        max_inputs=int(most) if most.isdecimal() else 0,
+        max_inputs=int(most) if re.fullmatch(r"[0-9]{1,9}", most) else 0,
         service_id=service.get("ID", ""),
         node=node.get("Node", ""),
     )
