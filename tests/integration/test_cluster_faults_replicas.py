@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import aiohttp
-import psutil
 import pytest
 import pytest_asyncio
 
 from modalnomad.kit.tasks import Tasks
-from tests.support.shaken import Shaken, shaken, until
+from tests.support.shaken import Shaken, shaken, until, until_gone
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -131,19 +130,6 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shake
         yield made
 
 
-async def family(world: Shaken, function: str) -> list[psutil.Process]:
-    """The processes of its only replica, the outermost first; in the replica they have other numbers."""
-    (alloc,) = await world.allocations(function)
-    outermost = psutil.Process(world.pid(alloc))
-    return [outermost, *outermost.children(recursive=True)]
-
-
-async def until_gone(processes: list[psutil.Process]) -> None:
-    """Returns when none of them runs."""
-    _, left = await asyncio.to_thread(psutil.wait_procs, processes, 20)
-    assert not left
-
-
 async def test_one_that_exits_at_its_start_is_told_with_code_and_last_lines(world: Shaken) -> None:
     before = len(world.router.errors)
     asked = len(world.proxy.requests)
@@ -179,7 +165,7 @@ async def test_killed_while_it_starts(world: Shaken) -> None:
         await world.count("Slow", 1)
         (alloc,) = await world.allocations("Slow")
         await until(lambda: "enters" in world.output(alloc))
-        (await family(world, "Slow"))[-1].kill()
+        (await world.family("Slow"))[-1].kill()
         assert await asking == (503, "start_failed")
     text = await world.router.told("shaken/Slow: ", after=before)
     assert "SIGKILL" in text, text
@@ -187,7 +173,7 @@ async def test_killed_while_it_starts(world: Shaken) -> None:
 
 async def test_killed_while_idle_is_not_visible(world: Shaken) -> None:
     _, replica = await world.ask("f", "/")
-    for process in await family(world, "f"):
+    for process in await world.family("f"):
         process.kill()
 
     status, other = await world.ask("f", "/")
@@ -222,9 +208,9 @@ async def test_one_whose_loop_is_blocked_is_not_replaced_for_its_failing_check(w
 
 async def test_what_it_started_ends_with_it(world: Shaken) -> None:
     await world.ask("f")
-    before = await family(world, "f")
+    before = await world.family("f")
     assert (await world.ask("f", "/fork"))[0] == 200
-    after = await family(world, "f")
+    after = await world.family("f")
     assert len(after) == len(before) + 2
     await world.asleep("f")
     await until_gone(after)
@@ -241,7 +227,7 @@ async def test_a_flood_of_output_costs_nothing_but_its_beginning(world: Shaken) 
 
 async def test_one_that_ignores_sigterm_ends_all_the_same(world: Shaken) -> None:
     await world.ask("deaf")
-    processes = await family(world, "deaf")
+    processes = await world.family("deaf")
     (listed,) = [
         record
         for record in (await world.cluster.cli("container", "list", "--json")).records()
@@ -253,6 +239,6 @@ async def test_one_that_ignores_sigterm_ends_all_the_same(world: Shaken) -> None
 
 async def test_an_exit_that_never_ends_is_ended(world: Shaken) -> None:
     await world.ask("lingers-web")
-    processes = await family(world, "Lingers")
+    processes = await world.family("Lingers")
     await world.asleep("Lingers")
     await until_gone(processes)

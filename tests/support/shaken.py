@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.support.cluster import PATIENCE, Cluster, Router, cluster
 from tests.support.fakes.faults import Faults
 from tests.support.fakes.proxy import FaultyProxy
@@ -90,6 +92,20 @@ class Shaken:
         """Of an allocation's process."""
         return int(self.cluster.nomad.running.pid(alloc["ID"]))
 
+    async def family(self, function: str) -> list[psutil.Process]:
+        """The processes of its only replica, the outermost first; in the replica they have other numbers."""
+        (alloc,) = await self.allocations(function)
+        outermost = psutil.Process(self.pid(alloc))
+        return [outermost, *outermost.children(recursive=True)]
+
+    async def end(self, function: str) -> None:
+        """Kill its only replica. Returns when the router knows."""
+        before = len(self.router.errors)
+        for process in await self.family(function):
+            process.kill()
+        await self.asleep(function)
+        await self.router.told(" died: ", after=before)
+
     def output(self, alloc: Mapping[str, Any]) -> str:
         """What it wrote to standard output so far."""
         file = self.cluster.nomad.running.logs(alloc["ID"], "stdout")
@@ -107,6 +123,12 @@ async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not holds():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+
+
+async def until_gone(processes: list[psutil.Process]) -> None:
+    """Returns when none of them runs."""
+    _, left = await asyncio.to_thread(psutil.wait_procs, processes, PATIENCE / 3)
+    assert not left
 
 
 def _is_alive(alloc: Mapping[str, Any], function: str) -> bool:
