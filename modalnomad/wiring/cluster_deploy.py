@@ -125,7 +125,7 @@ def source_text(revision: Revision) -> str:
     """The Function's file, where it lies on this machine; empty: it does not."""
     where = revision.function.where.rpartition(":")[0]
     try:
-        text = Path(revision.source.root, where).read_text("utf-8") if where else ""
+        text = Path(where).read_text("utf-8") if where else ""
     except (OSError, UnicodeDecodeError):
         return ""
     # Whoever may read jobs would read values that are written in the program, also those of its other Functions.

@@ -27,6 +27,11 @@ class SecretVersions:
         """One that is served."""
         return self._revisions.get(revision)
 
+    def environment(self, revision: RevisionId) -> str | None:
+        """Of one that is served."""
+        found = self._revisions.get(revision)
+        return None if found is None else found.environment
+
     async def text(self, id: RevisionId) -> str:
         """`api=1,db=3`; empty: it has none. Raises BackendError."""
         return versions_text(await self.current(id))

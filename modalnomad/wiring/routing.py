@@ -119,6 +119,7 @@ async def _build(cluster: Cluster, environment: str | None, death: Death) -> Rou
         version_of=cluster.next_version,
         registrations=lambda: watch_registrations(cluster.consul),
         secret_versions=versions.text,
+        environment_of=versions.environment,
         router=name,
     )
     rotation = None

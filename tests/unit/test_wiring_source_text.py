@@ -1,4 +1,4 @@
-"""What Nomad's UI is told of a program's text: the right file's, and never one that may hold values."""
+"""What Nomad's UI is told of a program's text: never one that may hold values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from modalnomad.model.manifest import Source
 from modalnomad.model.revision import Revision
 from modalnomad.wiring.cluster_deploy import source_text
 from tests.support import rendered
@@ -14,22 +13,15 @@ from tests.support import rendered
 PLAIN = "import modal\napp = modal.App('shop')\nother_env = 1\n"
 
 
-def of(root: Path, where: str = "shop.py:3") -> Revision:
-    source = Source(mode="script", entry="shop.py", root=str(root), module="shop")
-    return rendered.revision(where=where).model_copy(update={"source": source})
+def of(file: Path) -> Revision:
+    return rendered.revision(where=f"{file}:3")
 
 
-def test_it_is_the_file_of_the_program_wherever_the_command_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for folder, text in (("here", "another"), ("there", PLAIN)):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "shop.py").write_text(text)
-    monkeypatch.chdir(tmp_path / "here")
+def test_it_is_the_functions_file(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(PLAIN)
 
-    assert source_text(of(tmp_path / "there")) == PLAIN
-    assert source_text(of(tmp_path / "there", str(tmp_path / "there" / "shop.py") + ":3")) == PLAIN
-    assert source_text(of(tmp_path / "elsewhere")) == ""
+    assert source_text(of(tmp_path / "shop.py")) == PLAIN
+    assert source_text(of(tmp_path / "none.py")) == ""
 
 
 @pytest.mark.parametrize(
@@ -44,4 +36,4 @@ def test_a_program_with_values_in_it_is_not_shown(tmp_path: Path, line: str) -> 
     """Whichever of its Functions has them."""
     (tmp_path / "shop.py").write_text(f"{PLAIN}{line}\n")
 
-    assert source_text(of(tmp_path)) == ""
+    assert source_text(of(tmp_path / "shop.py")) == ""

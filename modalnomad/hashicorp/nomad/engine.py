@@ -26,6 +26,7 @@ from modalnomad.kit.clock import monotonic
 from modalnomad.kit.tasks import Tasks
 from modalnomad.kit.watch import Cell
 from modalnomad.model.errors import BackendError, BackendRefused, ModalNomadError
+from modalnomad.model.ids import RevisionId
 from modalnomad.model.manifest import Function, Notice
 from modalnomad.model.replica import Address, LogLine, Replica, ReplicaKey, ReplicaState
 from modalnomad.model.revision import Revision
@@ -68,6 +69,7 @@ class NomadEngine(Engine):
 
     `rendering`, `version_of`: for jobs that are registered. `registrations`: what Consul has, which counts while Nomad
     cannot be read. `secret_versions`: `db=3,api=1` of a revision, raising BackendError where a start would fail for it.
+    `environment_of`: where a revision belongs, None: unknown; jobs of other environments that name it are not its.
     `router`: who starts replicas, for people.
     """
 
@@ -79,6 +81,7 @@ class NomadEngine(Engine):
         version_of: Versions,
         registrations: Registrations | None = None,
         secret_versions: SecretTexts | None = None,
+        environment_of: Callable[[RevisionId], str | None] = lambda revision: None,
         router: str = "",
         relist: float = RELIST,
         view: View | None = None,
@@ -86,7 +89,7 @@ class NomadEngine(Engine):
         self._api = api
         self._parents = Parents(api, rendering, version_of)
         self._registrations = registrations
-        self._world = World()
+        self._world = World(environment_of)
         self._view = view or View()
         self._mirror = Mirror(api, self._world, self._publish, relist=relist)
         self._dispatcher = Dispatcher(api, self._world, self._mirror, secret_versions, router)

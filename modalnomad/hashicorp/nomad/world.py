@@ -22,7 +22,9 @@ from modalnomad.hashicorp.nomad.shapes import (
     job_of,
     node_of,
 )
+from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import PoolKey, ReplicaKey
+from modalnomad.render.cluster import namespace_of
 
 GONE_KEPT: Final = 1000
 """Deregistered objects remembered."""
@@ -82,9 +84,13 @@ class Table(Generic[T]):
 
 
 class World:
-    """Of the namespaces that are environments, and of all nodes. Jobs are named by `job_name`."""
+    """Of the namespaces that are environments, and of all nodes. Jobs are named by `job_name`.
 
-    def __init__(self) -> None:
+    `home`: the environment of a revision, None: unknown. A job elsewhere that names it is not its: whoever may register
+    jobs in one environment must not get the requests of another."""
+
+    def __init__(self, home: Callable[[RevisionId], str | None] = lambda revision: None) -> None:
+        self._home = home
         self._jobs: Table[Job] = Table(job_of, lambda job: job.name)
         self._nodes: Table[Node] = Table(node_of, lambda node: node.id)
         self._allocations: Table[Allocation] = Table(allocation_of, lambda allocation: allocation.id)
@@ -212,7 +218,7 @@ class World:
     def parents(self, revision: str) -> list[Job]:
         """Jobs of a revision: the newest that is not stopped first."""
         jobs = filter(None, map(self._jobs.get, self._parents.get(revision, ())))
-        found = [job for job in jobs if job.revision == revision]  # a name may have been taken by another one
+        found = [job for job in jobs if job.revision == revision and self._at_home(job)]  # a name may change hands
         return sorted(found, key=lambda job: (not job.stopped, job.submitted_at), reverse=True)
 
     def serves(self, revision: str) -> bool:
@@ -221,7 +227,12 @@ class World:
 
     def children(self, pool: PoolKey, number: int) -> list[Job]:
         """Of all epochs, alive or dead."""
-        return list(filter(None, map(self._jobs.get, self._children.get((pool, number), ()))))
+        jobs = filter(None, map(self._jobs.get, self._children.get((pool, number), ())))
+        return [job for job in jobs if self._at_home(job)]
+
+    def _at_home(self, job: Job) -> bool:
+        home = self._home(RevisionId(job.revision))
+        return home is None or job.namespace == namespace_of(home)
 
     def child(self, key: ReplicaKey) -> Job | None:
         """The one that is this replica: the first. Of two dispatches with one token at the same time Nomad may start
