@@ -48,7 +48,7 @@ def list_(
     for problem in problems:
         err.print(f"Not shown: {problem}", markup=False)
     if problems:
-        err.print("An up that runs goes on with what it last read of them.", markup=False)
+        err.print("What serves now goes on with what it last read of them.", markup=False)
 
 
 async def _read(

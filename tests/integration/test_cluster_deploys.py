@@ -125,11 +125,10 @@ VALIDATION = "1 error occurred:\n\t* Task group f validation failed: 1 error occ
         (lambda f: f.refuse(REGISTER, status=403, text="Permission denied"), "the token comes from NOMAD_TOKEN"),
         (lambda f: f.refuse("/plan$", times=9), "/plan with 500: No cluster leader"),
         (lambda f: f.refuse("/dispatch$", times=99), "/dispatch with 500: No cluster leader"),
-        (lambda f: f.refuse("/dispatch$", times=99, status=403, text="Permission denied"), "doctor` tells its rights"),
         (lambda f: f.refuse("GET /v1/jobs$", times=99), "answered GET /v1/jobs with 500: No cluster leader"),
         (lambda f: f.cut(REGISTER), "does not answer POST /v1/jobs"),
     ],
-    ids=["validation", "forbidden", "plan", "dispatch", "dispatch-forbidden", "list", "cut-after-effect"],
+    ids=["validation", "forbidden", "plan", "dispatch", "list", "cut-after-effect"],
 )
 async def test_nomad_refuses(world: World, spoil: Callable[[Any], Fault], says: str) -> None:
     fault = spoil(world.cluster.nomad.faults)

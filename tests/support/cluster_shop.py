@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from modalnomad.hashicorp.consul.records import GUARD
 from modalnomad.settings import Settings
 from modalnomad.wiring.cluster import open_cluster
 from tests.support.cluster import Cluster, Result, Router, cluster
@@ -106,7 +107,7 @@ class World:
     def records(self) -> dict[str, bytes]:
         """Of Apps, as Consul has them."""
         keys = self.cluster.consul.store.keys
-        return {key: entry.value for key, entry in keys.items() if "/apps/" in key and not key.endswith("~guard")}
+        return {key: entry.value for key, entry in keys.items() if "/apps/" in key and not key.endswith(GUARD)}
 
     def jobs(self) -> set[str]:
         """Those that are not stopped, dead or without a namespace of ours: parents and children."""
