@@ -22,6 +22,16 @@ PROGRAM = """
 @modal.fastapi_endpoint()
 def warm():
     return os.environ["MODALNOMAD_REPLICA"]
+
+@app.cls(scaledown_window=2)
+class Exits:
+    @modal.enter()
+    def enter(self):
+        os._exit(3)
+
+    @modal.asgi_app()
+    def web(self):
+        return web
 """
 SLEEPER = """
 @app.function(scaledown_window=2)
@@ -127,6 +137,16 @@ async def test_a_stream_that_is_cut_costs_no_wake(world: Shaken, sleeper: str) -
         asked = tasks.spawn(world.ask(sleeper), "asks meanwhile")
         assert world.faults.stream_cut() >= 1
         assert (await asked)[0] == 200
+
+
+async def test_a_start_that_fails_while_no_stream_opens_is_told(world: Shaken) -> None:
+    before = len(world.router.errors)
+    with world.faults.stream_never_opens(), world.faults.nomad_errors(r"GET /v1/jobs\?.*Status"):  # no lists either
+        world.faults.stream_cut()
+        await world.router.told("event stream of Job", after=before)
+        async with asyncio.timeout(BOUND):
+            assert await world.code("exits-web") == (503, "start_failed")
+        await world.router.told("shaken/Exits: the process ended with code 3", after=before)
 
 
 # --- Vault -------------------------------------------------------------------------------------------------------

@@ -30,8 +30,9 @@ SECRETS_LIMIT: Final = 3.0
 """Seconds to learn the versions of its secrets."""
 ASKED_KEPT: Final = 10_000
 """Keys remembered; only the last seconds' matter."""
-LOOKS: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-"""Seconds between looks at a child while nothing is told about it."""
+LOOKS: Final = (0.05, 0.1, 0.2, *(0.5,) * 20, 1.0, 2.0, 5.0)
+"""Seconds between looks at a child while nothing is told about it: how it fails is known within one. Later ends are
+found by the lists."""
 
 SecretTexts = Callable[[RevisionId], Awaitable[str]]
 """`db=3,api=1` of a revision as they are now. Raises BackendError, SecretMissing."""
@@ -146,7 +147,7 @@ class Dispatcher:
         self._world.take_job(child, done.index)
 
     async def look_after(self, job: Job) -> None:
-        """While no events tell what becomes of it: look, until it has its address or ended."""
+        """While no events tell what becomes of it: look, until it ended, or for as long as most starts take."""
         for pause in LOOKS:
             await asyncio.sleep(pause)
             if self._mirror.streaming(job.namespace):
@@ -155,7 +156,8 @@ class Dispatcher:
                 await self._mirror.refresh(job)
             except BackendError:
                 continue
-            if self._world.allocation(job) is not None:
+            allocation = self._world.allocation(job)
+            if allocation is not None and not allocation.alive:
                 return
 
 

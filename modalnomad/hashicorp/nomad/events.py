@@ -82,8 +82,8 @@ async def follow(
     lost: Callable[[BackendError], Awaitable[None]],
 ) -> None:
     """For ever: connect, `opened` (list everything now; its BackendError counts as a loss), then each `heard`; when the
-    stream ends `lost`, and after a pause again."""
-    tries = 0
+    stream ends `lost`, and after a pause again. What it ends with is logged once, until it says something else."""
+    tries, said = 0, ""
     while True:
         try:
             events = stream(api, topics, namespace)
@@ -93,9 +93,13 @@ async def follow(
                         heard(batch)
                     else:
                         await opened()
-                        tries = 0
+                        if said:
+                            logger.warning("Nomad's event stream of %s is open again", ", ".join(topics))
+                        tries, said = 0, ""
         except BackendError as error:
-            logger.warning("%s", error.message)
+            if error.message != said:
+                said = error.message
+                logger.warning("%s", said)
             await lost(error)
         except ODD as error:  # not what Nomad says: a proxy, another version
             logger.exception("what Nomad tells cannot be read")
