@@ -91,7 +91,7 @@ def renderer(
     cluster: Cluster,
     key: bytes,
     deployed_by: str,
-    source: Callable[[Revision], str],
+    source: Callable[[Revision], Awaitable[str]],
     *,
     archives: Artifacts | None = None,
 ) -> Callable[[Revision, int], Awaitable[Rendering]]:
@@ -114,7 +114,7 @@ def renderer(
             version=version,
             deployed_at=time.time(),
             deployed_by=deployed_by,
-            source=source(revision),
+            source=await source(revision),
         )
 
     return rendering

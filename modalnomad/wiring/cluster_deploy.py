@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import getpass
-import re
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 from modalnomad.deploy.images import Images
@@ -29,13 +27,11 @@ from modalnomad.wiring.cluster_images import cluster_images, in_containers
 from modalnomad.wiring.cluster_stage import open_cluster_stage
 from modalnomad.wiring.deploy_parts import DeployParts, Listener
 from modalnomad.wiring.home import image_store
+from modalnomad.wiring.program_text import program_text
 from modalnomad.wiring.scratch import scratch_in
 
 ROUTER: Final = "router"
 """The command that serves what is deployed."""
-
-VALUES: Final = re.compile(r"\bfrom_dict\b|\benv\s*=")
-"""In a program that may have values of secrets in its text: `Secret.from_dict`, `@app.function(env=…)`."""
 
 
 @asynccontextmanager
@@ -77,13 +73,13 @@ async def open_cluster_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
 
 
 async def make_engine(
-    cluster: Cluster, *, router: str = "", source: Callable[[Revision], str] | None = None
+    cluster: Cluster, *, router: str = "", source: Callable[[Revision], Awaitable[str]] | None = None
 ) -> NomadEngine:
     """Not open: nothing is watched. Raises BackendError when the platform key cannot be had."""
     key = await cluster.platform_key()
     return NomadEngine(
         api=cluster.nomad,
-        rendering=renderer(cluster, key, deployer(), source or source_text),
+        rendering=renderer(cluster, key, deployer(), source or partial(program_text, cluster.artifacts)),
         version_of=cluster.next_version,
         router=router or DEPLOYER + deployer(),
     )
@@ -119,17 +115,6 @@ def deployer() -> str:
     except (KeyError, OSError):
         user = "unknown"
     return f"{user}@{socket.gethostname()}"
-
-
-def source_text(revision: Revision) -> str:
-    """The Function's file, where it lies on this machine; empty: it does not."""
-    where = revision.function.where.rpartition(":")[0]
-    try:
-        text = Path(where).read_text("utf-8") if where else ""
-    except (OSError, UnicodeDecodeError):
-        return ""
-    # Whoever may read jobs would read values that are written in the program, also those of its other Functions.
-    return "" if VALUES.search(text) else text
 
 
 async def _has_image(cluster: Cluster, image: BuiltImage) -> bool:

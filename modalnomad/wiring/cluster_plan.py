@@ -25,7 +25,8 @@ from modalnomad.model.manifest import Image
 from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.settings import ArtifactSettings, Settings
 from modalnomad.wiring.cluster import Cluster, open_cluster, renderer
-from modalnomad.wiring.cluster_deploy import deployer, source_text
+from modalnomad.wiring.cluster_deploy import deployer
+from modalnomad.wiring.program_text import no_text
 
 NOT_MADE: Final = Digest("0" * 64)
 """In place of an image that a deploy would have to make first."""
@@ -56,7 +57,7 @@ async def plan_jobs(settings: Settings, comparison: Comparison) -> tuple[JobPlan
             key = await cluster.platform_key()
             # The archive that starts replicas is put where nobody reads it: only its name is needed.
             scratch = ObjectArtifacts(ArtifactSettings(store=str(folder / "artifacts")), cluster.home)
-            rendering = renderer(cluster, key, deployer(), source_text, archives=scratch)
+            rendering = renderer(cluster, key, deployer(), no_text, archives=scratch)
             parents = Parents(cluster.nomad, rendering, cluster.next_version)
             bundle = await asyncio.to_thread(_bundle, comparison.plan, folder)
             images = dict(_images(comparison, docker=settings.nomad.driver == "docker"))

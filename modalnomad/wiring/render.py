@@ -17,9 +17,10 @@ from modalnomad.render.nomad import Rendering, parent_job
 from modalnomad.settings import ArtifactSettings, Settings
 from modalnomad.wiring.building import naming_of
 from modalnomad.wiring.cluster import web_urls
-from modalnomad.wiring.cluster_deploy import deployer, source_text
+from modalnomad.wiring.cluster_deploy import deployer
 from modalnomad.wiring.cluster_images import cluster_images, in_containers
 from modalnomad.wiring.home import home_of, image_store
+from modalnomad.wiring.program_text import program_text
 from modalnomad.wiring.scratch import scratch_in
 
 NO_TICKET: Final = "0" * 64
@@ -55,6 +56,7 @@ async def render_program(
                 bundles=lambda description, functions: pack(description, functions, artifacts),
             )
             sdk = await sdk_archive(artifacts)
+            texts = [await program_text(artifacts, revision) for revision in revisions]
     finally:
         images.close()
     deployed_at, deployed_by = time.time(), deployer()
@@ -72,8 +74,8 @@ async def render_program(
                 version=version,
                 deployed_at=deployed_at,
                 deployed_by=deployed_by,
-                source=source_text(revision),
+                source=text,
             ),
         )
-        for revision in revisions
+        for revision, text in zip(revisions, texts, strict=True)
     )

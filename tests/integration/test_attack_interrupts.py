@@ -39,7 +39,7 @@ async def test_a_signal_that_comes_as_the_work_ends_is_not_lost() -> None:
 async def test_a_build_cancelled_twice_is_over_when_its_caller_is(monkeypatch: pytest.MonkeyPatch) -> None:
     began, ended = threading.Event(), threading.Event()
 
-    def build(image: object, store: object, report: object, cancelled: threading.Event, program: object) -> None:
+    def build(image: object, store: object, report: object, cancelled: threading.Event, *others: object) -> None:
         began.set()
         assert cancelled.wait(10)
         threading.Event().wait(0.2)  # its processes take a while to end

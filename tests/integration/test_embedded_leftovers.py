@@ -130,7 +130,8 @@ async def test_a_replica_that_ended_leaves_nothing_either(home: Path) -> None:
             await h.ask(again, f"{contract.DRAIN_PATH}?idle_for=0", "POST")
             await h.until(again, ReplicaState.GONE)
 
-        assert open_descriptors() == before
+        # The bundle is byte-compiled by a process of its own some seconds after it was prepared.
+        await eventually(lambda: open_descriptors().items() <= before.items())
         assert len(list((runs(home)[0] / "replicas").iterdir())) == 1
         assert sockets(home) == [address.path]
 

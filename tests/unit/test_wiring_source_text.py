@@ -1,4 +1,4 @@
-"""What Nomad's UI is told of a program's text: never one that may hold values."""
+"""What Nomad's pages show of a program's text: the file that was deployed, and never one that may hold values."""
 
 from __future__ import annotations
 
@@ -6,22 +6,32 @@ from pathlib import Path
 
 import pytest
 
+from modalnomad.embedded.artifacts import EmbeddedArtifacts
 from modalnomad.model.revision import Revision
-from modalnomad.wiring.cluster_deploy import source_text
+from modalnomad.wiring.program_text import LARGEST, program_text
 from tests.support import rendered
+from tests.support.engines import archive
 
 PLAIN = "import modal\napp = modal.App('shop')\nother_env = 1\n"
 
 
-def of(file: Path) -> Revision:
-    return rendered.revision(where=f"{file}:3")
+async def shown(folder: Path, text: str, entry: str = "shop.py") -> str:
+    file = folder / "bundle"
+    file.write_bytes(archive({entry: text}))
+    artifacts = EmbeddedArtifacts(folder / "home")
+    made = rendered.revision()
+    revision = Revision.model_validate({**made.model_dump(), "bundle": await artifacts.put(file)})
+    return await program_text(artifacts, revision)
 
 
-def test_it_is_the_functions_file(tmp_path: Path) -> None:
-    (tmp_path / "shop.py").write_text(PLAIN)
+async def test_it_is_the_deployed_file_wherever_the_deployer_is(tmp_path: Path) -> None:
+    assert await shown(tmp_path, PLAIN) == PLAIN
+    assert await shown(tmp_path, PLAIN, entry="other.py") == ""
+    assert await shown(tmp_path, f"{PLAIN}#{'x' * LARGEST}") == ""
 
-    assert source_text(of(tmp_path / "shop.py")) == PLAIN
-    assert source_text(of(tmp_path / "none.py")) == ""
+
+async def test_without_its_bundle_nothing_is_shown(tmp_path: Path) -> None:
+    assert await program_text(EmbeddedArtifacts(tmp_path / "home"), rendered.revision()) == ""
 
 
 @pytest.mark.parametrize(
@@ -32,8 +42,6 @@ def test_it_is_the_functions_file(tmp_path: Path) -> None:
         '@app.function(\n    env = dict(KEY="s3cret"),\n)',
     ],
 )
-def test_a_program_with_values_in_it_is_not_shown(tmp_path: Path, line: str) -> None:
+async def test_a_program_with_values_in_it_is_not_shown(tmp_path: Path, line: str) -> None:
     """Whichever of its Functions has them."""
-    (tmp_path / "shop.py").write_text(f"{PLAIN}{line}\n")
-
-    assert source_text(of(tmp_path / "shop.py")) == ""
+    assert await shown(tmp_path, f"{PLAIN}{line}\n") == ""

@@ -15,7 +15,7 @@ from modalnomad.hashicorp.nomad.dispatching import Dispatcher, SecretTexts
 from modalnomad.hashicorp.nomad.explaining import explain
 from modalnomad.hashicorp.nomad.lastwords import last_words
 from modalnomad.hashicorp.nomad.logs import read_logs
-from modalnomad.hashicorp.nomad.mirror import RELIST, Mirror
+from modalnomad.hashicorp.nomad.mirror import RELIST, Mirror, OnDeath
 from modalnomad.hashicorp.nomad.parents import Parents, Renderings, Versions
 from modalnomad.hashicorp.nomad.prewarming import Told, prewarm
 from modalnomad.hashicorp.nomad.remarks import cluster_remarks
@@ -85,15 +85,16 @@ class NomadEngine(Engine):
         router: str = "",
         relist: float = RELIST,
         view: View | None = None,
+        on_death: OnDeath = None,
     ) -> None:
         self._api = api
         self._parents = Parents(api, rendering, version_of)
         self._registrations = registrations
         self._world = World(environment_of)
         self._view = view or View()
-        self._mirror = Mirror(api, self._world, self._publish, relist=relist)
+        self._mirror = Mirror(api, self._world, self._publish, relist=relist, on_death=on_death)
         self._dispatcher = Dispatcher(api, self._world, self._mirror, secret_versions, router)
-        self._tasks = Tasks("engine")
+        self._tasks = Tasks("engine", on_death)
         self._opening: asyncio.Task[None] | None = None
         self._twins: set[str] = set()
         self._starting: dict[ReplicaKey, asyncio.Task[ModalNomadError | None]] = {}

@@ -33,15 +33,27 @@ NODES: Final = ""
 """Stands for the nodes where an environment's namespace stands."""
 
 
+OnDeath = Callable[[str, BaseException], None] | None
+"""Told of a watch that ended by itself, see `Tasks`."""
+
+
 class Mirror:
     """`changed` is called when the world is another one. Reads only."""
 
-    def __init__(self, api: NomadApi, world: World, changed: Callable[[], None], *, relist: float = RELIST) -> None:
+    def __init__(
+        self,
+        api: NomadApi,
+        world: World,
+        changed: Callable[[], None],
+        *,
+        relist: float = RELIST,
+        on_death: OnDeath = None,
+    ) -> None:
         self._api = api
         self._world = world
         self._changed = changed
         self._relist_each = relist
-        self._tasks = Tasks("nomad")
+        self._tasks = Tasks("nomad", on_death)
         self._feeds: dict[str, list[asyncio.Task[None]]] = {}
         self._streaming: set[str] = set()
         self._listed: set[str] = set()
