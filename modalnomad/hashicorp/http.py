@@ -142,7 +142,7 @@ class HttpClient:
 
     def _unreachable(self, method: str, path: str, error: BaseException) -> BackendUnreachable:
         server = self.server
-        what = _words(error)
+        what = broken(error)
         if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
             hint = f"is {server.setting} right, and its certificate signed by an authority this machine trusts?"
         else:
@@ -183,10 +183,12 @@ def _texts(params: Parameters | None) -> dict[str, str]:
     }
 
 
-def _words(error: BaseException) -> str:
-    """Why there was no answer, without what only a programmer reads."""
+def broken(error: BaseException) -> str:
+    """Why there was no answer, or no whole one, without what only a programmer reads."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the connection broke off"
     cause = error
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         cause = error.certificate_error

@@ -143,7 +143,7 @@ async def test_a_start_that_fails_while_no_stream_opens_is_told(world: Shaken) -
     before = len(world.router.errors)
     with world.faults.stream_never_opens(), world.faults.nomad_errors(r"GET /v1/jobs\?.*Status"):  # no lists either
         world.faults.stream_cut()
-        await world.router.told("event stream of Job", after=before)
+        await world.router.told("event stream of Job", "ended: the connection broke off", after=before)
         async with asyncio.timeout(BOUND):
             assert await world.code("exits-web") == (503, "start_failed")
         await world.router.told("shaken/Exits: the process ended with code 3", after=before)

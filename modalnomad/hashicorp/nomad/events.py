@@ -17,6 +17,7 @@ from typing import Final
 
 import aiohttp
 
+from modalnomad.hashicorp.http import broken
 from modalnomad.hashicorp.nomad.api import ODD, NomadApi, Shape
 from modalnomad.model.errors import BackendError, BackendRefused, BackendUnreachable
 
@@ -59,7 +60,7 @@ async def stream(api: NomadApi, topics: tuple[str, ...], namespace: str) -> Asyn
                 "it needs read-job and list-jobs in the environments' namespaces, and node read",
             ) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise BackendUnreachable(f"{what} ended: {str(error) or type(error).__name__}") from error
+            raise BackendUnreachable(f"{what} ended: {broken(error)}") from error
         if line is not None:
             yield ()
         try:
@@ -68,7 +69,7 @@ async def stream(api: NomadApi, topics: tuple[str, ...], namespace: str) -> Asyn
                     yield events
                 line = await anext(lines, None)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise BackendUnreachable(f"{what} ended: {str(error) or type(error).__name__}") from error
+            raise BackendUnreachable(f"{what} ended: {broken(error)}") from error
     raise BackendUnreachable(f"{what} was closed by the server")
 
 
