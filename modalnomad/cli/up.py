@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from modalnomad.cli.common import JsonOption, load_settings
+from modalnomad.cli.listening import (
+    AccessLogOption,
+    AdminPortOption,
+    DomainOption,
+    HostOption,
+    PortOption,
+    TlsCertOption,
+    TlsKeyOption,
+)
 from modalnomad.model.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,20 +25,13 @@ if TYPE_CHECKING:
 
 def up(
     *,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one. [default: 8700]")
-    ] = None,
-    domain: Annotated[str | None, typer.Option(help="Last part of all host names. [default: localhost]")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of a certificate with its chain: HTTPS.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
-    admin_port: Annotated[
-        int | None,
-        typer.Option(min=0, max=65535, help="Port for metrics, health, /debug; 0: a free one. [default: 8701]"),
-    ] = None,
-    access_log: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A line of JSON for each request; `-`: standard output.")
-    ] = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    domain: DomainOption = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    admin_port: AdminPortOption = None,
+    access_log: AccessLogOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Leave out what replicas write.")] = False,
     env: Annotated[
         str | None, typer.Option("--env", "-e", help="Serve the Apps of this environment only. [default: all]")

@@ -10,7 +10,7 @@ from typing import Final
 
 from modalnomad.embedded.store import read_record, write_record
 from modalnomad.model.errors import BackendError
-from modalnomad.scaling.schedule import JobKey, Memory
+from modalnomad.scaling.schedule import JobKey, Memory, memories_from_json, memories_to_json
 
 logger = logging.getLogger("modalnomad.schedules")
 
@@ -35,25 +35,11 @@ class ScheduleRecords:
     def _load(self) -> dict[JobKey, Memory]:
         try:
             content = read_record(self._path, KIND, FORMAT) or {"jobs": []}
-            return {
-                (str(job["environment"]), str(job["app"]), str(job["function"])): Memory(
-                    float(job["deployed_at"]), float(job["last"])
-                )
-                for job in content["jobs"]
-            }
+            return memories_from_json(content["jobs"])
         except (BackendError, KeyError, TypeError, ValueError) as error:
             logger.error("%s cannot be used: schedules are counted from now. %s", self._path, error)
             return {}
 
     def _save(self, memory: Mapping[JobKey, Memory]) -> None:
-        jobs = [
-            {
-                "environment": environment,
-                "app": app,
-                "function": function,
-                "deployed_at": kept.deployed_at,
-                "last": kept.last,
-            }
-            for (environment, app, function), kept in sorted(memory.items())
-        ]
+        jobs = memories_to_json(memory)
         write_record(self._path, KIND, FORMAT, {"jobs": jobs})

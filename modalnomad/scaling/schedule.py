@@ -12,10 +12,10 @@ skipped, what comes a second time within BACK is not run again.
 from __future__ import annotations
 
 import calendar
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
@@ -198,3 +198,27 @@ class Timetable:
             if entry.last is not None and not short:
                 found[key] = Memory(entry.job.deployed_at, entry.last)
         return found
+
+
+def memories_to_json(memory: Mapping[JobKey, Memory]) -> list[dict[str, str | float]]:
+    """As they are kept."""
+    return [
+        {
+            "environment": environment,
+            "app": app,
+            "function": function,
+            "deployed_at": kept.deployed_at,
+            "last": kept.last,
+        }
+        for (environment, app, function), kept in sorted(memory.items())
+    ]
+
+
+def memories_from_json(jobs: Iterable[Mapping[str, Any]]) -> dict[JobKey, Memory]:
+    """Raises KeyError, TypeError, ValueError for what was not written so."""
+    return {
+        (str(job["environment"]), str(job["app"]), str(job["function"])): Memory(
+            float(job["deployed_at"]), float(job["last"])
+        )
+        for job in jobs
+    }

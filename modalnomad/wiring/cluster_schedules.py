@@ -9,7 +9,7 @@ from typing import Final
 
 from modalnomad.hashicorp.consul.api import ConsulApi
 from modalnomad.model.errors import BackendError
-from modalnomad.scaling.schedule import JobKey, Memory
+from modalnomad.scaling.schedule import JobKey, Memory, memories_from_json, memories_to_json
 
 logger = logging.getLogger("modalnomad.schedules")
 
@@ -28,26 +28,12 @@ class ClusterSchedules:
         try:
             found = await self._consul.get(self._key)
             content = json.loads(found.items[0].value) if found.items else {"jobs": []}
-            return {
-                (str(job["environment"]), str(job["app"]), str(job["function"])): Memory(
-                    float(job["deployed_at"]), float(job["last"])
-                )
-                for job in content["jobs"]
-            }
+            return memories_from_json(content["jobs"])
         except (BackendError, KeyError, TypeError, ValueError) as error:
             logger.error("%s in Consul cannot be used: schedules are counted from now. %s", self._key, error)
             return {}
 
     async def save(self, memory: Mapping[JobKey, Memory]) -> None:
         """Raises BackendError."""
-        jobs = [
-            {
-                "environment": environment,
-                "app": app,
-                "function": function,
-                "deployed_at": kept.deployed_at,
-                "last": kept.last,
-            }
-            for (environment, app, function), kept in sorted(memory.items())
-        ]
+        jobs = memories_to_json(memory)
         await self._consul.put(self._key, json.dumps({"format": FORMAT, "jobs": jobs}).encode())
