@@ -173,8 +173,10 @@ async def test_killed_while_it_starts(world: Shaken) -> None:
 
 async def test_killed_while_idle_is_not_visible(world: Shaken) -> None:
     _, replica = await world.ask("f", "/")
-    for process in await world.family("f"):
+    processes = await world.family("f")
+    for process in processes:
         process.kill()
+    await until_gone(processes)  # who is only dying may still take a connection, and is gone once the request is sent
 
     status, other = await world.ask("f", "/")
     assert (status, other == replica) == (200, False)
