@@ -160,7 +160,7 @@ async def test_a_place_that_comes_late_is_taken_and_given_back(world: Shaken) ->
     before = len(world.router.errors)
     async with world.faults.placed_late():
         status, code = await world.code("late")
-        assert (status, code) == (503, "no_capacity")
+        assert (status, code) == (503, "unplaceable")
         await world.router.told("shaken/late: there is no node for it", after=before)
         # It waits in Nomad, where nobody can take it back: nothing is added to it.
         assert (await world.code("late"))[0] == 503

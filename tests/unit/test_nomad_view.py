@@ -61,7 +61,7 @@ def test_a_child_is_starting_with_its_address_before_nomad_calls_it_running() ->
         ("mem", FAILED, "no_capacity", "no node has enough left of what it asks for: memory"),
         ("con", FAILED, "unplaceable", "no node meets ${attr.kernel.name} = plan9"),
         ("gpu", FAILED, "unplaceable", "no node has the GPU it asks for"),
-        ("pool", FAILED, "no_capacity", "none in node pool gpu is ready to take work"),
+        ("pool", FAILED, "unplaceable", "none in node pool gpu is ready to take work"),
         ("docker", FAILED, "unplaceable", "no node has the driver it needs"),
         ("vault", FAILED, "start_failed", "the secret db does not exist"),
         ("tmpl", FAILED, "start_failed", "its secrets could not be read"),

@@ -86,7 +86,7 @@ def test_an_end_is_read_from_its_exit_code() -> None:
         ({"NodesEvaluated": 1, "NodesExhausted": 1,
           "DimensionExhausted": {"network: reserved port collision web8000=8000": 1}}, "no_capacity",
          "ports (reserved port collision web8000=8000)"),
-        ({"NodesEvaluated": 0, "NodePool": "gpu"}, "no_capacity", "none in node pool gpu"),
+        ({"NodesEvaluated": 0, "NodePool": "gpu"}, "unplaceable", "none in node pool gpu"),
         ({"NodesEvaluated": 3, "NodesFiltered": 3, "ConstraintFiltered": {"computed class ineligible": 2,
           "${attr.consul.version} semver >= 1.8.0": 1}}, "unplaceable", "no node reaches Consul"),
         ({"NodesEvaluated": 3, "ConstraintFiltered": {"missing devices": 1, "${attr.vault.version} semver > 0.6": 2}},

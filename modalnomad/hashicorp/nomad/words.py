@@ -32,7 +32,7 @@ _CACHED: Final = "computed class ineligible"
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Why no node took it: `no_capacity`, some could and are full, or none is there; `unplaceable`, none could."""
+    """Why no node took it: `no_capacity`, some could and are full; `unplaceable`, none could."""
 
     code: FailureCode
     reason: str
@@ -48,8 +48,7 @@ def placement(metric: Shape) -> Placement:
         return Placement("no_capacity", f"no node has enough left of what it asks for: {lacks}")
     if not evaluated:
         pool = metric.get("NodePool") or "default"
-        # A pool that does not exist is refused when the job is registered: nodes may come, or come back.
-        return Placement("no_capacity", f"there is no node for it: none in node pool {pool} is ready to take work")
+        return Placement("unplaceable", f"there is no node for it: none in node pool {pool} is ready to take work")
     needs = list(dict.fromkeys(_filter(text) for text in filtered)) or ["fits its constraints"]
     return Placement("unplaceable", f"no node {', or none '.join(needs)}")
 
