@@ -264,6 +264,6 @@ async def test_a_new_version_of_a_secret_reaches_who_runs_one_at_a_time(world: S
     assert set(load.answered.values()) == {"one", "two"}
     assert {version for number, version in load.answered.items() if number > last} == {"two"}
     assert max(most) == 3
-    assert min(most) == 2
+    assert min(most) >= 1  # one that nobody needs at the moment goes without a successor
     assert await world.children("asleep") == 0
     assert await world.ask("asleep") == (200, "two")
