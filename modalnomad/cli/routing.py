@@ -6,6 +6,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
+from modalnomad.cli.endpoints_told import EndpointsTold
 from modalnomad.cli.lines_told import told_all
 from modalnomad.cli.replicas_told import ReplicasTold
 from modalnomad.cli.serve_view import Shown
@@ -25,7 +26,7 @@ class Routing:
         self._parts = parts
         self._view = view
         self._tasks = Tasks("told", parts.death.of)
-        self._told: dict[str, Shown] = {}
+        self._endpoints = EndpointsTold(view)
 
     async def start(self) -> None:
         """Tell all endpoints, then that they are served."""
@@ -33,12 +34,12 @@ class Routing:
         told = ReplicasTold(self._view, self._revision, since=parts.started_at)
         self._tasks.guard(told.follow(parts.router.replicas.watch()), "replicas")
         await parts.router.feed.routes_index.until(lambda index: index >= 0)
-        self._tell_endpoints()
+        endpoints = self._tell_endpoints()
         admin = parts.admin
         self._view.up(
             parts.url(parts.settings.router.domain),
             f"the Apps of {parts.settings.nomad.address}",
-            len(self._told),
+            endpoints,
             admin.url if admin is not None else None,
         )
 
@@ -68,16 +69,11 @@ class Routing:
     def _revision(self, id: RevisionId) -> Revision | None:
         return self._parts.discovery.latest.revisions.get(id)
 
-    def _tell_endpoints(self) -> None:
+    def _tell_endpoints(self) -> int:
+        """How many there are."""
         matches = {match.route.hosts[0]: match for match in self._parts.router.router.table.matches()}
-        wanted = {host: self._shown(host, match) for host, match in matches.items()}
-        told, self._told = self._told, wanted
-        for host, shown in told.items():
-            if host not in wanted:
-                self._view.endpoint_gone(shown)
-        for host, shown in wanted.items():
-            if host not in told or not shown.looks_like(told[host]):
-                self._view.endpoint(shown)
+        self._endpoints.tell({host: self._shown(host, match) for host, match in matches.items()})
+        return len(matches)
 
     def _shown(self, host: str, match: Match) -> Shown:
         route = match.route

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
+from modalnomad.cli.endpoints_told import EndpointsTold
 from modalnomad.cli.lines_told import tell_lines, told_all
 from modalnomad.cli.replicas_told import ReplicasTold
 from modalnomad.cli.serve_view import Shown
@@ -30,7 +31,7 @@ class Upping:
         self._view = view
         self._quiet = quiet
         self._tasks = Tasks("told", parts.death.of)
-        self._told: dict[str, Shown] = {}
+        self._endpoints = EndpointsTold(view)
         self._functions: Functions = {}
 
     async def start(self) -> None:
@@ -72,14 +73,7 @@ class Upping:
                     await self._tell_versions(_functions(served))
 
     def _tell_endpoints(self, served: Served) -> None:
-        wanted = {host: _shown(endpoint) for host, endpoint in served.endpoints.items()}
-        told, self._told = self._told, wanted
-        for host, shown in told.items():
-            if host not in wanted:
-                self._view.endpoint_gone(shown)
-        for host, shown in wanted.items():
-            if host not in told or not shown.looks_like(told[host]):
-                self._view.endpoint(shown)
+        self._endpoints.tell({host: _shown(endpoint) for host, endpoint in served.endpoints.items()})
 
     async def _tell_versions(self, functions: Functions) -> None:
         before, self._functions = self._functions, functions

@@ -38,7 +38,12 @@ class Origin:
 async def origin(source: Source | None = None) -> Origin:
     """Of this process; with `source` also the commit of the program's repository."""
     commit, dirty = ("", False) if source is None else await commit_of(Path(source.root), entry_file(source))
-    return Origin(f"{user()}@{platform.node() or 'localhost'}", __version__, commit, dirty)
+    return Origin(deployer(), __version__, commit, dirty)
+
+
+def deployer() -> str:
+    """`user@host`."""
+    return f"{user()}@{platform.node() or 'localhost'}"
 
 
 def user() -> str:

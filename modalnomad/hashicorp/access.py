@@ -5,8 +5,25 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+from modalnomad.hashicorp.http import Server
 from modalnomad.model.errors import BackendRefused
 from modalnomad.settings import ServerSettings
+
+
+def server_of(settings: ServerSettings, address: str, *, name: str, header: str, variables: tuple[str, str]) -> Server:
+    """Whom to ask, and as who. `name`: `Nomad`, whose settings are the group `nomad`; `header`: of the token;
+    `variables`: that set address and token besides. Raises BackendRefused for a file that cannot be read."""
+    group = name.lower()
+    token = token_of(settings, f"{group}.token_file")
+    of_address, of_token = variables
+    return Server(
+        name=name,
+        address=address.rstrip("/"),
+        setting=f"{of_address} ({group}.address)",
+        headers={header: token} if token else {},
+        tls=tls_of(settings, group),
+        token_setting=f"{of_token} ({group}.token)" if settings.token_file is None else f"{group}.token_file",
+    )
 
 
 def token_of(settings: ServerSettings, setting: str) -> str:

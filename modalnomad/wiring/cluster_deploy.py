@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
 from modalnomad.deploy.images import Images
+from modalnomad.deploy.origin import deployer
 from modalnomad.deploy.prewarming import Told
 from modalnomad.deploy.revising import Stores
 from modalnomad.hashicorp.bundles import NodeBundles
@@ -40,7 +39,18 @@ async def open_cluster_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
     async with open_cluster(settings) as cluster:
         store = image_store(settings)
         images = Images(store)
-        asked = await make_engine(cluster)
+        key = await cluster.platform_key()
+        rendering = renderer(cluster, key, deployer(), partial(program_text, cluster.artifacts))
+
+        def engine() -> NomadEngine:
+            return NomadEngine(
+                api=cluster.nomad,
+                rendering=rendering,
+                version_of=cluster.next_version,
+                router=DEPLOYER + deployer(),
+            )
+
+        asked = engine()  # never opened: it watches nothing
         builder = builder_of(
             settings,
             engine=asked,
@@ -62,7 +72,7 @@ async def open_cluster_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
                         secrets=cluster.secrets,
                         has_image=partial(_has_image, cluster),
                     ),
-                    stage=partial(open_cluster_stage, cluster, partial(opened_engine, cluster)),
+                    stage=lambda: open_cluster_stage(cluster, engine()),
                     keep=settings.nomad.keep_versions,
                     prewarm=partial(_prewarm, cluster, asked),
                     listener=partial(_listener, cluster),
@@ -72,49 +82,21 @@ async def open_cluster_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
             await asked.close()
 
 
-async def make_engine(
-    cluster: Cluster, *, router: str = "", source: Callable[[Revision], Awaitable[str]] | None = None
-) -> NomadEngine:
-    """Not open: nothing is watched. Raises BackendError when the platform key cannot be had."""
-    key = await cluster.platform_key()
-    return NomadEngine(
-        api=cluster.nomad,
-        rendering=renderer(cluster, key, deployer(), source or partial(program_text, cluster.artifacts)),
-        version_of=cluster.next_version,
-        router=router or DEPLOYER + deployer(),
-    )
-
-
-async def opened_engine(cluster: Cluster) -> NomadEngine:
-    """One that watches."""
-    engine = await make_engine(cluster)
-    await engine.open()
-    return engine
-
-
 @asynccontextmanager
 async def watching_engine(cluster: Cluster) -> AsyncIterator[NomadEngine]:
-    """One that registers and starts nothing: it needs no platform key."""
-
+    """One that registers and starts nothing: it needs no platform key. Raises BackendError: Nomad cannot be read."""
     view = View(last_words=False)  # what it shows first is all that is looked at
     async with NomadEngine(
         api=cluster.nomad, rendering=registers_nothing, version_of=cluster.next_version, view=view
     ) as engine:
+        if engine.stale_since is not None:
+            await cluster.nomad.jobs()  # says why
         yield engine
 
 
 async def registers_nothing(revision: Revision, version: int) -> Rendering:
     """In place of what jobs are rendered with. Raises BackendRefused."""
     raise BackendRefused("nothing is registered by this command")
-
-
-def deployer() -> str:
-    """`user@host`."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"
 
 
 async def _has_image(cluster: Cluster, image: BuiltImage) -> bool:
@@ -144,6 +126,6 @@ async def _listener(cluster: Cluster, running: bool) -> Listener:
         found = await routers(cluster.consul, settings.consul.prefix) if running else ()
     except BackendError:
         found = ()
-    for info in found:
-        return Listener(info.port, info.tls, ROUTER)
+    if found:
+        return Listener(found[0].port, found[0].tls, ROUTER)
     return Listener(public_port(settings), settings.router.tls_cert is not None, ROUTER)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from modalnomad.deploy.bundle import make_bundle
+from modalnomad.deploy.origin import deployer
 from modalnomad.deploy.plan import Plan
 from modalnomad.deploy.planning import Comparison
 from modalnomad.deploy.scratch import scratch_folder
@@ -25,7 +26,6 @@ from modalnomad.model.manifest import Image
 from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.settings import ArtifactSettings, Settings
 from modalnomad.wiring.cluster import Cluster, open_cluster, renderer
-from modalnomad.wiring.cluster_deploy import deployer
 from modalnomad.wiring.program_text import no_text
 
 NOT_MADE: Final = Digest("0" * 64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from modalnomad.deploy.warming import ALIVE
@@ -19,7 +19,7 @@ from modalnomad.settings import Settings
 from modalnomad.wiring.cluster import Cluster, open_cluster
 from modalnomad.wiring.cluster_deploy import watching_engine
 from modalnomad.wiring.cluster_prune import environment_names
-from modalnomad.wiring.containers import Container, name_of, pick
+from modalnomad.wiring.containers import container_of, in_order, name_of, pick
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,6 @@ async def look(cluster: Cluster) -> AsyncIterator[Running]:
     records = await cluster.discovery.apps()
     revisions = {r.id: r for record in records for version in record.versions for r in version.revisions}
     async with watching_engine(cluster) as engine:
-        if engine.stale_since is not None:
-            await cluster.nomad.jobs()  # says why it cannot be read
         async with aclosing(engine.watch()) as snapshots:  # type: ignore[type-var]
             replicas = await anext(snapshots)
         found = await cluster.consul.service(REPLICA_SERVICE)
@@ -62,22 +60,14 @@ async def cluster_containers(settings: Settings) -> Sequence[Mapping[str, Any]]:
     """As JSON, by environment, App, function and start."""
     async with open_cluster(settings) as cluster, look(cluster) as running:
         found = [
-            Container(
-                id=name,
-                environment=revision.environment,
-                app=revision.app,
-                function=revision.function.tag,
-                parameters=replica.key.pool.parameters,
-                replica=replica.key.name,
-                revision=revision.id,
-                state=(ReplicaState.READY if replica.key in running.ready else replica.state).value,
+            container_of(
+                replace(replica, state=ReplicaState.READY) if replica.key in running.ready else replica,
+                revision,
                 requests=None,
-                started_at=replica.started_at,
-                reason=replica.reason,
             )
-            for name, (replica, revision) in running.alive().items()
+            for replica, revision in running.alive().values()
         ]
-    return [asdict(c) for c in sorted(found, key=lambda one: (one.environment, one.app, one.function, one.started_at))]
+    return [asdict(container) for container in in_order(found)]
 
 
 async def stop_cluster_container(settings: Settings, id: str, *, now: bool, environment: str | None) -> str:
@@ -112,10 +102,11 @@ async def cluster_environments(settings: Settings) -> tuple[EnvironmentInfo, ...
 async def cluster_logs(settings: Settings, app: str, *, follow: bool) -> AsyncIterator[LogLine]:
     """What replicas of an App of the settings' environment wrote, as long as their nodes have it; one replica after the
     other, or with `follow` as it comes. Raises BackendError."""
-    async with open_cluster(settings) as cluster, watching_engine(cluster) as engine:
-        if engine.stale_since is not None:
-            await cluster.nomad.jobs()  # says why it cannot be read
-        async with aclosing(engine.logs(None, follow=follow)) as lines:  # type: ignore[type-var]
-            async for line in lines:
-                if line.app == app and line.environment == settings.environment:
-                    yield line
+    async with (
+        open_cluster(settings) as cluster,
+        watching_engine(cluster) as engine,
+        aclosing(engine.logs(None, follow=follow)) as lines,  # type: ignore[type-var]
+    ):
+        async for line in lines:
+            if line.app == app and line.environment == settings.environment:
+                yield line

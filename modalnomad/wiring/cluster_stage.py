@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Final
 
@@ -195,13 +195,11 @@ def _serves(info: RouterInfo, app: str, environment: str, serial: int) -> bool:
 
 
 @asynccontextmanager
-async def open_cluster_stage(
-    cluster: Cluster, open_engine: Callable[[], Awaitable[NomadEngine]]
-) -> AsyncIterator[ClusterStage]:
-    """What it follows ends with it."""
-    engine = await open_engine()
+async def open_cluster_stage(cluster: Cluster, engine: NomadEngine) -> AsyncIterator[ClusterStage]:
+    """What it follows ends with it, and so does the engine, which is opened here."""
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engine.close)
+        await engine.open()
         stage = ClusterStage(cluster, engine)
         tasks = await stack.enter_async_context(Tasks("stage"))
         tasks.spawn(_follow_replicas(stage, engine), "replicas")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,23 +52,10 @@ class Containers:
     def all(self) -> list[Container]:
         """By environment, App, function and start."""
         running = {place.key: place.running for pool in self._parts.router.activator.pools() for place in pool.places}
-        found = [
-            Container(
-                id=name_of(replica),
-                environment=revision.environment,
-                app=revision.app,
-                function=revision.function.tag,
-                parameters=replica.key.pool.parameters,
-                replica=replica.key.name,
-                revision=revision.id,
-                state=replica.state.value,
-                requests=running.get(replica.key, 0),
-                started_at=replica.started_at,
-                reason=replica.reason,
-            )
+        return in_order(
+            container_of(replica, revision, requests=running.get(replica.key, 0))
             for replica, revision in self._alive().values()
-        ]
-        return sorted(found, key=lambda one: (one.environment, one.app, one.function, one.started_at))
+        )
 
     def as_json(self) -> list[Mapping[str, Any]]:
         """The same."""
@@ -93,6 +80,28 @@ class Containers:
             for replica in self._parts.router.replicas.value
             if replica.state in ALIVE and (revision := self._revisions.find(replica.key.pool.revision)) is not None
         }
+
+
+def container_of(replica: Replica, revision: Revision, *, requests: int | None) -> Container:
+    """As it is shown."""
+    return Container(
+        id=name_of(replica),
+        environment=revision.environment,
+        app=revision.app,
+        function=revision.function.tag,
+        parameters=replica.key.pool.parameters,
+        replica=replica.key.name,
+        revision=revision.id,
+        state=replica.state.value,
+        requests=requests,
+        started_at=replica.started_at,
+        reason=replica.reason,
+    )
+
+
+def in_order(containers: Iterable[Container]) -> list[Container]:
+    """By environment, App, function and start."""
+    return sorted(containers, key=lambda one: (one.environment, one.app, one.function, one.started_at))
 
 
 def pick(id: str, names: Collection[str]) -> str:

@@ -9,6 +9,7 @@ from modalnomad.deploy.build import make_revisions, plan_program
 from modalnomad.deploy.bundle import pack
 from modalnomad.deploy.collect import Reference, collect
 from modalnomad.deploy.images import Images
+from modalnomad.deploy.origin import deployer
 from modalnomad.deploy.report import Report
 from modalnomad.deploy.scratch import scratch_folder
 from modalnomad.hashicorp.artifacts import ObjectArtifacts, nodes_url
@@ -17,7 +18,6 @@ from modalnomad.render.nomad import Rendering, parent_job
 from modalnomad.settings import ArtifactSettings, Settings
 from modalnomad.wiring.building import naming_of
 from modalnomad.wiring.cluster import web_urls
-from modalnomad.wiring.cluster_deploy import deployer
 from modalnomad.wiring.cluster_images import cluster_images, in_containers
 from modalnomad.wiring.home import home_of, image_store
 from modalnomad.wiring.program_text import program_text

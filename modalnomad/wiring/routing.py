@@ -23,12 +23,12 @@ from modalnomad.kit.tasks import Tasks
 from modalnomad.router.admin import Admin
 from modalnomad.router.server import RouterServer
 from modalnomad.settings import UP_ADMIN_PORT, UP_PORT, Settings
-from modalnomad.wiring.cluster import Cluster, open_cluster, renderer
+from modalnomad.wiring.cluster import Cluster, open_cluster
+from modalnomad.wiring.cluster_deploy import registers_nothing
 from modalnomad.wiring.cluster_schedules import ClusterSchedules
 from modalnomad.wiring.cluster_secrets import SecretVersions
 from modalnomad.wiring.death import Death
 from modalnomad.wiring.parts import address, admin_of
-from modalnomad.wiring.program_text import no_text
 from modalnomad.wiring.scheduler import Scheduler
 from modalnomad.wiring.shared import SharedDiscovery
 from modalnomad.wiring.tls import tls_context
@@ -115,7 +115,7 @@ async def _build(cluster: Cluster, environment: str | None, death: Death) -> Rou
     discovery = SharedDiscovery(cluster.discovery, versions.take, environment)
     engine = NomadEngine(
         api=cluster.nomad,
-        rendering=renderer(cluster, key, name, no_text),
+        rendering=registers_nothing,
         version_of=cluster.next_version,
         registrations=lambda: watch_registrations(cluster.consul),
         secret_versions=versions.text,
