@@ -22,7 +22,6 @@ import itertools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,23 +35,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import aiohttp  # noqa: E402 - after the path
-from common import ask, free_port  # noqa: E402
+from common import WEB, by_hand, free_port  # noqa: E402
 
 from tests.support.cluster import Cluster, Router, cluster  # noqa: E402
 from tests.support.load import PROGRAM, SITE, Load, verdict  # noqa: E402
 from tests.support.nomad_calls import Calls  # noqa: E402
 
-WAKE = """import modal
-from fastapi import FastAPI
+WAKE = f"""{WEB}
+import modal
 
 image = modal.Image.debian_slim().pip_install("fastapi[standard]")
 app = modal.App("wake", image=image)
-web = FastAPI()
-
-
-@web.get("/")
-def hello():
-    return {"hello": "world"}
 
 
 @app.function(scaledown_window=2)
@@ -66,9 +59,6 @@ def plain():
 def secret():
     return web
 """
-BY_HAND = (
-    WAKE.partition("@app")[0].replace("import modal\n", "").replace("image", "# image").replace("app =", "# app =")
-)
 BARE = """
 import socket
 with socket.create_server(("127.0.0.1", PORT)) as listening:
@@ -202,29 +192,13 @@ async def bare(world: World, id: str, namespace: str, port: int) -> float:
         return taken
 
 
-def by_hand(folder: Path, python: Path) -> float:
-    """Seconds from starting uvicorn to its first answer."""
-    port = free_port()
-    command = [str(python), "-m", "uvicorn", "by_hand:web", "--port", str(port), "--log-level", "warning"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    begun = time.perf_counter()
-    process = subprocess.Popen(command, cwd=folder, env=environment)
-    try:
-        while ask(port) is None:
-            time.sleep(0.002)
-        return time.perf_counter() - begun
-    finally:
-        process.terminate()
-        process.wait(LIMIT)
-
-
 async def wake(world: World) -> None:
     """See above."""
     values = world.cluster.folder / "db.json"
     values.write_text(json.dumps({"PASSWORD": "x"}))
     await world.cluster.cli("secret", "create", "db", "--from-json", str(values))
     await world.deploy("wake.py", WAKE)
-    (world.cluster.folder / "by_hand.py").write_text(BY_HAND)
+    (world.cluster.folder / "by_hand.py").write_text(WEB)
     times: dict[str, list[float]] = {"bare": [], "by hand": [], "plain": [], "secret": []}
     port = free_port()
     job, namespace = await register_bare(world, port)

@@ -23,19 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from common import ask, free_port
+from common import WEB, ask, by_hand
 
-PROGRAM = """import modal
-from fastapi import FastAPI
+PROGRAM = f"""{WEB}
+import modal
 
 image = modal.Image.debian_slim().pip_install("fastapi[standard]")
 app = modal.App("cold", image=image)
-web = FastAPI()
-
-
-@web.get("/")
-def hello():
-    return {"hello": "world"}
 
 
 @app.function(scaledown_window=2)
@@ -43,35 +37,9 @@ def hello():
 def site():
     return web
 """
-BY_HAND = """from fastapi import FastAPI
-
-web = FastAPI()
-
-
-@web.get("/")
-def hello():
-    return {"hello": "world"}
-"""
 LIMIT = 60.0
 SETTLE = 6.0
 """Seconds after the first start in which the template gets warm."""
-
-
-def by_hand(folder: Path, python: Path, environment: dict[str, str]) -> float:
-    """Seconds from starting uvicorn to its first answer."""
-    port = free_port()
-    command = [str(python), "-m", "uvicorn", "by_hand:web", "--port", str(port), "--log-level", "warning"]
-    begun = time.perf_counter()
-    process = subprocess.Popen(command, cwd=folder, env=environment)
-    try:
-        while ask(port) is None:
-            if time.perf_counter() - begun > LIMIT:
-                raise SystemExit("uvicorn did not answer")
-            time.sleep(0.002)
-        return time.perf_counter() - begun
-    finally:
-        process.terminate()
-        process.wait(LIMIT)
 
 
 class Serve:
@@ -133,17 +101,17 @@ def main(rounds: int) -> None:
         environment |= {"MODALNOMAD_HOME": str(folder / "home")}
         program = folder / "program.py"
         program.write_text(PROGRAM)
-        (folder / "by_hand.py").write_text(BY_HAND)
+        (folder / "by_hand.py").write_text(WEB)
         plain = Serve(program, environment, templates=False)
         warm = Serve(program, environment, templates=True)
         try:
             plain.cold(), warm.cold()
             time.sleep(SETTLE)
             (python,) = (folder / "home" / "images").glob("*/bin/python")
-            by_hand(folder, python, environment)
+            by_hand(folder, python)
             memory = warm.memory()
             for number in range(1, rounds + 1):
-                times["by hand"].append(by_hand(folder, python, environment))
+                times["by hand"].append(by_hand(folder, python))
                 times["serve"].append(plain.cold())
                 times["with template"].append(warm.cold())
                 print(f"{number:3}", *(f"{what} {1000 * one[-1]:.1f} ms " for what, one in times.items()), flush=True)

@@ -9,12 +9,41 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 LIMIT = 60.0
 """Seconds."""
+WEB = """from fastapi import FastAPI
+
+web = FastAPI()
+
+
+@web.get("/")
+def hello():
+    return {"hello": "world"}
+"""
+"""The app whose start is measured: `by_hand` as it is, else as an App's endpoint."""
+
+
+def by_hand(folder: Path, python: Path) -> float:
+    """Seconds from starting uvicorn, on WEB in `by_hand.py` of the folder, to its first answer."""
+    port = free_port()
+    command = [str(python), "-m", "uvicorn", "by_hand:web", "--port", str(port), "--log-level", "warning"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    begun = time.perf_counter()
+    process = subprocess.Popen(command, cwd=folder, env=environment)
+    try:
+        while ask(port) is None:
+            if time.perf_counter() - begun > LIMIT:
+                raise SystemExit("uvicorn did not answer")
+            time.sleep(0.002)
+        return time.perf_counter() - begun
+    finally:
+        process.terminate()
+        process.wait(LIMIT)
 
 
 def ask(port: int) -> bytes | None:
