@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from pathlib import Path
 
 from modalnomad.hashicorp.http import Server
@@ -14,27 +15,42 @@ def server_of(settings: ServerSettings, address: str, *, name: str, header: str,
     """Whom to ask, and as who. `name`: `Nomad`, whose settings are the group `nomad`; `header`: of the token;
     `variables`: that set address and token besides. Raises BackendRefused for a file that cannot be read."""
     group = name.lower()
-    token = token_of(settings, f"{group}.token_file")
+    token = Token(settings, f"{group}.token_file")
     of_address, of_token = variables
     return Server(
         name=name,
         address=address.rstrip("/"),
         setting=f"{of_address} ({group}.address)",
-        headers={header: token} if token else {},
+        headers=lambda: {header: now} if (now := token.now()) else {},
         tls=tls_of(settings, group),
         token_setting=f"{of_token} ({group}.token)" if settings.token_file is None else f"{group}.token_file",
     )
 
 
-def token_of(settings: ServerSettings, setting: str) -> str:
-    """The token: of the file when one is named. Empty: none. `setting`: `nomad.token_file`, for errors. Raises
-    BackendRefused."""
-    if settings.token_file is None:
-        return settings.token.get_secret_value()
-    try:
-        return settings.token_file.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unusable(settings.token_file, setting, error) from error
+class Token:
+    """The token of a server, as of now: who keeps its file fresh (Nomad, an agent) writes a new one before the old one
+    ends. Raises BackendRefused where the file cannot be read at first. `setting`: `nomad.token_file`, for errors."""
+
+    def __init__(self, settings: ServerSettings, setting: str) -> None:
+        self._file = settings.token_file
+        self._last = settings.token.get_secret_value()
+        if self._file is not None:
+            try:
+                self._last = _read(self._file)
+            except (OSError, UnicodeDecodeError) as error:
+                raise _unusable(self._file, setting, error) from error
+
+    def now(self) -> str:
+        """Empty: none."""
+        if self._file is not None:
+            # Nomad writes it in place: for a moment it is empty.
+            with suppress(OSError, UnicodeDecodeError):
+                self._last = _read(self._file) or self._last
+        return self._last
+
+
+def _read(file: Path) -> str:
+    return file.read_text("utf-8").strip()
 
 
 def tls_of(settings: ServerSettings, group: str) -> ssl.SSLContext | None:

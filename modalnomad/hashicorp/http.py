@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -36,8 +36,8 @@ class Server:
     """`http[s]://host:port`, without a final slash."""
     setting: str
     """What to correct when it does not answer: `NOMAD_ADDR (nomad.address)`."""
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Sent with each request; holds the token."""
+    headers: Callable[[], Mapping[str, str]] = field(default=dict, repr=False)
+    """Asked before each request: what is sent along. Holds the token, which may be another one by now."""
     tls: ssl.SSLContext | None = None
     """None: the system's certificates."""
     token_setting: str = ""
@@ -119,6 +119,7 @@ class HttpClient:
                 method,
                 self.server.address + path,
                 params=_texts(params),
+                headers=self.server.headers(),
                 data=body,
                 timeout=timeout,
                 allow_redirects=False,  # the token would go along, to whatever is named
@@ -135,9 +136,7 @@ class HttpClient:
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
             connector = aiohttp.TCPConnector(limit=0, ssl=self.server.tls if self.server.tls is not None else True)
-            self._session = aiohttp.ClientSession(
-                connector=connector, headers=self.server.headers, read_bufsize=1 << 20, auto_decompress=True
-            )
+            self._session = aiohttp.ClientSession(connector=connector, read_bufsize=1 << 20, auto_decompress=True)
         return self._session
 
     def _unreachable(self, method: str, path: str, error: BaseException) -> BackendUnreachable:

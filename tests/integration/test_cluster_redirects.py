@@ -43,7 +43,8 @@ async def test_nomad_and_consul_are_not_followed_elsewhere(status: int) -> None:
             return web.Response(status=status, headers={"Location": f"{elsewhere}/v1/jobs"})
 
         async with serving(moved) as address:
-            client = HttpClient(Server("Nomad", address, "NOMAD_ADDR (nomad.address)", {"X-Nomad-Token": TOKEN}))
+            headers = {"X-Nomad-Token": TOKEN}
+            client = HttpClient(Server("Nomad", address, "NOMAD_ADDR (nomad.address)", lambda: headers))
             try:
                 with pytest.raises(ServerRefused, match=elsewhere) as refused:
                     await client.request("GET", "/v1/jobs")

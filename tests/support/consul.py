@@ -58,7 +58,7 @@ class Consul:
         """A client of its own."""
         headers = {"X-Consul-Token": token} if token else {}
         name = "CONSUL_HTTP_ADDR (consul.address)"
-        server = Server("Consul", self.address, name, headers, token_setting="the token")
+        server = Server("Consul", self.address, name, lambda: headers, token_setting="the token")
         self.apis.append(ConsulApi(HttpClient(server)))
         return self.apis[-1]
 

@@ -16,20 +16,34 @@ def test_the_address_and_the_token_are_the_settings() -> None:
     server = consul_server(ConsulSettings(address="https://consul.internal:8501/", token=SecretStr("t0ken")))
 
     assert (server.name, server.address) == ("Consul", "https://consul.internal:8501")
-    assert server.headers == {"X-Consul-Token": "t0ken"}
+    assert server.headers() == {"X-Consul-Token": "t0ken"}
     assert "t0ken" not in repr(server)
 
 
 def test_without_a_token_none_is_shown() -> None:
-    assert consul_server(ConsulSettings()).headers == {}
+    assert consul_server(ConsulSettings()).headers() == {}
 
 
 def test_a_token_s_file_counts_before_the_token(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("of-file\n")
     server = consul_server(ConsulSettings(token=SecretStr("other"), token_file=tmp_path / "token"))
 
-    assert server.headers == {"X-Consul-Token": "of-file"}
+    assert server.headers() == {"X-Consul-Token": "of-file"}
     assert server.token_setting == "consul.token_file"
+
+
+def test_a_token_that_was_renewed_in_its_file_is_the_one_shown(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("first")
+    server = consul_server(ConsulSettings(token_file=file))
+
+    file.write_text("second\n")
+    assert server.headers() == {"X-Consul-Token": "second"}
+
+    file.write_text("")  # about to be written
+    assert server.headers() == {"X-Consul-Token": "second"}
+    file.unlink()
+    assert server.headers() == {"X-Consul-Token": "second"}
 
 
 @pytest.mark.parametrize("field", ["token_file", "ca_cert"])
