@@ -18,6 +18,8 @@ UP_PORT = 8700
 """Where `up` listens unless it is told otherwise."""
 UP_ADMIN_PORT = 8701
 """Its admin listener."""
+NAMES: Final = r"^[a-zA-Z0-9_-]+(/[a-zA-Z0-9_-]+)*$"
+"""Names with single slashes between them."""
 
 
 class Group(BaseModel):
@@ -150,7 +152,8 @@ class ServerSettings(Group):
     token: SecretStr = SecretStr("")
     """Sent with each request; empty: none."""
     token_file: Path | None = None
-    """File that holds the token, read at each start of a command; None: `token` counts."""
+    """File that holds the token; None: `token` counts. Whoever renews the token may write it there: what runs reads it
+    again."""
     ca_cert: Path | None = None
     """PEM file of the authority that signed the server's certificate; None: those this machine trusts."""
     client_cert: Path | None = None
@@ -197,8 +200,11 @@ class ConsulSettings(ServerSettings):
     address: str = "http://127.0.0.1:8500"
     """URL of an agent. CONSUL_HTTP_ADDR is honoured, as are CONSUL_HTTP_TOKEN, CONSUL_HTTP_TOKEN_FILE, CONSUL_HTTP_SSL,
     CONSUL_CACERT, CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY."""
-    prefix: str = Field(default="modalnomad", pattern=r"[a-zA-Z0-9_-]+(/[a-zA-Z0-9_-]+)*")
+    prefix: str = Field(default="modalnomad", pattern=NAMES)
     """Keys of the platform begin with this and a slash."""
+    auth_method: str = Field(default="nomad-workloads", pattern=r"^[a-zA-Z0-9_-]{1,128}$")
+    """Its auth method for identities that Nomad signs: `task_auth_method` of Nomad's agents. For routers that run as a
+    job."""
     reconcile: float = Field(default=60.0, gt=0)
     """Seconds after which everything is read anew, whatever the watches said."""
 
@@ -211,9 +217,9 @@ class VaultSettings(ServerSettings):
     VAULT_CLIENT_KEY."""
     namespace: str = ""
     """Of Vault Enterprise or OpenBao; empty: the root."""
-    mount: str = Field(default="secret", pattern=r"[a-zA-Z0-9_-]+(/[a-zA-Z0-9_-]+)*")
+    mount: str = Field(default="secret", pattern=NAMES)
     """Mount of the key-value store, version 2."""
-    auth_mount: str = Field(default="jwt-nomad", pattern=r"[a-zA-Z0-9_-]+(/[a-zA-Z0-9_-]+)*")
+    auth_mount: str = Field(default="jwt-nomad", pattern=NAMES)
     """Mount of the login by Nomad's signed identities."""
     jwks_url: str = ""
     """Where the server reads Nomad's public keys; empty: `<nomad.address>/.well-known/jwks.json`."""
