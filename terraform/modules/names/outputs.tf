@@ -55,3 +55,13 @@ output "platform_key" {
   description = "Path of the platform's key below the mount. Its value never passes through Terraform: the first router makes it."
   value       = local.platform.platform_key
 }
+
+output "jwks_path" {
+  description = "Where Nomad's agents show the public keys that they sign identities with, below their address."
+  value       = local.platform.jwks_path
+}
+
+output "settings_toml" {
+  description = "The settings file of those who deploy, ready to copy; the lines that name files of tokens are comments."
+  value       = local.settings_toml
+}

@@ -74,3 +74,53 @@ variable "consul_auth_method" {
     error_message = "Write 1 to 128 of a-z, A-Z, 0-9, _ and -, such as \"nomad-workloads\"."
   }
 }
+
+variable "settings" {
+  type = object({
+    environment    = optional(string)
+    domain         = optional(string)
+    nomad_address  = optional(string)
+    nomad_ca_cert  = optional(string)
+    consul_address = optional(string)
+    consul_ca_cert = optional(string)
+    vault_address  = optional(string)
+    vault_ca_cert  = optional(string)
+
+    artifacts_store = optional(string)
+    artifacts_url   = optional(string)
+  })
+  default     = {}
+  nullable    = false
+  description = "What `settings_toml` says beside the mounts and the prefix, as those who deploy reach it: URLs of the servers, PEM files of the authorities that signed their certificates, `domain` of the endpoints, `artifacts_store` and `artifacts_url`, and the `environment` of commands without `--env`. What is left out has its default there."
+
+  validation {
+    condition = alltrue([
+      for name in ["nomad_address", "consul_address", "vault_address", "artifacts_url"] :
+      var.settings[name] == null || can(regex("^https?://[^\\s[:cntrl:]\"\\\\]+$", var.settings[name]))
+    ])
+    error_message = "Addresses, and artifacts_url, are URLs such as \"https://nomad.internal:4646\"."
+  }
+
+  validation {
+    condition     = var.settings.domain == null || can(regex("^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", var.settings.domain))
+    error_message = "Write domain as the last part of host names, such as \"apps.example.org\": a-z, 0-9, - and dots, nothing before or after it."
+  }
+
+  validation {
+    condition     = var.settings.artifacts_store == null || can(regex("^(/|(s3|gs|az)://)[^[:cntrl:]]*$", var.settings.artifacts_store))
+    error_message = "Write artifacts_store as a bucket, such as \"s3://bucket/prefix\" (or gs://, az://), or as the absolute path of a folder that all deployers and routers share."
+  }
+
+  validation {
+    condition = alltrue([
+      for name in ["nomad_ca_cert", "consul_ca_cert", "vault_ca_cert"] :
+      var.settings[name] == null || can(regex("^/[^[:cntrl:]]+$", var.settings[name]))
+    ])
+    error_message = "Certificates are absolute paths of PEM files where modalnomad runs, such as \"/etc/ssl/nomad-ca.pem\"."
+  }
+
+  validation {
+    condition     = var.settings.environment == null || contains(var.environments, coalesce(var.settings.environment, "-"))
+    error_message = "The environment of the settings is one of `environments`: write one of those, or leave it out for \"main\"."
+  }
+}
