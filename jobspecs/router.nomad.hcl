@@ -1,23 +1,30 @@
 # The routers of a modalnomad cluster as one Nomad job: they take requests, wake, route and drain replicas.
 #
-#   modalnomad setup                                        # policies, roles and the platform key; once
+#   modalnomad setup --router-job modalnomad        # once; or Terraform, whose module router-job runs this very file
 #   nomad job run -var vault_address=http://vault:8200 -var artifact_store=s3://bucket/prefix router.nomad.hcl
 #
-# Rights. What a router may is written down in modalnomad/hashicorp/setup/platform.json under modalnomad-router; it
-# gets them like this:
-#
-#   Nomad   by its workload identity, without any token. Attach the same rules to this job:
-#             nomad operator api /v1/acl/policy/modalnomad-router | jq -r .Rules > router-rules.json
-#             nomad acl policy apply -namespace default -job modalnomad-router modalnomad-router-job router-rules.json
-#   Vault   by its workload identity. A role for it, beside those of environments that `modalnomad setup` makes:
-#             vault write auth/jwt-nomad/role/modalnomad-router - <<END
-#             {"role_type": "jwt", "user_claim": "sub", "token_type": "service", "token_period": "30m",
-#              "bound_audiences": "vault.io", "token_policies": "modalnomad-router",
-#              "bound_claims": {"nomad_namespace": "default", "nomad_job_id": "modalnomad-router"}}
-#             END
-#   Consul  by a token with the policy modalnomad-router, in a variable that only this job reads:
-#             nomad var put nomad/jobs/modalnomad-router consul_token=…
-#           Without ACLs in Consul: -var consul_acl=false
+# Rights come from who this job is, its workload identity; no token is made by anybody. Its namespace, the policy of Nomad
+# that is attached to this job, its role of Vault and its login to Consul are made by either of the above. What they allow
+# is written down in modalnomad/hashicorp/setup/platform.json under modalnomad-router. All that may register jobs in this
+# namespace may do what routers may.
+
+variable "namespace" {
+  type        = string
+  default     = "modalnomad"
+  description = "Where it runs: a namespace of its own. Not one of modalnomad-…: those are environments, and who deploys there could replace it."
+}
+
+variable "datacenters" {
+  type        = list(string)
+  default     = ["*"]
+  description = "Datacenters it may run in."
+}
+
+variable "node_pool" {
+  type        = string
+  default     = "default"
+  description = "Nodes it may run on."
+}
 
 variable "instances" {
   type        = number
@@ -27,8 +34,14 @@ variable "instances" {
 
 variable "command" {
   type        = string
-  default     = "/opt/modalnomad/bin/modalnomad"
+  default     = "/opt/modalnomad/.venv/bin/modalnomad"
   description = "The program on the nodes: a virtual environment with the package modalnomad in it."
+}
+
+variable "user" {
+  type        = string
+  default     = ""
+  description = "Whom of its nodes it runs as; empty: as Nomad's agent does."
 }
 
 variable "domain" {
@@ -62,19 +75,67 @@ variable "artifact_store" {
 
 variable "vault_address" {
   type        = string
-  description = "Of Vault or OpenBao."
+  description = "URL of Vault or OpenBao."
 }
 
-variable "consul_acl" {
-  type        = bool
-  default     = true
-  description = "Whether Consul wants a token."
+variable "nomad_address" {
+  type        = string
+  default     = ""
+  description = "URL of Nomad; empty: the agent of its own node, on the node's address."
+}
+
+variable "consul_address" {
+  type        = string
+  default     = ""
+  description = "URL of Consul; empty: the agent of its own node, on the node's address."
+}
+
+variable "consul_login" {
+  type        = string
+  default     = "identity"
+  description = "How it gets its token of Consul. identity: Nomad logs in for it; variable: you put one into the variable nomad/jobs/modalnomad-router as consul_token; none: Consul has no ACLs."
+
+  validation {
+    condition     = contains(["identity", "variable", "none"], var.consul_login)
+    error_message = "Write identity, variable or none."
+  }
+}
+
+variable "env" {
+  type        = map(string)
+  default     = {}
+  description = "More of its settings, and others instead of those below, by their variables: MODALNOMAD_ROUTER__MAX_BODY, VAULT_CACERT. No secrets: who may read the job reads them."
+}
+
+variable "identity_ttl" {
+  type        = string
+  default     = "24h"
+  description = "How long a token of Nomad that leaked can be of use. Nomad renews it at the half of it or before: once its servers were away for longer than the rest, routers start nothing until it does."
+}
+
+variable "cpu" {
+  type        = number
+  default     = 1000
+  description = "MHz reserved for each."
+}
+
+variable "memory" {
+  type        = number
+  default     = 256
+  description = "MiB reserved for each."
+}
+
+variable "memory_max" {
+  type        = number
+  default     = 1024
+  description = "MiB it may take where Nomad lets tasks take more than what is reserved."
 }
 
 job "modalnomad-router" {
-  # Not one of modalnomad-…: each such namespace is an environment, with the rights of its replicas.
-  namespace = "default"
-  type      = "service"
+  namespace   = var.namespace
+  datacenters = var.datacenters
+  node_pool   = var.node_pool
+  type        = "service"
 
   # Before replicas, where the servers allow preemption: without a router nothing is served.
   priority = 80
@@ -146,6 +207,7 @@ job "modalnomad-router" {
 
     task "router" {
       driver = "raw_exec"
+      user   = var.user
 
       config {
         command = var.command
@@ -157,59 +219,83 @@ job "modalnomad-router" {
       kill_signal  = "SIGTERM"
       kill_timeout = "45s"
 
-      # NOMAD_TOKEN: what the policy attached to this job allows.
+      # For Nomad. The router reads the file again before each request. Not the identity that every task has: Nomad gives
+      # that one no end but that of the allocation, and hands it out in the environment, where it would never be renewed.
       identity {
-        env = true
+        name        = "router"
+        aud         = ["nomadproject.io"]
+        ttl         = var.identity_ttl
+        file        = true
+        change_mode = "noop"
       }
 
-      # Read from a file at the start. Nomad renews the token; should it ever get a new one, the router starts anew.
+      # The router renews its token as Nomad does. Where there is a new one, for Vault was away for too long, it reads it
+      # when the old one is refused: a restart would take all routers away at once.
       vault {
         role         = "modalnomad-router"
         env          = false
         disable_file = false
-        change_mode  = "restart"
+        change_mode  = "noop"
       }
 
-      dynamic "template" {
-        for_each = var.consul_acl ? ["consul"] : []
+      # Nomad logs in to Consul as this job before it starts, hands the token over as CONSUL_HTTP_TOKEN and logs out after
+      # it ended. Nomad never logs in again: the auth method should not have a MaxTokenTTL.
+      dynamic "consul" {
+        for_each = var.consul_login == "identity" ? ["default"] : []
+        content {}
+      }
+      dynamic "identity" {
+        for_each = var.consul_login == "identity" ? ["consul_default"] : []
         content {
-          destination = "secrets/consul.token"
-          data        = "{{ with nomadVar \"nomad/jobs/modalnomad-router\" }}{{ .consul_token }}{{ end }}"
-          perms       = "0400"
-          change_mode = "restart"
+          name = identity.value
+          aud  = ["consul.io"]
+          ttl  = "1h"
         }
       }
 
-      env {
-        MODALNOMAD_BACKEND = "hashicorp"
-        MODALNOMAD_HOME    = "${NOMAD_ALLOC_DIR}/data/home"
-
-        # The agents of its own node.
-        NOMAD_ADDR       = "http://${attr.unique.network.ip-address}:4646"
-        CONSUL_HTTP_ADDR = "http://${attr.unique.network.ip-address}:8500"
-        VAULT_ADDR       = var.vault_address
-
-        CONSUL_HTTP_TOKEN_FILE       = var.consul_acl ? "${NOMAD_SECRETS_DIR}/consul.token" : ""
-        MODALNOMAD_VAULT__TOKEN_FILE = "${NOMAD_SECRETS_DIR}/vault_token"
-
-        MODALNOMAD_ROUTER__HOST       = "${NOMAD_IP_http}"
-        MODALNOMAD_ROUTER__PORT       = "${NOMAD_PORT_http}"
-        MODALNOMAD_ROUTER__ADMIN_HOST = "${NOMAD_IP_admin}"
-        MODALNOMAD_ROUTER__ADMIN_PORT = "${NOMAD_PORT_admin}"
-        MODALNOMAD_ROUTER__DOMAIN     = var.domain
-
-        # Seconds. With shutdown_delay above, drain_delay may stay 0.
-        MODALNOMAD_ROUTER__DRAIN_TIMEOUT = "30"
-
-        MODALNOMAD_ARTIFACTS__STORE = var.artifact_store
-        MODALNOMAD_ARTIFACTS__HOST  = "${NOMAD_IP_artifacts}"
-        MODALNOMAD_ARTIFACTS__PORT  = "${NOMAD_PORT_artifacts}"
+      dynamic "template" {
+        for_each = var.consul_login == "variable" ? ["consul"] : []
+        content {
+          destination = "secrets/consul.token"
+          data        = "{{ with nomadVar \"nomad/jobs/modalnomad-router\" }}{{ .consul_token }}{{ end }}"
+          perms       = var.user == "" ? "0400" : "0444"
+          change_mode = "noop"
+        }
       }
 
+      env = merge(
+        {
+          MODALNOMAD_BACKEND = "hashicorp"
+          MODALNOMAD_HOME    = "${NOMAD_ALLOC_DIR}/data/home"
+
+          NOMAD_ADDR       = var.nomad_address != "" ? var.nomad_address : "http://${attr.unique.network.ip-address}:4646"
+          CONSUL_HTTP_ADDR = var.consul_address != "" ? var.consul_address : "http://${attr.unique.network.ip-address}:8500"
+          VAULT_ADDR       = var.vault_address
+
+          MODALNOMAD_NOMAD__TOKEN_FILE = "${NOMAD_SECRETS_DIR}/nomad_router.jwt"
+          CONSUL_HTTP_TOKEN_FILE       = var.consul_login == "variable" ? "${NOMAD_SECRETS_DIR}/consul.token" : ""
+          MODALNOMAD_VAULT__TOKEN_FILE = "${NOMAD_SECRETS_DIR}/vault_token"
+
+          MODALNOMAD_ROUTER__HOST       = "${NOMAD_IP_http}"
+          MODALNOMAD_ROUTER__PORT       = "${NOMAD_PORT_http}"
+          MODALNOMAD_ROUTER__ADMIN_HOST = "${NOMAD_IP_admin}"
+          MODALNOMAD_ROUTER__ADMIN_PORT = "${NOMAD_PORT_admin}"
+          MODALNOMAD_ROUTER__DOMAIN     = var.domain
+
+          # Seconds. With shutdown_delay above, drain_delay may stay 0.
+          MODALNOMAD_ROUTER__DRAIN_TIMEOUT = "30"
+
+          MODALNOMAD_ARTIFACTS__STORE = var.artifact_store
+          MODALNOMAD_ARTIFACTS__HOST  = "${NOMAD_IP_artifacts}"
+          MODALNOMAD_ARTIFACTS__PORT  = "${NOMAD_PORT_artifacts}"
+        },
+        var.env,
+      )
+
       resources {
-        cpu        = 1000
-        memory     = 256
-        memory_max = 1024
+        cpu        = var.cpu
+        memory     = var.memory
+        memory_max = var.memory_max
       }
     }
   }

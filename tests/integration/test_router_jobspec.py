@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from modalnomad.hashicorp.setup.platform import wanted
+from modalnomad.hashicorp.setup.platform import platform
 from modalnomad.settings import STANDARD, UP_ADMIN_PORT, UP_PORT, ArtifactSettings, RouterSettings, Settings
 from tests.support.repository import ROOT
 
@@ -18,8 +18,8 @@ FILE = ROOT / "jobspecs" / "router.nomad.hcl"
 VARIABLES = ("-var", "vault_address=http://127.0.0.1:8200", "-var", "artifact_store=s3://bucket/prefix")
 
 
-def nomad(*arguments: str) -> str:
-    """What it prints. No agent runs where it looks for one."""
+def nomad(*arguments: str, code: int = 0) -> str:
+    """What it prints; it has to end with `code`. No agent runs where it looks for one."""
     if shutil.which("nomad") is None:
         pytest.skip("nomad is not on PATH")
     done = subprocess.run(
@@ -31,8 +31,8 @@ def nomad(*arguments: str) -> str:
         env={"PATH": "/usr/bin:/bin", "NOMAD_ADDR": "http://127.0.0.1:1"},
         executable=shutil.which("nomad"),
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + (done.stderr if code else "")
 
 
 def rendered(*variables: str) -> dict[str, Any]:
@@ -41,27 +41,64 @@ def rendered(*variables: str) -> dict[str, Any]:
     return found
 
 
-def test_nomad_takes_it() -> None:
-    assert "Job validation successful" in nomad("job", "validate", *VARIABLES, str(FILE))
-    assert "Job validation successful" in nomad("job", "validate", *VARIABLES, "-var", "consul_acl=false", str(FILE))
+@pytest.mark.parametrize("login", ["identity", "variable", "none"])
+def test_nomad_takes_it(login: str) -> None:
+    assert "Job validation successful" in nomad(
+        "job", "validate", *VARIABLES, "-var", f"consul_login={login}", str(FILE)
+    )
+
+
+def test_what_is_no_login_is_refused_in_words() -> None:
+    assert "Write identity, variable or none." in nomad(
+        "job", "validate", *VARIABLES, "-var", "consul_login=token", str(FILE), code=1
+    )
 
 
 def test_it_names_what_setup_makes() -> None:
-    text = FILE.read_text()
-    made = wanted(Settings(), ["main"])
+    """And what Terraform makes: both from the same data."""
+    made = platform()
+    wanted: Any = made["router_job"]
+    task = rendered()["TaskGroups"][0]["Tasks"][0]
 
-    role = "modalnomad-router"
-    assert role in {policy.name for policy in made.nomad_policies}
-    assert role in {policy.name for policy in made.consul_policies}
-    assert role in {policy.name for policy in made.vault_policies}
-    assert f"auth/{made.auth_mount}/role/{role}" in text
-    assert f'"token_policies": "{role}"' in text
-    (consul,) = (policy for policy in made.consul_policies if policy.name == role)
-    assert role in consul.rules["service"], "the name under which routers are registered"
-    agent = next(policy for policy in made.consul_policies if policy.name == "modalnomad-nomad-agent")
-    assert any(role.startswith(prefix) for prefix in agent.rules["service_prefix"])
-    assert set(re.findall(r"modalnomad-[a-z-]+", text)) <= {role, f"{role}-job"}
-    assert not re.search(r'namespace = "modalnomad-', text), "such a namespace is an environment"
+    assert rendered()["ID"] == wanted["name"]
+    assert rendered()["Namespace"] == "modalnomad"
+    assert rendered("-var", "namespace=other")["Namespace"] == "other"
+    assert task["Vault"]["Role"] == wanted["vault_role"]["name"]
+    identities = {identity["Name"]: identity for identity in task["Identities"]}
+    assert identities["consul_default"]["Audience"] == wanted["consul_auth_method"]["config"]["BoundAudiences"]
+    (consul,) = (policy for policy in made["consul_policies"] if policy["name"] in wanted["consul_role"]["policies"])
+    assert rendered()["TaskGroups"][0]["Services"][0]["Name"] in consul["rules"]["service"]
+    agent = next(policy for policy in made["consul_policies"] if policy["name"] == "modalnomad-nomad-agent")
+    assert any(wanted["name"].startswith(prefix) for prefix in agent["rules"]["service_prefix"])
+    assert set(re.findall(r"modalnomad-[a-z-]+", FILE.read_text())) == {wanted["name"]}
+
+
+def test_no_token_of_nomad_or_vault_is_in_its_environment_and_none_of_nomad_s_is_for_ever() -> None:
+    """A process keeps the environment it was started with: what is renewed has to be read from files."""
+    task = rendered("-var", "identity_ttl=5m")["TaskGroups"][0]["Tasks"][0]
+    own = next(identity for identity in task["Identities"] if identity["Name"] == "router")
+
+    assert not task["Identity"], "this one cannot end"
+    assert not task["Vault"]["Env"]
+    assert (own["File"], own["Env"], own["ChangeMode"], own["TTL"]) == (True, False, "noop", 300 * 10**9)
+    files = {name: value for name, value in task["Env"].items() if name.endswith("TOKEN_FILE") and value}
+    assert files == {
+        "MODALNOMAD_NOMAD__TOKEN_FILE": "${NOMAD_SECRETS_DIR}/nomad_router.jwt",
+        "MODALNOMAD_VAULT__TOKEN_FILE": "${NOMAD_SECRETS_DIR}/vault_token",
+    }
+
+
+def test_variables_of_operators_count_before_its_own() -> None:
+    own = rendered()["TaskGroups"][0]["Tasks"][0]["Env"]
+    more = ("-var", 'env={VAULT_CACERT="/etc/vault-ca.pem", NOMAD_ADDR="http://127.0.0.1:1"}')
+    others = rendered("-var", "consul_address=http://127.0.0.1:2", *more)["TaskGroups"][0]["Tasks"][0]["Env"]
+
+    changed = {name: value for name, value in others.items() if own.get(name) != value}
+    assert changed == {
+        "VAULT_CACERT": "/etc/vault-ca.pem",
+        "NOMAD_ADDR": "http://127.0.0.1:1",
+        "CONSUL_HTTP_ADDR": "http://127.0.0.1:2",
+    }
 
 
 def test_each_variable_is_a_setting() -> None:
@@ -90,8 +127,19 @@ def test_its_knobs_fit_each_other_and_the_defaults() -> None:
     (service,) = group["Services"]
     (check,) = service["Checks"]
     assert (check["Path"], check["PortLabel"]) == ("/readyz", "admin")
-    assert task["Env"]["CONSUL_HTTP_TOKEN_FILE"] == "${NOMAD_SECRETS_DIR}/consul.token"
-    without = rendered("-var", "consul_acl=false", "-var", "instances=3")["TaskGroups"][0]
-    assert without["Count"] == 3
-    assert not without["Tasks"][0].get("Templates")
-    assert without["Tasks"][0]["Env"]["CONSUL_HTTP_TOKEN_FILE"] == ""
+    assert task["Consul"], "Nomad logs in"
+    assert not task.get("Templates")
+
+
+@pytest.mark.parametrize(
+    ("login", "templates", "file"), [("variable", 1, "${NOMAD_SECRETS_DIR}/consul.token"), ("none", 0, "")]
+)
+def test_without_a_login_to_consul(login: str, templates: int, file: str) -> None:
+    group = rendered("-var", f"consul_login={login}", "-var", "instances=3")["TaskGroups"][0]
+    (task,) = group["Tasks"]
+
+    assert group["Count"] == 3
+    assert not task["Consul"]
+    assert [identity["Name"] for identity in task["Identities"]] == ["router"]
+    assert len(task.get("Templates") or []) == templates
+    assert task["Env"]["CONSUL_HTTP_TOKEN_FILE"] == file
