@@ -16,8 +16,6 @@ from modalnomad.render.cluster import NAMESPACE_PREFIX
 from modalnomad.settings import Settings
 
 FILE: Final = "platform.json"
-JWKS_PATH: Final = "/.well-known/jwks.json"
-"""Where Nomad's agents show the keys they sign identities with."""
 
 ServerName = Literal["nomad", "vault", "consul"]
 SERVERS: Final[tuple[ServerName, ...]] = get_args(ServerName)
@@ -174,7 +172,7 @@ def check_router_namespace(name: str) -> str:
 
 def jwks_url(settings: Settings) -> str:
     """Where Vault reads Nomad's public keys."""
-    return settings.vault.jwks_url or settings.nomad.address.rstrip("/") + JWKS_PATH
+    return settings.vault.jwks_url or settings.nomad.address.rstrip("/") + str(platform()["jwks_path"])
 
 
 def filled(value: Any, names: Mapping[str, str]) -> Any:
