@@ -1,0 +1,46 @@
+variable "nomad_address" {
+  type        = string
+  default     = "http://127.0.0.1:4646"
+  description = "URL of Nomad, for Terraform, for who deploys and, where `jwks_url` says nothing else, for Vault."
+}
+
+variable "jwks_url" {
+  type        = string
+  default     = null
+  description = "Where Vault reads Nomad's public keys, if it does not reach `nomad_address`, such as `http://10.0.0.5:4646/.well-known/jwks.json`."
+}
+
+variable "vault_address" {
+  type        = string
+  default     = "http://127.0.0.1:8200"
+  description = "URL of Vault or OpenBao, for Terraform, for who deploys and for routers."
+}
+
+variable "consul_address" {
+  type        = string
+  default     = "http://127.0.0.1:8500"
+  description = "URL of Consul, for who deploys. Terraform makes nothing there: its ACLs are off."
+}
+
+variable "environment" {
+  type        = string
+  default     = "main"
+  description = "Name of the environment."
+}
+
+variable "domain" {
+  type        = string
+  default     = "localhost"
+  description = "Last part of the endpoints' host names, such as `apps.example.org`."
+}
+
+variable "artifacts_store" {
+  type        = string
+  description = "Where deployed code is kept: a bucket, such as `s3://bucket/prefix`, or a folder that all deployers and routers share."
+}
+
+variable "artifacts_url" {
+  type        = string
+  default     = null
+  description = "How nodes reach the routers for that code, such as `http://routers.internal:8702`."
+}
