@@ -1,0 +1,145 @@
+# Routers as a Nomad job, under their own workload identity: the very jobspec that `nomad job run` takes, what its identity
+# may do in Nomad, and its login to Vault. That to Consul is made by module consul-platform.
+
+module "names" {
+  source = "../names"
+
+  mount            = var.mount
+  auth_mount       = var.auth_mount
+  prefix           = var.prefix
+  router_namespace = var.namespace
+}
+
+locals {
+  router = module.names.router
+  role   = local.router.vault_role
+
+  env = merge(
+    {
+      MODALNOMAD_VAULT__MOUNT      = var.mount
+      MODALNOMAD_VAULT__AUTH_MOUNT = var.auth_mount
+      MODALNOMAD_CONSUL__PREFIX    = var.prefix
+    },
+    var.env,
+  )
+
+  # What is null has the jobspec's own default. Lists and maps are written as HCL, which JSON is but for what HCL would fill
+  # in: `${attr.…}` is for Nomad to fill in, on the node.
+  escaped = replace(replace(jsonencode(local.env), "$${", join("", ["$", "$${"])), "%%{", join("", ["%", "%%{"]))
+  given = {
+    namespace      = local.router.namespace.name
+    datacenters    = var.datacenters == null ? null : jsonencode(var.datacenters)
+    node_pool      = var.node_pool
+    instances      = var.instances
+    command        = var.command
+    user           = var.user
+    domain         = var.domain
+    port           = var.port
+    admin_port     = var.admin_port
+    artifacts_port = var.artifacts_port
+    artifact_store = var.artifact_store
+    vault_address  = var.vault_address
+    nomad_address  = var.nomad_address
+    consul_address = var.consul_address
+    consul_login   = var.consul_login
+    env            = local.escaped
+    identity_ttl   = var.identity_ttl
+    cpu            = var.cpu
+    memory         = var.memory
+    memory_max     = var.memory_max
+  }
+}
+
+# A namespace of that name may be somebody else's: the provider would take it over without a word, and destroy it.
+data "nomad_namespaces" "all" {
+  count = var.create_namespace ? 1 : 0
+}
+
+data "nomad_namespace" "found" {
+  count = var.create_namespace && contains(flatten(data.nomad_namespaces.all[*].namespaces), local.router.namespace.name) ? 1 : 0
+
+  name = local.router.namespace.name
+}
+
+resource "nomad_namespace" "this" {
+  count = var.create_namespace ? 1 : 0
+
+  name        = local.router.namespace.name
+  description = local.router.namespace.description
+
+  # Gone before these: whatever runs in it keeps its rights to the end.
+  depends_on = [nomad_acl_policy.this, vault_jwt_auth_backend_role.this]
+
+  lifecycle {
+    precondition {
+      condition     = alltrue([for one in data.nomad_namespace.found : one.description == local.router.namespace.description])
+      error_message = "Nomad has a namespace ${local.router.namespace.name} already, and its description is not \"${local.router.namespace.description}\": choose another `namespace`, or say `create_namespace = false` to run routers in that one."
+    }
+  }
+}
+
+resource "nomad_acl_policy" "this" {
+  name        = local.router.nomad_policy.name
+  description = local.router.nomad_policy.description
+  rules_hcl   = local.router.nomad_policy.rules
+
+  # Given to no token: to this job alone.
+  job_acl {
+    namespace = local.router.namespace.name
+    job_id    = local.router.name
+  }
+}
+
+resource "vault_jwt_auth_backend_role" "this" {
+  backend                = var.auth_mount
+  role_name              = local.role.name
+  role_type              = local.role.role_type
+  bound_audiences        = local.role.bound_audiences
+  bound_claims           = local.role.bound_claims
+  user_claim             = local.role.user_claim
+  claim_mappings         = local.role.claim_mappings
+  token_type             = local.role.token_type
+  token_period           = local.role.token_period
+  token_explicit_max_ttl = local.role.token_explicit_max_ttl
+  token_policies         = local.role.token_policies
+}
+
+# Only this job reads it, and no state has it: the value is write-only.
+resource "nomad_variable" "consul_token" {
+  count = var.consul_login == "variable" && var.consul_token_version != null ? 1 : 0
+
+  namespace        = local.router.namespace.name
+  path             = "nomad/jobs/${local.router.name}"
+  items_wo         = jsonencode({ consul_token = var.consul_token })
+  items_wo_version = var.consul_token_version
+
+  depends_on = [nomad_namespace.this]
+}
+
+resource "nomad_job" "this" {
+  jobspec = file("${path.module}/../../../jobspecs/router.nomad.hcl")
+
+  hcl2 {
+    vars = { for name, value in local.given : name => tostring(value) if value != null }
+  }
+
+  # An apply ends when they are ready, or says why not. Nomad itself gives each ten minutes, and goes back then.
+  detach = !var.wait
+  timeouts {
+    create = "15m"
+    update = "15m"
+  }
+
+  # Stopped by somebody: they run again after an apply. A stopped job would keep its namespace from going.
+  rerun_if_dead    = true
+  purge_on_destroy = true
+
+  # They need all of it at their start, and routers that stop finish their requests with it.
+  depends_on = [
+    nomad_namespace.this,
+    nomad_acl_policy.this,
+    vault_jwt_auth_backend_role.this,
+    nomad_variable.consul_token,
+    var.after,
+  ]
+}
