@@ -1,7 +1,7 @@
 # The routers of a modalnomad cluster as one Nomad job: they take requests, wake, route and drain replicas.
 #
 #   modalnomad setup --router-job modalnomad        # once; or Terraform, whose module router-job runs this very file
-#   nomad job run -var vault_address=http://vault:8200 -var artifact_store=s3://bucket/prefix router.nomad.hcl
+#   nomad job run -var vault_address=http://vault:8200 -var artifacts_store=s3://bucket/prefix router.nomad.hcl
 #
 # Rights come from who this job is, its workload identity; no token is made by anybody. Its namespace, the policy of Nomad
 # that is attached to this job, its role of Vault and its login to Consul are made by either of the above. What they allow
@@ -68,7 +68,7 @@ variable "artifacts_port" {
   description = "Where nodes get code. Deploys name it by artifacts.url (MODALNOMAD_ARTIFACTS__URL), with any name or load balancer that leads from the nodes to the routers."
 }
 
-variable "artifact_store" {
+variable "artifacts_store" {
   type        = string
   description = "The bucket that deploys write to: s3://…, gs://…, az://…; or a folder that all of them share."
 }
@@ -285,7 +285,7 @@ job "modalnomad-router" {
           # Seconds. With shutdown_delay above, drain_delay may stay 0.
           MODALNOMAD_ROUTER__DRAIN_TIMEOUT = "30"
 
-          MODALNOMAD_ARTIFACTS__STORE = var.artifact_store
+          MODALNOMAD_ARTIFACTS__STORE = var.artifacts_store
           MODALNOMAD_ARTIFACTS__HOST  = "${NOMAD_IP_artifacts}"
           MODALNOMAD_ARTIFACTS__PORT  = "${NOMAD_PORT_artifacts}"
         },

@@ -15,7 +15,7 @@ from modalnomad.settings import STANDARD, UP_ADMIN_PORT, UP_PORT, ArtifactSettin
 from tests.support.repository import ROOT
 
 FILE = ROOT / "jobspecs" / "router.nomad.hcl"
-VARIABLES = ("-var", "vault_address=http://127.0.0.1:8200", "-var", "artifact_store=s3://bucket/prefix")
+VARIABLES = ("-var", "vault_address=http://127.0.0.1:8200", "-var", "artifacts_store=s3://bucket/prefix")
 
 
 def nomad(*arguments: str, code: int = 0) -> str:

@@ -27,26 +27,26 @@ locals {
   # in: `${attr.…}` is for Nomad to fill in, on the node.
   escaped = replace(replace(jsonencode(local.env), "$${", join("", ["$", "$${"])), "%%{", join("", ["%", "%%{"]))
   given = {
-    namespace      = local.router.namespace.name
-    datacenters    = var.datacenters == null ? null : jsonencode(var.datacenters)
-    node_pool      = var.node_pool
-    instances      = var.instances
-    command        = var.command
-    user           = var.user
-    domain         = var.domain
-    port           = var.port
-    admin_port     = var.admin_port
-    artifacts_port = var.artifacts_port
-    artifact_store = var.artifact_store
-    vault_address  = var.vault_address
-    nomad_address  = var.nomad_address
-    consul_address = var.consul_address
-    consul_login   = var.consul_login
-    env            = local.escaped
-    identity_ttl   = var.identity_ttl
-    cpu            = var.cpu
-    memory         = var.memory
-    memory_max     = var.memory_max
+    namespace       = local.router.namespace.name
+    datacenters     = var.datacenters == null ? null : jsonencode(var.datacenters)
+    node_pool       = var.node_pool
+    instances       = var.instances
+    command         = var.command
+    user            = var.user
+    domain          = var.domain
+    port            = var.port
+    admin_port      = var.admin_port
+    artifacts_port  = var.artifacts_port
+    artifacts_store = var.artifacts_store
+    vault_address   = var.vault_address
+    nomad_address   = var.nomad_address
+    consul_address  = var.consul_address
+    consul_login    = var.consul_login
+    env             = local.escaped
+    identity_ttl    = var.identity_ttl
+    cpu             = var.cpu
+    memory          = var.memory
+    memory_max      = var.memory_max
   }
 }
 

@@ -44,13 +44,13 @@ variable "wait" {
   description = "Whether an apply lasts until the routers are ready, and fails when they do not become so."
 }
 
-variable "artifact_store" {
+variable "artifacts_store" {
   type        = string
   nullable    = false
   description = "The bucket that deploys write to, such as `s3://bucket/prefix` (or `gs://`, `az://`); or the absolute path of a folder that deployers and routers share."
 
   validation {
-    condition     = can(regex("^(/|(s3|gs|az)://)[^[:cntrl:]]*$", var.artifact_store))
+    condition     = can(regex("^(/|(s3|gs|az)://)[^[:cntrl:]]*$", var.artifacts_store))
     error_message = "Write a bucket, such as \"s3://bucket/prefix\" (or gs://, az://), or the absolute path of a folder that all deployers and routers share."
   }
 }
