@@ -3,7 +3,7 @@
 async with FakeConsul() as consul:
     api = ConsulApi(HttpClient(Server("Consul", consul.address, "…")))
 
-What it lacks: several servers, Connect, prepared queries, DNS, namespaces; logins by signed identities.
+What it lacks: several servers, Connect, prepared queries, DNS, namespaces; auth methods of other types than jwt.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from aiohttp import web
 from modalnomad.kit.tasks import Tasks
 from tests.support.fakes import consul_kv as kv
 from tests.support.fakes.consul_acl import Acl, Rights
-from tests.support.fakes.consul_admin import add_acl_routes
+from tests.support.fakes.consul_admin import Admin, add_acl_routes
 from tests.support.fakes.consul_agent import Agent, AgentRoutes
+from tests.support.fakes.consul_login import add_login_routes
 from tests.support.fakes.consul_state import Refused, Store
 
 DEFAULT_WAIT, LONGEST_WAIT = 300.0, 600.0
@@ -43,13 +44,20 @@ class Fault:
 
 
 class FakeConsul:
-    """`acl`: requests need tokens; `management` has all rights. `ttl_min`: the least TTL of a session, seconds."""
+    """`acl`: requests need tokens; `management` has all rights, and is empty until `bootstrapped`. `ttl_min`: the least
+    TTL of a session, seconds."""
 
     def __init__(
-        self, *, acl: bool = False, ttl_min: float = 10.0, kv_limit: int = kv.KV_LIMIT, version: str = "1.22.5"
+        self,
+        *,
+        acl: bool = False,
+        bootstrapped: bool = True,
+        ttl_min: float = 10.0,
+        kv_limit: int = kv.KV_LIMIT,
+        version: str = "1.22.5",
     ) -> None:
         self.store = Store()
-        self.acl = Acl(acl)
+        self.acl = Acl(acl, bootstrapped=bootstrapped)
         self.ttl_min = ttl_min
         self.kv_limit = kv_limit
         self.version = version
@@ -83,7 +91,9 @@ class FakeConsul:
         app = web.Application(middlewares=[self._middleware], client_max_size=1 << 26)
         KvRoutes(self).add(app)
         AgentRoutes(self).add(app)
-        add_acl_routes(self.acl, app, self._rights)
+        admin = Admin(self.acl, app, self._rights)
+        add_acl_routes(admin)
+        add_login_routes(admin)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.05)
         await self._runner.setup()
         await self.come_back()

@@ -1,168 +1,242 @@
-"""Consul's ACL endpoints: what `setup` asks of them."""
+"""Consul's ACL endpoints: policies, roles, tokens, the first token.
+
+API: https://developer.hashicorp.com/consul/api-docs/acl, …/acl/policies, …/acl/roles, …/acl/tokens. What is not there
+is answered as since 1.15: https://github.com/hashicorp/consul/blob/main/CHANGELOG.md (GH-16105).
+"""
 
 from __future__ import annotations
 
+import json
+import re
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
 
-from tests.support.fakes.consul_acl import Acl, Rights, rules
+from tests.support.fakes.consul_acl import MANAGEMENT, NOT_FOUND, Acl, Rights, Table, rules
 from tests.support.fakes.consul_state import Refused
 
 Handler = Callable[[web.Request], Awaitable[Any]]
-Table = dict[str, dict[str, Any]]
+Who = Callable[[web.Request], Rights]
 Fill = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 """What is there, what is wanted → what is there then."""
 
+NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
+NO_CHARACTERS = "invalid Name. Only alphanumeric characters, '-' and '_' are allowed"
+HIDDEN = "<hidden>"
 
-def add_acl_routes(acl: Acl, app: web.Application, rights: Callable[[web.Request], Rights]) -> None:
-    """Policies, roles, tokens, auth methods, binding rules."""
 
-    def guarded(policy: str, handler: Handler) -> Handler:
+class Admin:
+    """Adds ACL endpoints: each needs a right on `acl`."""
+
+    def __init__(self, acl: Acl, app: web.Application, rights: Who) -> None:
+        self.acl = acl
+        self.rights = rights
+        self._app = app
+
+    def add(self, method: str, path: str, policy: str, handler: Handler) -> None:
+        """`policy` empty: for everybody."""
+
         async def answer(request: web.Request) -> web.Response:
-            if not acl.enabled:
+            if not self.acl.enabled:
                 raise Refused(401, "ACL support disabled")
-            rights(request).need("acl", policy)
-            return web.json_response(await handler(request))
+            if policy:
+                self.rights(request).need("acl", policy)
+            answer = web.json_response(await handler(request))
+            if method == "GET":
+                answer.headers.update(
+                    {"X-Consul-Index": str(self.acl.index), "X-Consul-KnownLeader": "true", "X-Consul-LastContact": "0"}
+                )
+            return answer
 
-        return answer
-
-    _Things("policy", acl.policies, lambda old, new: _policy(acl, old, new)).add(app, "policies", guarded)
-    _Things("role", acl.roles, lambda old, new: _role(acl, old, new)).add(app, "roles", guarded)
-    _Things("auth-method", acl.methods, _merged, key="Name").add(app, "auth-methods", guarded)
-    _Things("binding-rule", acl.bindings, _merged).add(app, "binding-rules", guarded)
-    _Tokens(acl, rights).add(app, guarded)
+        self._app.router.add_route(method, f"/v1/acl/{path}", answer)
 
 
-class _Things:
-    """One kind, by its id or, with `key`, by its name."""
+def add_acl_routes(admin: Admin) -> None:
+    """Policies, roles, tokens, bootstrap."""
+    acl = admin.acl
 
-    def __init__(self, kind: str, table: Table, fill: Fill, key: str = "ID") -> None:
+    async def bootstrap(request: web.Request) -> Any:
+        if acl.bootstrapped:
+            raise Refused(403, f"Permission denied: ACL bootstrap no longer allowed (reset index: {acl.index})")
+        made = acl.bootstrap()
+        return {"ID": made["SecretID"], **acl.shown(made)}
+
+    admin.add("PUT", "bootstrap", "", bootstrap)
+    Things(admin, "policy", acl.policies, lambda old, new: _policy(acl, old, new)).add("policies")
+    Things(admin, "role", acl.roles, lambda old, new: _role(acl, old, new)).add("roles")
+    _Tokens(admin).add()
+
+
+class Things:
+    """One kind, by its id. `told`: what Consul calls it in its errors."""
+
+    def __init__(self, admin: Admin, kind: str, table: Table, fill: Fill) -> None:
+        self._admin = admin
+        self._acl = admin.acl
         self._kind = kind
+        self._told = kind.replace("-", " ")
         self._table = table
         self._fill = fill
-        self._key = key
 
-    def add(self, app: web.Application, plural: str, guarded: Callable[[str, Handler], Handler]) -> None:
-        """To the server."""
-        path = f"/v1/acl/{self._kind}"
-        app.router.add_put(path, guarded("write", self.create))
-        app.router.add_get(f"/v1/acl/{plural}", guarded("read", self.every))
-        app.router.add_get(f"{path}/name/{{name}}", guarded("read", self.by_name))
-        app.router.add_get(f"{path}/{{id}}", guarded("read", self.read))
-        app.router.add_put(f"{path}/{{id}}", guarded("write", self.update))
-        app.router.add_delete(f"{path}/{{id}}", guarded("write", self.remove))
+    def add(self, plural: str, named: bool = True) -> None:
+        """To the server. `named`: found by name too."""
+        self._admin.add("PUT", self._kind, "write", self.create)
+        self._admin.add("GET", plural, "read", self.every)
+        if named:
+            self._admin.add("GET", f"{self._kind}/name/{{name}}", "read", self.by_name)
+        self._admin.add("GET", f"{self._kind}/{{id}}", "read", self.read)
+        self._admin.add("PUT", f"{self._kind}/{{id}}", "write", self.update)
+        self._admin.add("DELETE", f"{self._kind}/{{id}}", "write", self.remove)
 
     async def create(self, request: web.Request) -> Any:
-        wanted = await request.json()
-        if self._key == "Name" and wanted.get("Name") in self._table:
-            raise Refused(500, f"Invalid {self._kind}: {wanted['Name']!r} exists")
-        made = self._fill({}, wanted)
-        made.setdefault("ID", str(uuid.uuid4()))
-        self._table[made[self._key]] = made
-        return made
+        wanted = await body(request, self._told)
+        if wanted.get("ID"):
+            raise Refused(400, f"Cannot specify the ID when creating a new {self._told}")
+        return self._keep(str(uuid.uuid4()), self._fill({}, wanted))
 
     async def every(self, request: web.Request) -> Any:
         method = request.query.get("authmethod")
-        return [one for one in self._table.values() if method is None or one.get("AuthMethod") == method]
+        found = [self._acl.shown(one) for one in self._table.values() if method in {None, "", one.get("AuthMethod")}]
+        # Lists have policies without their rules.
+        return [{name: value for name, value in one.items() if name != "Rules"} for one in found]
 
     async def by_name(self, request: web.Request) -> Any:
         for one in self._table.values():
             if one["Name"] == request.match_info["name"]:
-                return one
+                return self._acl.shown(one)
         raise self._missing()
 
     async def read(self, request: web.Request) -> Any:
-        return self._found(request)
+        return self._acl.shown(self._found(request))
 
     async def update(self, request: web.Request) -> Any:
-        one = self._found(request)
-        one.update(self._fill(one, await request.json()))
-        return one
+        wanted, id = await body(request, self._told), request.match_info["id"]
+        if wanted.get("ID", id) not in {"", id}:
+            raise Refused(400, f"{self._told.capitalize()} ID in URL and payload do not match")
+        if (old := self._table.get(id)) is None:
+            raise Refused(500, f"cannot find {self._told} {id}")
+        return self._keep(id, {"CreateIndex": old["CreateIndex"], **self._fill(old, wanted)})
 
     async def remove(self, request: web.Request) -> Any:
-        self._table.pop(request.match_info["id"], None)
+        if request.match_info["id"] == MANAGEMENT:
+            raise Refused(500, "Delete operation not permitted on the builtin global-management policy")
+        if self._table.pop(request.match_info["id"], None) is None:
+            raise Refused(404, f"Cannot find {self._told} to delete")
         return True
 
+    def _keep(self, id: str, fields: dict[str, Any]) -> dict[str, Any]:
+        self._table[id] = self._acl.stamp({"ID": id, **fields})
+        return self._acl.shown(self._table[id])
+
     def _found(self, request: web.Request) -> dict[str, Any]:
-        if (one := self._table.get(request.match_info["id"])) is None:
+        id = request.match_info["id"]
+        if len(id) != 36:
+            raise Refused(500, f"failed acl {self._told} lookup: index error: UUID must be 36 characters")
+        if (one := self._table.get(id)) is None:
             raise self._missing()
         return one
 
     def _missing(self) -> Refused:
-        return Refused(404, f"{self._kind.replace('-', ' ')} not found")
+        return Refused(404, f"Requested {self._told} does not exist: {NOT_FOUND}")
 
 
 class _Tokens:
     """By accessor id; their secrets are not listed."""
 
-    def __init__(self, acl: Acl, rights: Callable[[web.Request], Rights]) -> None:
-        self._acl = acl
-        self._rights = rights
+    def __init__(self, admin: Admin) -> None:
+        self._admin = admin
+        self._acl = admin.acl
 
-    def add(self, app: web.Application, guarded: Callable[[str, Handler], Handler]) -> None:
+    def add(self) -> None:
         """To the server."""
-        app.router.add_get("/v1/acl/token/self", self.own)
-        app.router.add_put("/v1/acl/token", guarded("write", self.create))
-        app.router.add_get("/v1/acl/token/{id}", guarded("read", self.read))
-        app.router.add_put("/v1/acl/token/{id}", guarded("write", self.update))
-        app.router.add_delete("/v1/acl/token/{id}", guarded("write", self.remove))
-        app.router.add_get("/v1/acl/tokens", guarded("read", self.every))
+        self._admin.add("GET", "token/self", "", self.own)
+        self._admin.add("PUT", "token", "write", self.create)
+        self._admin.add("GET", "token/{id}", "read", self.read)
+        self._admin.add("PUT", "token/{id}", "write", self.update)
+        self._admin.add("DELETE", "token/{id}", "write", self.remove)
+        self._admin.add("GET", "tokens", "read", self.every)
 
-    async def own(self, request: web.Request) -> web.Response:
-        if not self._acl.enabled:
-            raise Refused(401, "ACL support disabled")
-        accessor = self._rights(request).accessor
+    async def own(self, request: web.Request) -> Any:
+        accessor = self._admin.rights(request).accessor
         for token in self._acl.tokens.values():
             if token["AccessorID"] == accessor:
-                return web.json_response(token)
+                return self._acl.shown(token)
         raise Refused(403, "Permission denied: anonymous token")
 
     async def create(self, request: web.Request) -> Any:
-        wanted = await request.json()
-        return self._acl.add_token(
+        wanted = await body(request, "token")
+        if wanted.get("AuthMethod"):
+            raise Refused(500, "AuthMethod field is disallowed outside of Login")
+        made = self._acl.add_token(
             [one.get("ID") or one["Name"] for one in wanted.get("Policies") or ()],
             secret=wanted.get("SecretID", ""),
             roles=tuple(one.get("ID") or one["Name"] for one in wanted.get("Roles") or ()),
             description=wanted.get("Description", ""),
         )
+        return self._acl.shown(made)
 
     async def read(self, request: web.Request) -> Any:
-        return self._found(request)
+        shown = self._acl.shown(self._found(request, f"Requested token does not exist: {NOT_FOUND}"))
+        return shown if self._admin.rights(request).may("acl", "write", "") else {**shown, "SecretID": HIDDEN}
 
     async def update(self, request: web.Request) -> Any:
-        token, wanted = self._found(request), await request.json()
+        token = self._found(request, f'Cannot find token "{request.match_info["id"]}"', 500)
+        wanted = await body(request, "token")
         token["Description"] = wanted.get("Description", token["Description"])
-        token["Policies"] = self._acl.link_policies(wanted.get("Policies") or [])
-        return token
+        token["Policies"] = self._acl.linked("policy", wanted.get("Policies"))
+        token["Roles"] = self._acl.linked("role", wanted.get("Roles"))
+        return self._acl.shown(token)
 
     async def remove(self, request: web.Request) -> Any:
-        self._acl.tokens.pop(self._found(request)["SecretID"])
+        self._acl.tokens.pop(self._found(request, "Cannot find token to delete")["SecretID"])
         return True
 
     async def every(self, request: web.Request) -> Any:
-        return [{name: value for name, value in one.items() if name != "SecretID"} for one in self._acl.tokens.values()]
+        method = request.query.get("authmethod", "")
+        found = [one for one in self._acl.tokens.values() if method in {"", one.get("AuthMethod")}]
+        return [{**self._acl.shown(one), "SecretID": HIDDEN} for one in found]
 
-    def _found(self, request: web.Request) -> dict[str, Any]:
+    def _found(self, request: web.Request, text: str, status: int = 404) -> dict[str, Any]:
         for token in self._acl.tokens.values():
             if token["AccessorID"] == request.match_info["id"]:
                 return token
-        raise Refused(404, "Cannot find token to read")
+        raise Refused(status, text)
 
 
-def _merged(old: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    return {**old, **wanted}
+async def body(request: web.Request, told: str) -> dict[str, Any]:
+    """The object that was sent. Raises Refused."""
+    try:
+        found: dict[str, Any] = json.loads(await request.read())
+    except ValueError as error:
+        raise Refused(400, f"{told.capitalize()} decoding failed: {error}") from None
+    return found
+
+
+def check_name(kind: str, wanted: dict[str, Any], old: dict[str, Any], table: Table) -> str:
+    """The name it is to have. Raises Refused."""
+    name = str(wanted.get("Name") or "")
+    if not name:
+        raise Refused(500, f"Invalid {kind}: no Name is set")
+    if not NAME.fullmatch(name):
+        raise Refused(500, f"Invalid {kind}: {NO_CHARACTERS}")
+    if name != old.get("Name") and any(one["Name"] == name for one in table.values()):
+        raise Refused(500, f'Invalid {kind}: A {kind} with Name "{name}" already exists')
+    return name
 
 
 def _policy(acl: Acl, old: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    if old:
-        rules(wanted.get("Rules", old["Rules"]))
-        return {**old, **wanted, "ID": old["ID"]}
-    return acl.add_policy(wanted["Name"], wanted.get("Rules", ""), description=wanted.get("Description", ""))
+    name = check_name("Policy", wanted, old, acl.policies)
+    rules(wanted.get("Rules", ""))
+    return {"Name": name, "Description": wanted.get("Description", ""), "Rules": wanted.get("Rules", "")}
 
 
 def _role(acl: Acl, old: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    base = {"Description": "", "Policies": [], "ServiceIdentities": [], **old}
-    return {**base, **wanted, "Policies": acl.link_policies(wanted.get("Policies", base["Policies"]) or [])}
+    fields = {
+        "Name": check_name("Role", wanted, old, acl.roles),
+        "Description": wanted.get("Description", ""),
+        "Policies": acl.linked("policy", wanted.get("Policies")),
+    }
+    more = ("ServiceIdentities", "NodeIdentities", "TemplatedPolicies")
+    return fields | {name: wanted[name] for name in more if wanted.get(name)}
