@@ -12,6 +12,7 @@ from modalnomad.model.manifest import Parameter
 from modalnomad.model.replica import Failure, PoolKey, ReplicaKey
 from modalnomad.router.places import PlaceState
 from modalnomad.router.table import Match
+from tests.support.pace import turn
 from tests.support.routers import Routers, routers
 from tests.support.stub_replicas import StubReplica, make_match
 
@@ -30,6 +31,7 @@ async def flood(found: Routers, match: Match, statuses: list[int], until: asynci
     async def one(index: int) -> None:
         while not until.is_set():
             statuses.append((await found.ask(index, match)).status)
+            await asyncio.sleep(turn(2))
 
     await asyncio.gather(*(one(index) for index in (FIRST, SECOND) for _ in range(2)))
 
