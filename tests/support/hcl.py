@@ -19,6 +19,11 @@ INDEX: Final = "[]"
 SPLAT: Final = "[*]"
 
 
+_STANDS_FOR: Final = {"$${": "\ue000" * 3, "%%{": "\ue001" * 3}
+_ESCAPED: Final = re.compile(r"\$\$\{|%%\{")
+"""python-hcl2 takes these escapes only with their closing brace: what is as long stands for them while it reads."""
+
+
 class HclError(Exception):
     """The text is no HCL: `line` and what the parser stumbled over."""
 
@@ -67,6 +72,17 @@ class Value:
         """What it reads, without names that a `for` brings; those of a `for` over a reference begin with that one."""
         return tuple(_references(self.node, {}))
 
+    @functools.cached_property
+    def call(self) -> tuple[str, tuple[Value, ...]] | None:
+        """Of a function called: its name and what it is given."""
+        node = _bare(self.node)
+        if node.data != "function_call":
+            return None
+        given = [one for part in _trees(node, "arguments") for one in part.children if isinstance(one, Tree)]
+        return _word(_trees(node, "identifier")[0]), tuple(
+            value_of(one, self.source) for one in given if _is_expression(one)
+        )
+
     def items(self) -> Mapping[str, Value]:
         """Of an object written out: its elements with known keys."""
         node = _bare(self.node)
@@ -111,7 +127,7 @@ class Block:
 def parse(text: str) -> Block:
     """A file as a block without a name. Raises `HclError`."""
     try:
-        tree = parses_to_tree(text)
+        tree = parses_to_tree(_ESCAPED.sub(lambda found: _STANDS_FOR[found[0]], text))
     except UnexpectedInput as error:
         raise HclError(getattr(error, "line", 0), str(error).splitlines()[0]) from None
     return _block("", (), tree.children[0], 1, text)
@@ -187,7 +203,9 @@ def _string(node: Any) -> Any:
     parts = [token for part in _trees(node, "string_part") for token in part.children]
     if any(isinstance(token, Tree) for token in parts):
         return UNKNOWN
-    text = "".join(str(token).replace("$${", "${").replace("%%{", "%{") for token in parts)
+    text = "".join(map(str, parts))
+    for escape, stand_in in _STANDS_FOR.items():
+        text = text.replace(stand_in, escape[1:])
     return re.sub(r"\\(.)", lambda found: {"n": "\n", "t": "\t", "r": "\r"}.get(found[1], found[1]), text)
 
 
@@ -250,7 +268,7 @@ def _in_for(node: Any, scope: Scope) -> Iterator[Reference]:
     collection = next(child for child in intro.children[::-1] if isinstance(child, Tree) and _is_expression(child))
     yield from _references(collection, scope)
     over = list(_references(collection, scope)) if _bare(collection).data in CHAINS else []
-    element = (*over[0].parts, INDEX) if over and over[0].parts[0] in {"module", "data"} else None
+    element = (*over[0].parts, INDEX) if over else None
     inside = {**scope, **dict.fromkeys(names), names[-1]: element}
     for child in node.children:
         if isinstance(child, Tree) and child is not intro:

@@ -35,7 +35,7 @@ def run(
     variables: Mapping[str, str] | None = None,
     limit: float = LIMIT,
 ) -> subprocess.CompletedProcess[str]:
-    """Run it in a folder. `data`: where its `.terraform` lies, outside the checkout; `variables`: of its environment."""
+    """Run in a folder. `data`: where its `.terraform` lies, outside the checkout; `variables`: of the environment."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
     own = {"CHECKPOINT_DISABLE": "1", "TF_IN_AUTOMATION": "1", "TF_INPUT": "0", "TF_CLI_CONFIG_FILE": os.devnull}
     if data is not None:
