@@ -45,10 +45,10 @@ class NomadAgent:
 
     `address`, `token` (management; empty without ACL), `node` (its id), `calls` (a client with that token).
 
-    `consul`: `host:port` of a Consul it registers services in. `vault`: the agent's `vault` stanza as JSON. `meta`:
-    the client's. `client`, `server`: more of these stanzas. `plugins`: configurations of
-    task drivers, by name. The agent's environment is empty but for PATH and HOME, as
-    raw_exec hands it to each task. Its folder lies directly in the temporary folder: paths of task sockets are bounded.
+    `consul`: `host:port` of a Consul it registers services in, with `consul_token`. `vault`: the agent's `vault` stanza
+    as JSON. `meta`: the client's. `client`, `server`: more of these stanzas. `plugins`: configurations of task drivers,
+    by name. The agent's environment is empty but for PATH and HOME, as raw_exec hands it to each task. Its folder lies
+    directly in the temporary folder: paths of task sockets are bounded.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class NomadAgent:
         *,
         acl: bool = False,
         consul: str = "",
+        consul_token: str = "",
         vault: Mapping[str, Any] | None = None,
         meta: Mapping[str, str] | None = None,
         client: Mapping[str, Any] | None = None,
@@ -63,7 +64,9 @@ class NomadAgent:
         plugins: Mapping[str, Any] | None = None,
     ) -> None:
         self.acl = acl
-        self._consul, self._vault, self._meta = consul, vault, meta or {}
+        self._consul, self._vault, self._meta = {"address": consul or "127.0.0.1:1"}, vault, meta or {}
+        if consul_token:
+            self._consul["token"] = consul_token
         self._client, self._server = client or {}, server or {}
         self._plugins = {"raw_exec": {"enabled": True}} | dict(plugins or {})
         self.token = self.node = ""
@@ -210,7 +213,7 @@ class NomadAgent:
             "bind_addr": "127.0.0.1",
             "plugin": [{name: [{"config": [config]}]} for name, config in self._plugins.items()],
             "acl": {"enabled": self.acl},
-            "consul": {"address": self._consul or "127.0.0.1:1"},
+            "consul": self._consul,
             "disable_update_check": True,
         }
         if self._vault is not None:

@@ -1,0 +1,149 @@
+"""Servers with ACLs on and nothing prepared, and Terraform on them: what an operator begins with.
+
+async with bare(tmp_path) as c:                  # Nomad and OpenBao real, Consul fake
+    platform = Platform(c, TERRAFORM / "examples" / "full", plugins_given())
+    await platform.terraform("init")
+    await platform.terraform("apply", "-auto-approve")
+    await platform.people()                      # c.cli is a deployer from here on
+    await c.cli("deploy", "examples/hello.py")
+    status, text = await platform.get("hello-greet.localhost")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+
+from modalnomad.kit.tasks import Tasks
+from tests.support import terraform
+from tests.support.cluster import Cluster, free_port, vault_stanza
+from tests.support.fakes.consul import FakeConsul
+from tests.support.nomad_agent import NomadAgent
+from tests.support.openbao import OpenBao
+from tests.support.serve import shared_home
+from tests.support.up import own_home
+
+PROGRAM: Final = Path(sys.executable).parent / "modalnomad"
+LIMIT: Final = 80.0
+"""Seconds: an apply lasts until routers are ready."""
+
+
+@asynccontextmanager
+async def bare(folder: Path, *, consul_acl: bool = True) -> AsyncIterator[Cluster]:
+    """A cluster on which nobody has prepared anything; commands have no token."""
+    async with AsyncExitStack() as stack:
+        consul = await stack.enter_async_context(FakeConsul(acl=consul_acl))
+        (folder / "vault").mkdir()
+        vault = stack.enter_context(OpenBao(folder / "vault"))
+        nomad = await stack.enter_async_context(
+            NomadAgent(
+                acl=True,
+                consul=consul.address.removeprefix("http://"),
+                consul_token=consul.management if consul_acl else "",
+                vault=vault_stanza(vault),
+            )
+        )
+        artifacts = free_port()
+        env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "LANG": "C.UTF-8",
+            "MODALNOMAD_BACKEND": "hashicorp",
+            "MODALNOMAD_HOME": str(own_home(folder)),
+            "NOMAD_ADDR": nomad.address,
+            "CONSUL_HTTP_ADDR": consul.address,
+            "VAULT_ADDR": vault.address,
+            "MODALNOMAD_NOMAD__NODE_STORE": str(shared_home()),
+            "MODALNOMAD_NOMAD__PYTHON": sys.executable,
+            "MODALNOMAD_ARTIFACTS__PORT": str(artifacts),
+            "MODALNOMAD_ARTIFACTS__STORE": str(folder / "artifacts"),
+            "MODALNOMAD_ARTIFACTS__URL": f"http://127.0.0.1:{artifacts}",
+            "MODALNOMAD_VAULT__MOUNT": "modalnomad",
+        }
+        tasks = await stack.enter_async_context(Tasks("cluster"))
+        yield Cluster(folder, consul, vault, nomad, env, tasks)
+
+
+class Platform:
+    """One root module on a cluster. Its state and plug-ins lie beside the cluster's files, nothing in the checkout."""
+
+    def __init__(self, cluster: Cluster, module: Path, plugins: tuple[str, ...]) -> None:
+        self.cluster = cluster
+        self.module = module
+        self.state = cluster.folder / "state.json"
+        self._plugins = plugins
+        env = cluster.env
+        ports = {"port": free_port(), "admin_port": free_port()}
+        self.url = f"http://127.0.0.1:{ports['port']}"
+        self.admin_url = f"http://127.0.0.1:{ports['admin_port']}"
+        self.variables: dict[str, Any] = {
+            "nomad_address": env["NOMAD_ADDR"],
+            "consul_address": env["CONSUL_HTTP_ADDR"],
+            "vault_address": env["VAULT_ADDR"],
+            "domain": "localhost",
+            "artifacts_store": env["MODALNOMAD_ARTIFACTS__STORE"],
+            "artifacts_url": env["MODALNOMAD_ARTIFACTS__URL"],
+            "router": {
+                "instances": 1,
+                "command": str(PROGRAM),
+                "artifacts_port": int(env["MODALNOMAD_ARTIFACTS__PORT"]),
+                **ports,
+            },
+        }
+        """Of the module; a test may change them between two runs."""
+
+    @property
+    def management(self) -> dict[str, str]:
+        """Tokens that may do everything, as variables of the environment."""
+        c = self.cluster
+        found = {"NOMAD_TOKEN": c.nomad.token, "VAULT_TOKEN": c.vault.root_token}
+        return found | ({"CONSUL_HTTP_TOKEN": c.consul.management} if c.consul.acl.enabled else {})
+
+    async def terraform(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """`terraform WORDS` with tokens of management; fails unless it ends with `code`."""
+        more: tuple[str, ...] = ()
+        if words[0] == "init":
+            more = self._plugins
+        elif words[0] in {"plan", "apply", "destroy"}:
+            file = self.cluster.folder / "test.tfvars.json"
+            file.write_text(json.dumps(self.variables))
+            more = (f"-var-file={file}",)
+        given = {"TF_DATA_DIR": str(self.cluster.folder / "terraform"), **self.management}
+        if words[0] != "init":
+            more = (f"-state={self.state}", *more)
+        done = await asyncio.to_thread(
+            terraform.run, self.module, *words, *more, "-no-color", variables=given, limit=LIMIT
+        )
+        assert done.returncode == code, f"terraform {' '.join(words)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    async def people(self, policy: str = "modalnomad-deployer") -> None:
+        """From now on commands have tokens with the rights of this policy, made as an operator makes them."""
+        c = self.cluster
+        found = {"VAULT_TOKEN": c.vault.token(policy, ttl="24h")}
+        async with aiohttp.ClientSession() as session:
+            body: dict[str, Any] = {"Name": policy, "Type": "client", "Policies": [policy]}
+            headers = {"X-Nomad-Token": c.nomad.token}
+            async with session.post(f"{c.nomad.address}/v1/acl/token", json=body, headers=headers) as answer:
+                found["NOMAD_TOKEN"] = (await answer.json())["SecretID"]
+            if c.consul.acl.enabled:
+                body = {"Description": policy, "Policies": [{"Name": policy}]}
+                headers = {"X-Consul-Token": c.consul.management}
+                async with session.put(f"{c.consul.address}/v1/acl/token", json=body, headers=headers) as answer:
+                    found["CONSUL_HTTP_TOKEN"] = (await answer.json())["SecretID"]
+        c.env |= found
+
+    async def get(self, host: str, path: str = "/") -> tuple[int, str]:
+        """Status and text of one request to the routers."""
+        limit = aiohttp.ClientTimeout(total=LIMIT)
+        async with aiohttp.request("GET", self.url + path, headers={"Host": host}, timeout=limit) as answer:
+            return answer.status, await answer.text()
