@@ -43,6 +43,15 @@ EnvsOption = Annotated[
     list[str] | None,
     typer.Option("--env", "-e", help="Environment to prepare; may be given again. [default: main]"),
 ]
+RouterJobOption = Annotated[
+    str | None,
+    typer.Option(
+        "--router-job",
+        metavar="NAMESPACE",
+        help="Prepare also for routers that run as a Nomad job, in this namespace of their own, such as modalnomad.",
+        show_default=False,
+    ),
+]
 OnlyOption = Annotated[
     Literal["nomad", "vault", "consul"] | None, typer.Option("--only", help="Prepare this server alone.")
 ]
@@ -50,7 +59,11 @@ DryOption = Annotated[bool, typer.Option("--dry-run", help="Only look; change no
 
 
 def setup(
-    env: EnvsOption = None, only: OnlyOption = None, dry_run: DryOption = False, as_json: JsonOption = False
+    env: EnvsOption = None,
+    router_job: RouterJobOption = None,
+    only: OnlyOption = None,
+    dry_run: DryOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Prepare Nomad, Vault (or OpenBao) and Consul: what is missing is made, the rest is left.
 
@@ -59,7 +72,7 @@ def setup(
     """
     settings = load_settings(env[0] if env else None)
     environments = tuple(dict.fromkeys(env or [settings.environment]))
-    steps = asyncio.run(_run(settings, environments, only, dry_run, as_json))
+    steps = asyncio.run(_run(settings, environments, router_job, only, dry_run, as_json))
     failed = [step for step in steps if step.outcome in {"failed", "not done"}]
     if not as_json and not failed and not dry_run:
         out.print(TOKENS, markup=False)
@@ -68,12 +81,17 @@ def setup(
 
 
 async def _run(
-    settings: Settings, environments: Sequence[str], only: ServerName | None, dry: bool, as_json: bool
+    settings: Settings,
+    environments: Sequence[str],
+    router_job: str | None,
+    only: ServerName | None,
+    dry: bool,
+    as_json: bool,
 ) -> list[Step]:
     from modalnomad.wiring.setup import prepare
 
     steps = []
-    async for step in prepare(settings, environments, only=only, dry=dry):
+    async for step in prepare(settings, environments, router_job=router_job, only=only, dry=dry):
         steps.append(step)
         if as_json:
             emit(asdict(step))

@@ -11,9 +11,15 @@ from modalnomad.settings import Settings
 
 
 async def prepare(
-    settings: Settings, environments: Sequence[str], *, only: ServerName | None = None, dry: bool = False
+    settings: Settings,
+    environments: Sequence[str],
+    *,
+    router_job: str | None = None,
+    only: ServerName | None = None,
+    dry: bool = False,
 ) -> AsyncIterator[Step]:
-    """Each step when it is done; what failed is a step too. `only`: this server. Raises UserError, before anything
-    is done."""
-    async for step in set_up(settings, environments, only=(only,) if only else SERVERS, dry=dry):
+    """Each step when it is done; what failed is a step too. `router_job`: the namespace for routers as a job.
+    `only`: this server. Raises UserError, before anything is done."""
+    servers = (only,) if only else SERVERS
+    async for step in set_up(settings, environments, router_job=router_job, only=servers, dry=dry):
         yield step

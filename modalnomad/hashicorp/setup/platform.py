@@ -113,7 +113,7 @@ def wanted(settings: Settings, environments: Sequence[str], router_namespace: st
         "consul_auth_method": settings.consul.auth_method,
     }
     base = filled(platform(), common)
-    each = [filled(platform(), {**common, "environment": check_environment(name)}) for name in environments]
+    each = [filled(platform(), {**common, "environment": _free_name(name)}) for name in environments]
     roles = [dict(one["vault_role"]) for one in each]
     nomad_policies = tuple(Policy(**policy) for policy in base["nomad_policies"])
     router = None
@@ -137,6 +137,19 @@ def wanted(settings: Settings, environments: Sequence[str], router_namespace: st
         roles={role.pop("name"): role for role in roles},
         router=router,
     )
+
+
+def _free_name(environment: str) -> str:
+    """The same. Raises UserError: no name of one, or Vault would have one thing for it and for everybody."""
+    facts = filled(platform(), {"environment": check_environment(environment)})
+    taken = {policy["name"] for policy in facts["vault_policies"]} | {facts["router_job"]["vault_role"]["name"]}
+    if facts["vault_environment_policy"]["name"] in taken or facts["vault_role"]["name"] in taken:
+        raise UserError(
+            f"no environment can have the name {environment!r}: {facts['vault_role']['name']} is a policy or role of "
+            "the platform's own in Vault",
+            "take another name",
+        )
+    return environment
 
 
 def _router_job(facts: Mapping[str, Any], nomad_policies: Sequence[Policy]) -> RouterJob:

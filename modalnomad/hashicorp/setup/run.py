@@ -10,6 +10,7 @@ from modalnomad.hashicorp.nomad.server import nomad_server
 from modalnomad.hashicorp.setup.consul import consul_todos
 from modalnomad.hashicorp.setup.nomad import nomad_todos
 from modalnomad.hashicorp.setup.platform import SERVERS, ServerName, Wanted, wanted
+from modalnomad.hashicorp.setup.rights import Lacking
 from modalnomad.hashicorp.setup.steps import Step, carry_out
 from modalnomad.hashicorp.setup.vault import vault_todos
 from modalnomad.hashicorp.vault.client import VaultClient
@@ -18,30 +19,39 @@ from modalnomad.settings import Settings
 
 
 async def set_up(
-    settings: Settings, environments: Sequence[str], *, only: Collection[ServerName] = SERVERS, dry: bool = False
+    settings: Settings,
+    environments: Sequence[str],
+    *,
+    router_job: str | None = None,
+    only: Collection[ServerName] = SERVERS,
+    dry: bool = False,
 ) -> AsyncIterator[Step]:
-    """Make what is missing, and tell each step as it was done. Safe to run again, also after a failure. `dry`: only
-    look. Raises UserError for a bad name of an environment, before anything is done."""
-    needed = wanted(settings, environments)
+    """Make what is missing, and tell each step as it was done. Safe to run again, also after a failure. `router_job`:
+    the namespace for routers as a job of Nomad. `dry`: only look. Raises UserError for a bad name of an environment or
+    namespace, before anything is done."""
+    needed = wanted(settings, environments, router_job)
+    foreign: set[str] = set()
     for server in SERVERS:
         if server not in only:
             continue
         try:
-            async for step in _one(server, settings, needed, dry):
+            async for step in _one(server, settings, needed, foreign, dry):
                 yield step
         except ModalNomadError as error:
             # What cannot even be asked: a token file or a certificate that cannot be read.
             yield Step(server, "connection", "failed", error.message, error.hint or "")
 
 
-async def _one(server: ServerName, settings: Settings, needed: Wanted, dry: bool) -> AsyncIterator[Step]:
+async def _one(
+    server: ServerName, settings: Settings, needed: Wanted, foreign: set[str], dry: bool
+) -> AsyncIterator[Step]:
     if server == "vault":
         vault = VaultClient(settings.vault)
         try:
             todos = vault_todos(
                 vault, needed, url_is_set=bool(settings.vault.jwks_url), nomad_ca=settings.nomad.ca_cert
             )
-            async for step in carry_out(server, todos, dry=dry):
+            async for step in carry_out(server, todos, Lacking(server, vault), foreign, dry=dry):
                 yield step
         finally:
             await vault.close()
@@ -49,7 +59,7 @@ async def _one(server: ServerName, settings: Settings, needed: Wanted, dry: bool
     http = HttpClient(nomad_server(settings.nomad) if server == "nomad" else consul_server(settings.consul))
     try:
         made = nomad_todos(http, needed) if server == "nomad" else consul_todos(http, needed)
-        async for step in carry_out(server, made, dry=dry):
+        async for step in carry_out(server, made, Lacking(server, http), foreign, dry=dry):
             yield step
     finally:
         await http.close()

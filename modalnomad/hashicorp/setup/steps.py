@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from modalnomad.hashicorp.http import ServerRefused
-from modalnomad.hashicorp.setup.platform import ServerName
-from modalnomad.model.errors import BackendError, BackendUnreachable
+from modalnomad.hashicorp.setup.platform import Policy, ServerName
+from modalnomad.hashicorp.setup.rights import Lacking
+from modalnomad.model.errors import BackendError, BackendRefused, BackendUnreachable
 
 Outcome = Literal["made", "changed", "there", "left", "would make", "would change", "failed", "not done"]
 """`left`: it is not as it would be made, and that is somebody else's choice; the detail says why."""
@@ -41,20 +42,37 @@ class Todo:
 
     what: str
     do: Callable[[bool], Awaitable[Done]]
+    namespace: str = ""
+    """Of Nomad, which it gives rights to: not done where that is somebody else's."""
 
 
-async def carry_out(server: ServerName, todos: Iterable[Todo], *, dry: bool) -> AsyncIterator[Step]:
+class SomebodyElses(BackendRefused):
+    """What is there under a name of ours is not ours, and is left as it is."""
+
+
+async def carry_out(
+    server: ServerName, todos: Iterable[Todo], lacking: Lacking, foreign: set[str], *, dry: bool
+) -> AsyncIterator[Step]:
     """One after the other. A step that fails does not keep the next from being tried, unless the server is gone or can
-    do nothing: then all that follow are told as not done."""
+    do nothing: then all that follow are told as not done. `foreign`: namespaces found to be somebody else's, by this
+    server or another before it."""
     gone = ""
     for todo in todos:
         if gone:
             yield Step(server, todo.what, "not done", gone)
             continue
+        if todo.namespace in foreign:
+            yield Step(server, todo.what, "not done", f"the namespace {todo.namespace} is somebody else's")
+            continue
         try:
             done = await todo.do(dry)
         except BackendError as error:
-            yield Step(server, todo.what, "failed", error.message, error.hint or "")
+            if isinstance(error, SomebodyElses) and todo.namespace:
+                foreign.add(todo.namespace)
+            fix = error.hint or ""
+            if isinstance(error, ServerRefused) and error.status == 403:
+                fix = await lacking.told(error)
+            yield Step(server, todo.what, "failed", error.message, fix)
             if isinstance(error, BackendUnreachable) or (isinstance(error, ServerRefused) and error.status == 503):
                 gone = "the server did not answer the step before"
         else:
@@ -75,3 +93,19 @@ async def change(dry: bool, make: Callable[[], Awaitable[object]], detail: str) 
         return Done("would change", detail)
     await make()
     return Done("changed", detail)
+
+
+def different(policy: Policy, description: str, text: str, remove: str) -> str:
+    """What is different about a policy that is there under this name; empty: nothing. `remove`: the command that
+    deletes it. Raises SomebodyElses: neither description nor rules are ours."""
+    same = policy.same(text)
+    if description == policy.description:
+        return "" if same else "its rules were different"
+    if same:
+        return "its description was different"
+    shown = f"described as {description!r:.200}" if description else "without a description"
+    raise SomebodyElses(
+        f"there is another policy of this name, {shown}, with other rules",
+        f"look at it; when nobody needs it as it is: `{remove}`, then this command again; tokens that name it then get "
+        "the rights of the new one",
+    )

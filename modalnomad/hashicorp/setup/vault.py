@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from modalnomad.hashicorp.http import ServerRefused
 from modalnomad.hashicorp.setup.platform import Policy, Wanted
-from modalnomad.hashicorp.setup.steps import Done, Todo, change, create
+from modalnomad.hashicorp.setup.steps import Done, SomebodyElses, Todo, change, create
 from modalnomad.hashicorp.vault.client import VaultClient
 from modalnomad.hashicorp.vault.platform_key import PATH, make_key, read_key
 from modalnomad.model.errors import BackendRefused
@@ -29,32 +29,44 @@ UPGRADE_PAUSE: Final = 0.05
 def vault_todos(client: VaultClient, wanted: Wanted, *, url_is_set: bool, nomad_ca: Path | None) -> Iterator[Todo]:
     """In order. `url_is_set`: vault.jwks_url was given, so it counts against what is there. `nomad_ca`: of what
     signed Nomad's certificate, for Vault to read its keys."""
-    yield Todo(f"key-value store {wanted.mount}", partial(_store, client, wanted.mount))
+    yield Todo(f"key-value store {wanted.mount}", partial(_store, client, wanted))
     yield Todo(f"login {wanted.auth_mount}", partial(_login, client, wanted))
     config = partial(_config, client, wanted, url_is_set, nomad_ca)
     yield Todo(f"keys of login {wanted.auth_mount}", config)
     for policy in wanted.vault_policies:
         yield Todo(f"policy {policy.name}", partial(_policy, client, policy))
     for name, fields in wanted.roles.items():
-        yield Todo(f"role {name}", partial(_role, client, wanted.auth_mount, name, fields))
+        role = partial(_role, client, wanted.auth_mount, name, fields)
+        yield Todo(f"role {name}", role, fields["bound_claims"]["nomad_namespace"])
+    if (router := wanted.router) is not None:
+        role = partial(_role, client, wanted.auth_mount, router.vault_role, router.vault_role_fields)
+        yield Todo(f"role {router.vault_role}", role)
     yield Todo(f"platform key {wanted.mount}/{PATH}", partial(_key, client))
 
 
-async def _store(client: VaultClient, mount: str, dry: bool) -> Done:
+async def _store(client: VaultClient, wanted: Wanted, dry: bool) -> Done:
+    mount, fields = wanted.mount, wanted.mount_fields
     found = (await client.request("GET", "sys/mounts")).json()["data"].get(f"{mount}/")
     if found is None:
-        return await create(dry, lambda: _make_store(client, mount))
-    if found.get("type") != "kv" or (found.get("options") or {}).get("version") != "2":
-        raise BackendRefused(
+        return await create(dry, lambda: _make_store(client, mount, fields))
+    if any((found.get("options") or {}).get(key) != value for key, value in fields["options"].items()) or (
+        found.get("type") != fields["type"]
+    ):
+        raise SomebodyElses(
             f"Vault has something else at {mount}: {found.get('type')} {found.get('options') or ''}".rstrip(),
             f"take another place (vault.mount), or make a version 2 of it: `bao kv enable-versioning {mount}`",
         )
-    return Done("there")
+    return Done("there", _shared(found, fields["description"]))
 
 
-async def _make_store(client: VaultClient, mount: str) -> None:
-    body = {"type": "kv", "options": {"version": "2"}, "description": "modalnomad: secrets"}
-    await client.request("POST", f"sys/mounts/{mount}", body)
+def _shared(found: Mapping[str, Any], description: str) -> str:
+    """Empty: it is as it would be made. Else it was there before, and serves others too."""
+    text = str(found.get("description") or "")
+    return "" if text == description else f"not made by this command ({text or 'no description'!r:.200}), used as it is"
+
+
+async def _make_store(client: VaultClient, mount: str, fields: Mapping[str, Any]) -> None:
+    await client.request("POST", f"sys/mounts/{mount}", fields)
     for left in reversed(range(UPGRADE_TRIES)):
         try:
             await client.request("GET", f"{mount}/config")
@@ -71,11 +83,11 @@ async def _login(client: VaultClient, wanted: Wanted, dry: bool) -> Done:
         body = {"type": wanted.auth_type, "description": wanted.auth_description}
         return await create(dry, lambda: client.request("POST", f"sys/auth/{wanted.auth_mount}", body))
     if found.get("type") != wanted.auth_type:
-        raise BackendRefused(
+        raise SomebodyElses(
             f"Vault has something else at auth/{wanted.auth_mount}: {found.get('type')}",
             "take another place (vault.auth_mount, and jwt_auth_backend_path of Nomad's agents)",
         )
-    return Done("there")
+    return Done("there", _shared(found, wanted.auth_description))
 
 
 async def _config(client: VaultClient, wanted: Wanted, url_is_set: bool, nomad_ca: Path | None, dry: bool) -> Done:
@@ -87,11 +99,8 @@ async def _config(client: VaultClient, wanted: Wanted, url_is_set: bool, nomad_c
         except (OSError, ValueError) as error:
             raise BackendRefused(f"cannot read {nomad_ca}: {error}", "correct NOMAD_CACERT (nomad.ca_cert)") from error
     path = f"auth/{wanted.auth_mount}/config"
-    answer = await client.request("GET", path, ok=(200, 400, 403, 404))
-    if answer.status == 403 and not dry:
-        raise BackendRefused(
-            f"Vault at {client.address} does not let this token look at {path}", "run `setup` with a stronger one"
-        )
+    # 403 also where there is no such mount yet.
+    answer = await client.request("GET", path, ok=(200, 400, 404, 403) if dry else (200, 400, 404))
     found: Mapping[str, Any] = answer.json().get("data") or {} if answer.status == 200 else {}
     if not any(found.get(source) for source in KEY_SOURCES):
         return await create(dry, lambda: _write_config(client, path, config), f"from {url}")

@@ -172,7 +172,10 @@ class VaultClient:
             origin = "VAULT_TOKEN (vault.token)"
             if self.settings.token_file is not None:
                 origin = f"{self.settings.token_file} (vault.token_file)"
-            hint = f"the token comes from {origin}; `modalnomad doctor` tells its rights"
+            hint = (
+                f"its policies must allow {capabilities(method, path)} on {path}; the token comes from {origin}; "
+                "`modalnomad doctor` tells its rights"
+            )
             if not self.token:
                 hint = f"no token is given: {origin}"
         message = f"Vault at {self.address} answered {method} {path} with {answer.status}: {shown}"
@@ -186,6 +189,12 @@ class VaultClient:
         self._threads.shutdown(wait=False, cancel_futures=True)
         for client in idle:
             client.adapter.close()
+
+
+def capabilities(method: str, path: str) -> str:
+    """What a policy must allow for this, such as `create, update`. Which of both a write needs depends on the mount."""
+    needed = {"GET": "read", "LIST": "list", "DELETE": "delete"}.get(method, "create, update")
+    return f"{needed}, sudo" if path.startswith("sys/auth/") else needed
 
 
 def words(answer: Answer) -> str:
