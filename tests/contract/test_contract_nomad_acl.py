@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.nomads import KINDS, Nomad, opened, parent, quoted
+from tests.support.nomads import KINDS, Nomad, opened, parent, plain, quoted
 
 DENIED = (403, "Permission denied")
 UNKNOWN = "00000000-0000-0000-0000-000000000000"
@@ -102,6 +104,64 @@ async def test_the_least_a_router_needs(nomad: Nomad) -> None:
     assert {job["Namespace"] for job in listed.json} == {"a"}
     seen = await nomad.calls.call("GET", "/v1/namespaces", token=secret)
     assert [each["Name"] for each in seen.json] == ["a"]
+
+
+async def test_a_jobs_own_identity_has_the_rights_that_a_policy_gives_that_job(nomad: Nomad, tmp_path: Path) -> None:
+    policy = {"Name": "own", "Rules": 'namespace "b" { capabilities = ["list-jobs", "dispatch-job"] }'}
+    acl = {"Namespace": "a", "JobID": "who"}
+    await nomad.calls.put("/v1/acl/policy/own", policy | {"JobACL": acl})
+    stored = (await nomad.calls.call("GET", "/v1/acl/policy/own")).json["JobACL"]
+    assert stored == acl | {"Group": "", "Task": ""}
+    told = {}
+    for namespace, name in (("a", "who"), ("a", "other"), ("b", "who")):
+        told[namespace, name] = await identity(nomad, namespace, name, tmp_path / f"{namespace}-{name}")
+
+    for who, secret in told.items():
+        listed = await nomad.calls.call("GET", "/v1/jobs", token=secret, namespace="b")
+        others = await nomad.calls.call("GET", "/v1/jobs", token=secret, namespace="a")
+        started = await nomad.calls.call(
+            "POST", "/v1/job/p/dispatch", {"Meta": {"a": "1"}}, token=secret, namespace="b"
+        )
+        written = await nomad.calls.call("POST", "/v1/jobs", parent("q", Namespace="b"), token=secret)
+        allowed = 200 if who == ("a", "who") else 403
+        assert [each.status for each in (listed, others, started, written)] == [allowed, 403, allowed, 403], who
+    for changed in (acl | {"Group": "other"}, acl | {"Group": "replica", "Task": "other"}, {"Namespace": "b"}, None):
+        await nomad.calls.put("/v1/acl/policy/own", policy | {"JobACL": changed})
+        assert (await nomad.calls.call("GET", "/v1/jobs", token=told["a", "who"], namespace="b")).status == 403, changed
+    for changed in (acl | {"Group": "replica", "Task": "app"}, {"Namespace": "a"}):
+        await nomad.calls.put("/v1/acl/policy/own", policy | {"JobACL": changed})
+        assert (await nomad.calls.call("GET", "/v1/jobs", token=told["a", "who"], namespace="b")).status == 200, changed
+
+    await nomad.calls.call("DELETE", "/v1/job/who", namespace="a")
+    path = "/v1/job/who/allocations"
+    await nomad.calls.until(path, lambda each: each and each[0]["ClientStatus"] == "complete", namespace="a")
+    ended = await nomad.calls.call("GET", "/v1/jobs", token=told["a", "who"], namespace="b")
+    assert (ended.status, ended.text) == DENIED
+
+
+async def identity(nomad: Nomad, namespace: str, name: str, file: Path) -> str:
+    """What Nomad signed for the task of a job, told by the task."""
+    os.mkfifo(file)
+    script = f'printf %s "$NOMAD_TOKEN" > {file}; exec sleep 60'
+    config = {"command": "/bin/sh", "args": ["-c", script]}
+    job = plain(name, Namespace=namespace, task={"Identity": {"Env": True}, "Config": config})
+    await nomad.calls.put("/v1/jobs", job)
+    path = f"/v1/job/{name}/allocations"
+    (alloc,) = await nomad.calls.until(
+        path, lambda each: each and each[0]["ClientStatus"] == "running", namespace=namespace
+    )
+    told = await asyncio.to_thread(file.read_text)
+    if nomad.fake is not None:  # it gives its tasks none
+        return nomad.fake.signer.identity(alloc, job["Job"], "app", name="default", audience=["nomadproject.io"])
+    return told
+
+
+async def test_who_gives_no_token_and_who_gives_a_wrong_one(nomad: Nomad) -> None:
+    nobody = await nomad.calls.call("GET", "/v1/acl/token/self", token="")
+    wrong = await nomad.calls.call("GET", "/v1/acl/token/self", token=UNKNOWN)
+
+    assert (nobody.status, nobody.json["AccessorID"], nobody.json["Policies"]) == (200, "anonymous", ["anonymous"])
+    assert (wrong.status, wrong.text) == DENIED
 
 
 async def test_what_else_a_deployer_needs(nomad: Nomad) -> None:

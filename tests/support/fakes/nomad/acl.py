@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tests.support.fakes.identity import Signer
 from tests.support.fakes.nomad.state import Refused, Shape, State, Write, new_id
 
 DENIED: Final = Refused(403, "Permission denied")
@@ -170,11 +171,13 @@ def _body(tokens: list[str]) -> dict[str, Any]:
     return found
 
 
-def rights_of(state: State, secret: str) -> Rights:
-    """Of the token of a request; none: anonymous. Raises Refused: nobody's token."""
+def rights_of(state: State, secret: str, signer: Signer) -> Rights:
+    """Of the token of a request; none: anonymous. Raises Refused: nobody's token. `signer`: of workload identities."""
     if not secret:
         policy = state.policies.get("anonymous")
         return parsed(policy["Rules"]) if policy else Rights()
+    if secret.count(".") == 2:
+        return _all([parsed(policy["Rules"]) for policy in policies_of_identity(state, secret, signer)])
     token = next((token for token in state.tokens.values() if token["SecretID"] == secret), None)
     if token is None or (token["ExpirationTime"] and token["ExpirationTime"] <= _now()):
         raise DENIED
@@ -184,7 +187,36 @@ def rights_of(state: State, secret: str) -> Rights:
     for role in token["Roles"] or ():
         known = state.roles.get(role.get("ID", ""))
         names += [policy["Name"] for policy in (known or {}).get("Policies") or ()]
-    found = [parsed(state.policies[name]["Rules"]) for name in names if name in state.policies]
+    return _all([parsed(state.policies[name]["Rules"]) for name in names if name in state.policies])
+
+
+def policies_of_identity(state: State, identity: str, signer: Signer) -> list[Shape]:
+    """What a workload may that shows its signed identity: policies say of which job's. It ends with its allocation.
+    Raises Refused."""
+    try:
+        claims = signer.verified(identity)
+        alloc = state.allocations[claims["nomad_allocation_id"]]
+    except (ValueError, KeyError):
+        raise DENIED from None
+    if alloc["ClientStatus"] in {"complete", "failed", "lost"}:
+        raise DENIED
+    # A child's are its parent's.
+    where = {"Namespace": alloc["Namespace"], "JobID": alloc["Job"].get("ParentID") or alloc["JobID"]}
+    where |= {"Group": alloc["TaskGroup"], "Task": claims.get("nomad_task")}
+    return [policy for policy in state.policies.values() if (acl := policy["JobACL"]) and _fits(acl, where)]
+
+
+def _fits(acl: Mapping[str, str], where: Mapping[str, Any]) -> bool:
+    """The first level that is left out takes all below it."""
+    for level in ("Namespace", "JobID", "Group", "Task"):
+        if not acl.get(level):
+            return True
+        if acl[level] != where[level]:
+            return False
+    return True
+
+
+def _all(found: list[Rights]) -> Rights:
     coarse: dict[str, str] = {}
     for rights in found:
         coarse |= {name: level for name, level in (rights.coarse or {}).items() if coarse.get(name) != "write"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -13,6 +13,22 @@ from tests.support.fakes.nomad.state import Refused, Shape, State, new_id
 from tests.support.fakes.nomad.web import Ask, Page, Routes, answer, page
 
 _DISABLED = Refused(400, "ACL support disabled")
+NO_TOKEN: Final[Shape] = {
+    "ExpirationTTL": "",
+    "AccessorID": "acls-disabled",
+    "SecretID": "",
+    "Name": "ACLs disabled token",
+    "Type": "client",
+    "Policies": None,
+    "Roles": None,
+    "Global": False,
+    "Hash": None,
+    "CreateTime": "0001-01-01T00:00:00Z",
+    "ExpirationTime": None,
+    "CreateIndex": 0,
+    "ModifyIndex": 0,
+}
+"""As it is without ACL."""
 
 
 class AclApi:
@@ -105,13 +121,14 @@ class AclApi:
             wrong = wrong or f"failed to parse rules: {error}"
         if wrong:
             raise Refused(400, f"policy 0 invalid: {several([wrong])}\n")
+        acl = body.get("JobACL")
         with self._state.write() as change:
             known = self._state.policies.get(name, {"CreateIndex": change.index})
             self._state.policies[name] = {
                 "CreateIndex": known["CreateIndex"],
                 "Description": body.get("Description", ""),
                 "Hash": digest(repr(body)),
-                "JobACL": body.get("JobACL"),
+                "JobACL": ({"Namespace": "", "JobID": "", "Group": "", "Task": ""} | acl) if acl else None,
                 "ModifyIndex": change.index,
                 "Name": name,
                 "Rules": body["Rules"],
@@ -150,11 +167,11 @@ class AclApi:
     async def own_token(self, ask: Ask) -> web.StreamResponse:
         """Also without ACL."""
         if not self.enabled:
-            shape = {"ExpirationTTL": "", "AccessorID": "acls-disabled", "SecretID": "", "Name": "ACLs disabled token"}
-            more = {"Type": "client", "Policies": None, "Roles": None, "Global": False, "Hash": None}
-            times = {"CreateTime": "0001-01-01T00:00:00Z", "ExpirationTime": None, "CreateIndex": 0, "ModifyIndex": 0}
-            return answer(ask, shape | more | times, 0, read=True)
+            return answer(ask, NO_TOKEN, 0, read=True)
         token = self._token_of(ask)
+        if token is None and not ask.secret:
+            more = {"AccessorID": "anonymous", "SecretID": "", "Name": "Anonymous Token", "Policies": ["anonymous"]}
+            return answer(ask, NO_TOKEN | more, 0, read=True)
         if token is None:
             raise DENIED
         return answer(ask, token, token["ModifyIndex"], read=True)

@@ -233,7 +233,7 @@ class FakeNomad:
         if not secret:
             secret = request.headers.get("Authorization", "").removeprefix("Bearer ")
         public = request.path.startswith(("/v1/status/", "/v1/regions", "/.well-known", "/v1/agent/health"))
-        rights = rights_of(self.state, secret) if self._acl_enabled and not public else MANAGEMENT
+        rights = rights_of(self.state, secret, self.signer) if self._acl_enabled and not public else MANAGEMENT
         return await handler(Ask(request, request.method, request.path, body, rights, secret, parts))
 
 
