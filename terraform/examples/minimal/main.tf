@@ -33,6 +33,23 @@ module "environment" {
   auth_mount = module.vault.auth_mount
 }
 
+# They make the platform's key at their first start. From then on everything is there: `modalnomad deploy`.
+module "router" {
+  source = "../../modules/router-job"
+
+  mount           = module.vault.mount
+  auth_mount      = module.vault.auth_mount
+  nomad_address   = var.nomad_address
+  consul_address  = var.consul_address
+  vault_address   = var.vault_address
+  consul_login    = "none"
+  artifacts_store = var.artifacts_store
+  domain          = var.domain
+  instances       = var.routers
+  command         = var.command
+  after           = module.vault.policies
+}
+
 module "names" {
   source = "../../modules/names"
 

@@ -13,6 +13,11 @@ output "vault_role" {
   value       = module.environment.vault_role
 }
 
+output "router" {
+  description = "The routers' job: `namespace` and `id`, for `nomad job status -namespace NAMESPACE ID`."
+  value       = module.router.job
+}
+
 output "nomad_policies" {
   description = "Policies of Nomad, for `nomad acl token create -policy …`."
   value       = module.nomad.policies

@@ -1,7 +1,7 @@
 variable "nomad_address" {
   type        = string
   default     = "http://127.0.0.1:4646"
-  description = "URL of Nomad, for Terraform, for who deploys and, where `jwks_url` says nothing else, for Vault."
+  description = "URL of Nomad, for Terraform, for who deploys, for routers and, where `jwks_url` says nothing else, for Vault."
 }
 
 variable "jwks_url" {
@@ -19,7 +19,7 @@ variable "vault_address" {
 variable "consul_address" {
   type        = string
   default     = "http://127.0.0.1:8500"
-  description = "URL of Consul, for who deploys. Terraform makes nothing there: its ACLs are off."
+  description = "URL of Consul, for who deploys and for routers. Terraform makes nothing there: its ACLs are off."
 }
 
 variable "environment" {
@@ -43,4 +43,16 @@ variable "artifacts_url" {
   type        = string
   default     = null
   description = "How nodes reach the routers for that code, such as `http://routers.internal:8702`."
+}
+
+variable "routers" {
+  type        = number
+  default     = 2
+  description = "How many routers, each on a node of its own. Write 1 for a cluster of one node."
+}
+
+variable "command" {
+  type        = string
+  default     = "/opt/modalnomad/.venv/bin/modalnomad"
+  description = "Path of `modalnomad` on the nodes."
 }
