@@ -36,6 +36,7 @@ OPTIONAL = {
     "docker": "images built with docker",
     "chromium": "browser tests",
     "pasta": "traffic out of a replica's own network namespace",
+    "terraform": "formats, tests and plans of Terraform's files by Terraform itself",
     "openssl": "certificates for tests of HTTPS",
 }
 
@@ -115,10 +116,14 @@ def openbao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBao]:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """What the tests had to do without, and checks outside pytest that failed."""
+    from tests.support.terraform import plugins
+
     absent = {name: use for name, use in OPTIONAL.items() if shutil.which(name) is None}
     terminalreporter.section("not on this machine" if absent else "every optional program was there")
     for name, use in absent.items():
         terminalreporter.line(f"{name}: no {use}")
+    if shutil.which("terraform") is not None and plugins() is None:
+        terminalreporter.line("plug-ins of Terraform for nomad, vault and consul: nothing was planned or applied")
     if not GUIDES.is_dir():
         terminalreporter.line("../shared/seeds: the guides' programs were not run")
     if failed := os.environ.get("FAILED_CHECKS"):

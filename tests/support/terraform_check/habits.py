@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from tests.support.hcl import Block, Value
+from tests.support.hcl import Block, Value, parse
+from tests.support.repository import ROOT
 from tests.support.terraform_check.model import Finding, Module, Placed, Schema, referred
 from tests.support.terraform_check.shape import SECRET
 from tests.support.terraform_schema import split
@@ -59,6 +61,19 @@ FROM_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "vault_policy": ("name", "policy"),
 }
 """Names, texts and claims: `modalnomad setup` makes the same ones from the same data file."""
+
+ORDER: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
+    "vault-platform": (("jwks_url", "nomad-platform"),),
+    "consul-platform": (("jwks_url", "nomad-platform"),),
+    "environment": (("mount", "vault-platform"), ("auth_mount", "vault-platform")),
+    "router-job": (
+        ("mount", "vault-platform"),
+        ("auth_mount", "vault-platform"),
+        ("after", "vault-platform"),
+        ("after", "consul-platform"),
+    ),
+}
+"""Of calls: argument, and the module that it must refer to."""
 
 PREEMPTION: Final = {f"{kind}_scheduler_enabled" for kind in ("system", "service", "batch", "sysbatch")}
 
@@ -154,6 +169,50 @@ def jobs_are_kept_running(module: Module) -> Iterator[Finding]:
             yield placed.finding(placed.block.line, f"{placed.address} stays stopped when somebody stopped it", cure)
 
 
+def jobs_are_given_what_they_know(module: Module) -> Iterator[Finding]:
+    """Nomad refuses a job with a variable that its jobspec does not declare: at the apply, not before."""
+    for placed in module.resources("nomad_job"):
+        spec = placed.block.arguments.get("jobspec")
+        path = re.search(r"\$\{path\.module\}/([^\"]+)", spec.text) if spec is not None else None
+        file = ROOT / module.folder / path[1] if path is not None else None
+        if file is None or not file.is_file():
+            yield placed.finding(
+                placed.block.line, f"{placed.address} has no jobspec of this checkout", "name its file"
+            )
+            continue
+        known = {block.labels[0] for block in parse(file.read_text("utf-8")).named("variable")}
+        for given in placed.block.named("hcl2"):
+            for name, value in _elements(given.arguments.get("vars"), module).items():
+                if name not in known:
+                    what = f"{placed.address} gives `{name}`, which {file.name} does not know"
+                    yield placed.finding(value.line, what, f"there are {', '.join(sorted(known))}")
+
+
+def _elements(value: Value | None, module: Module) -> Mapping[str, Value]:
+    """Of an object: written out, or in locals that are gone through."""
+    found = dict(value.items()) if value is not None else {}
+    for reference in value.references if value is not None else ():
+        if reference.parts[0] == "local" and len(reference.parts) == 2 and reference.parts[1] in module.locals:
+            found |= module.locals[reference.parts[1]][1].items()
+    return found
+
+
+def roots_keep_the_order(module: Module) -> Iterator[Finding]:
+    """References are the order: Vault reads Nomad's keys when it is told of them, tasks log in to what is there."""
+    by_kind: dict[str, set[str]] = {}
+    for name, call in module.calls.items():
+        by_kind.setdefault((module.called(call) or "").rpartition("/")[2], set()).add(name)
+    for name, call in module.calls.items() if module.is_root else ():
+        kind = (module.called(call) or "").rpartition("/")[2]
+        for argument, before in ORDER.get(kind, ()):
+            value = call.block.arguments.get(argument)
+            known = {one.parts[1] for one in value.references if one.parts[0] == "module"} if value else set()
+            if before in by_kind and not known & by_kind[before]:
+                cure = f"give it something of module `{min(by_kind[before])}`"
+                line = call.block.line if value is None else value.line
+                yield call.finding(line, f"`{argument}` of module `{name}` does not wait for {before}", cure)
+
+
 def preemption_is_whole(module: Module) -> Iterator[Finding]:
     """A key that is missing is written as false, so that system jobs lose preemption, and each plan shows it anew."""
     for placed in module.resources("nomad_scheduler_config"):
@@ -218,6 +277,8 @@ RULES: Final[tuple[Callable[[Module], Iterator[Finding]], ...]] = (
     environments_end_in_order,
     jobs_start_when_all_is_there,
     jobs_are_kept_running,
+    jobs_are_given_what_they_know,
+    roots_keep_the_order,
     preemption_is_whole,
     binding_rules_are_described,
     names_come_from_names,

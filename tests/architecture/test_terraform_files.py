@@ -1,0 +1,141 @@
+"""Terraform's files, without any provider: checked against what the providers take, and against rules of our own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.support.hcl import HclError, parse
+from tests.support.repository import ROOT
+from tests.support.terraform import TERRAFORM, needs_terraform, plugins_given, run
+from tests.support.terraform_check.check import check
+from tests.support.terraform_check.model import texts
+from tests.support.terraform_mutations import OF_LANGUAGE, OF_OURS, Mutation
+from tests.support.terraform_schema import FILE, made, schema
+
+TESTED = sorted({path.parent.parent for path in TERRAFORM.rglob("*.tftest.hcl")})
+VERSIONS = 'terraform {\n  required_version = ">= 1.11"\n  required_providers {\n%s  }\n}\n'
+
+
+def found(files: dict[str, str]) -> list[str]:
+    return [str(finding) for finding in check(files, schema())]
+
+
+def alone(text: str) -> list[str]:
+    """What is said of a module of which this is all."""
+    needed = [name for name in ("nomad", "vault", "consul") if f' "{name}_' in text]
+    providers = "".join(f'    {name} = {{ source = "hashicorp/{name}", version = ">= 2.0" }}\n' for name in needed)
+    return found({"terraform/modules/x/versions.tf": VERSIONS % providers, "terraform/modules/x/main.tf": text})
+
+
+def test_every_file_is_right() -> None:
+    files = texts()
+
+    assert len(files) > 15
+    assert not found(files)
+
+
+@pytest.mark.parametrize("mutation", [*OF_LANGUAGE, *OF_OURS], ids=lambda mutation: mutation.name)
+def test_each_mistake_is_found_and_nothing_else_is(mutation: Mutation) -> None:
+    before = texts()
+    told = list((Counter(found(mutation.apply(before))) - Counter(found(before))).elements())
+
+    assert len(told) == len(mutation.found), told
+    for part in mutation.found:
+        assert any(part in one for one in told), (part, told)
+    assert all(one.startswith("terraform/") and one.split(":")[1].isdigit() for one in told)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (
+            'resource "vault_kv_secret_v2" "a" {\n  mount     = "kv"\n  name      = "a"\n  data_json = "{}"\n}\n',
+            "main.tf:4: `data_json` of vault_kv_secret_v2.a lies in the state: write `data_json_wo`",
+        ),
+        (
+            'data "vault_kv_secret_v2" "a" {\n  mount = "kv"\n  name  = "a"\n}\n',
+            "data.vault_kv_secret_v2.a is not to be used",
+        ),
+        ('resource "consul_keys" "a" {}\n', "consul_keys.a is not to be used"),
+        (
+            'resource "nomad_acl_binding_rule" "a" {\n  auth_method = "a"\n  bind_type   = "management"\n}\n',
+            "nomad_acl_binding_rule.a has no description",
+        ),
+        ('resource "vault_token" "a" {}\n', "vault_token.a puts a secret into the state unasked"),
+        (
+            'resource "vault_jwt_auth_backend" "a" {\n  path = each.key\n  tune {\n    max_lease = "1h"\n  }\n}\n',
+            "vault_jwt_auth_backend.a.tune has no argument `max_lease`: did you mean `max_lease_ttl`?",
+        ),
+        (
+            'output "a" {\n  description = "A."\n  value       = <<-END\n    one\n    ${var.b}\n  END\n}\n',
+            "main.tf:5: `var.b`",
+        ),
+    ],
+)
+def test_mistakes_that_no_module_could_make_yet(text: str, part: str) -> None:
+    assert any(part in one for one in alone(text)), alone(text)
+
+
+def test_attributes_may_be_written_as_blocks_where_the_provider_takes_both() -> None:
+    text = """
+resource "vault_jwt_auth_backend" "a" {
+  tune {
+    max_lease_ttl = "1h"
+  }
+}
+"""
+
+    assert not alone(text)
+
+
+def test_what_is_no_hcl_is_told_with_its_line() -> None:
+    with pytest.raises(HclError, match=r"terraform/modules/x/main.tf: line 2"):
+        alone("locals {\n  a = = 1\n}\n")
+
+
+def test_references_are_found_wherever_they_are_written() -> None:
+    text = """
+a = { for name, one in module.m : name => one.x if one.y != var.z }
+b = "${local.one} $${local.none} %{ if var.two }%{ endif }"
+c = data.t.n[each.key].list[*].name
+d = [for a in var.list : upper(a)]
+e = { key = 1, (var.key) = 2 }
+f = try(local.a["x"].b, null)
+"""
+    told = [str(reference) for reference in parse(text).references()]
+
+    assert told == [
+        *("module.m", "module.m[].x", "module.m[].y", "var.z"),
+        *("local.one", "var.two"),
+        *("data.t.n[].list[*].name", "each.key"),
+        *("var.list", "var.list[]"),
+        "var.key",
+        "local.a[].b",
+    ]
+
+
+@needs_terraform
+def test_files_are_formatted() -> None:
+    result = run(TERRAFORM, "fmt", "-check", "-recursive", "-diff")
+
+    assert result.returncode == 0, f"run terraform fmt -recursive terraform\n{result.stdout}{result.stderr}"
+
+
+@needs_terraform
+@pytest.mark.parametrize("folder", [path for path in TESTED if path.name == "names"], ids=lambda path: path.name)
+def test_terraforms_own_tests_of_what_needs_no_provider(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, "test", data=tmp_path)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert " 0 passed" not in result.stdout
+
+
+def test_the_schema_is_what_the_plug_ins_say(tmp_path: Path) -> None:
+    plugins_given()
+
+    assert FILE.read_text("utf-8") == made(tmp_path), (
+        f"run scripts/provider-schema, and look at {FILE.relative_to(ROOT)}"
+    )
