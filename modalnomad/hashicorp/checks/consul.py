@@ -38,7 +38,8 @@ async def consul_checks(http: HttpClient, settings: ConsulSettings) -> list[Find
 
 async def _acl(http: HttpClient, settings: ConsulSettings) -> Finding:
     try:
-        answer = await http.request("GET", "/v1/acl/token/self", ok=(200, 403))
+        # 404 of a token that it does not know, and of none at all; before 1.15, 403.
+        answer = await http.request("GET", "/v1/acl/token/self", ok=(200, 403, 404))
     except ServerRefused as error:
         if "ACL support disabled" not in error.text:
             raise
@@ -48,11 +49,12 @@ async def _acl(http: HttpClient, settings: ConsulSettings) -> Finding:
             'acl { enabled = true  default_policy = "deny" } in its agents, `consul acl bootstrap`, `modalnomad setup`',
         )
     source = http.server.token_setting or http.server.setting
-    if answer.status != 200 and "not found" in answer.text:
+    if answer.status != 200 and http.server.headers():
         return problem("consul acl", "Consul does not know this token, or it has expired", f"it comes from {source}")
     may = await _rights(http, settings.prefix)
     who: Mapping[str, Any] = answer.json() if answer.status == 200 else {}
-    names = ", ".join(policy["Name"] for policy in who.get("Policies") or ())
+    # One that came by a login has roles.
+    names = ", ".join(one["Name"] for kind in ("Policies", "Roles") for one in who.get(kind) or ())
     name = f"the token ({names})" if names else "the token"
     if not may["read"]:
         return problem(

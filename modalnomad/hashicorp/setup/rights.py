@@ -41,11 +41,12 @@ class Lacking:
         name, source = http.server.name, http.server.token_setting or http.server.setting
         needs = f"`setup` needs {NEEDED[self._server]}"
         first = f"where ACLs are on and no token was ever made, `{self._server} acl bootstrap` makes the first"
-        answer = await http.request("GET", "/v1/acl/token/self", ok=(200, 403))
-        if answer.status == 403:
+        # Consul answers 404 to who is unknown, and 404 too where no token is given; before 1.15, 403.
+        answer = await http.request("GET", "/v1/acl/token/self", ok=(200, 403, 404))
+        if answer.status != 200 and http.server.headers():
             return f"{name} does not know the token of {source}, or it has expired: {needs}; {first}"
-        who: dict[str, Any] = answer.json()
-        if who.get("AccessorID") in ANONYMOUS:
+        who: dict[str, Any] = answer.json() if answer.status == 200 else {}
+        if answer.status != 200 or who.get("AccessorID") in ANONYMOUS:
             return f"no token is given: {needs}, as {source}; {first}"
         policies = [str(one.get("Name")) if isinstance(one, dict) else str(one) for one in who.get("Policies") or ()]
         return f"{needs}; that of {source} has {'the policies ' + ', '.join(policies) if policies else 'no policies'}"

@@ -45,12 +45,11 @@ async def set_up(
 async def _one(
     server: ServerName, settings: Settings, needed: Wanted, foreign: set[str], dry: bool
 ) -> AsyncIterator[Step]:
+    url_is_set, nomad_ca = bool(settings.vault.jwks_url), settings.nomad.ca_cert
     if server == "vault":
         vault = VaultClient(settings.vault)
         try:
-            todos = vault_todos(
-                vault, needed, url_is_set=bool(settings.vault.jwks_url), nomad_ca=settings.nomad.ca_cert
-            )
+            todos = vault_todos(vault, needed, url_is_set=url_is_set, nomad_ca=nomad_ca)
             async for step in carry_out(server, todos, Lacking(server, vault), foreign, dry=dry):
                 yield step
         finally:
@@ -58,7 +57,11 @@ async def _one(
         return
     http = HttpClient(nomad_server(settings.nomad) if server == "nomad" else consul_server(settings.consul))
     try:
-        made = nomad_todos(http, needed) if server == "nomad" else consul_todos(http, needed)
+        made = (
+            nomad_todos(http, needed)
+            if server == "nomad"
+            else consul_todos(http, needed, url_is_set=url_is_set, nomad_ca=nomad_ca)
+        )
         async for step in carry_out(server, made, Lacking(server, http), foreign, dry=dry):
             yield step
     finally:

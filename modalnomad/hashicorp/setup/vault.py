@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from modalnomad.hashicorp.http import ServerRefused
+from modalnomad.hashicorp.setup.jwks import signer_of, unreadable
 from modalnomad.hashicorp.setup.platform import Policy, Wanted
 from modalnomad.hashicorp.setup.steps import Done, SomebodyElses, Todo, change, create
 from modalnomad.hashicorp.vault.client import VaultClient
 from modalnomad.hashicorp.vault.platform_key import PATH, make_key, read_key
-from modalnomad.model.errors import BackendRefused
 
 KEY_SOURCES: Final = ("jwks_url", "oidc_discovery_url", "jwt_validation_pubkeys", "jwks_pairs")
 """Where a login mount may have its keys from."""
@@ -93,11 +93,8 @@ async def _login(client: VaultClient, wanted: Wanted, dry: bool) -> Done:
 async def _config(client: VaultClient, wanted: Wanted, url_is_set: bool, nomad_ca: Path | None, dry: bool) -> Done:
     url = str(wanted.auth_config["jwks_url"])
     config = dict(wanted.auth_config)
-    if nomad_ca is not None and url.startswith("https"):
-        try:
-            config["jwks_ca_pem"] = await asyncio.to_thread(nomad_ca.read_text, "ascii")
-        except (OSError, ValueError) as error:
-            raise BackendRefused(f"cannot read {nomad_ca}: {error}", "correct NOMAD_CACERT (nomad.ca_cert)") from error
+    if (ca := await signer_of(url, nomad_ca)) is not None:
+        config["jwks_ca_pem"] = ca
     path = f"auth/{wanted.auth_mount}/config"
     # 403 also where there is no such mount yet.
     answer = await client.request("GET", path, ok=(200, 400, 404, 403) if dry else (200, 400, 404))
@@ -118,11 +115,7 @@ async def _write_config(client: VaultClient, path: str, config: Mapping[str, Any
     except ServerRefused as error:
         if error.status != 400 or "jwks" not in error.text:
             raise
-        raise BackendRefused(
-            f"Vault cannot read Nomad's public keys at {config['jwks_url']}: {error.text}",
-            "Vault itself asks there: give an address it reaches (vault.jwks_url), with Nomad's servers running, and "
-            "run this command again",
-        ) from error
+        raise unreadable("Vault", str(config["jwks_url"]), error) from error
 
 
 async def _policy(client: VaultClient, policy: Policy, dry: bool) -> Done:

@@ -22,7 +22,7 @@ from aiohttp import web
 from modalnomad.kit.tasks import Tasks
 from tests.support.fakes import consul_kv as kv
 from tests.support.fakes.consul_acl import Acl, Rights
-from tests.support.fakes.consul_admin import Admin, add_acl_routes
+from tests.support.fakes.consul_admin import Admin, add_acl_routes, secret_of
 from tests.support.fakes.consul_agent import Agent, AgentRoutes
 from tests.support.fakes.consul_login import add_login_routes
 from tests.support.fakes.consul_state import Refused, Store
@@ -218,8 +218,7 @@ class FakeConsul:
         return answer if fault is None else await fault.respond(request)
 
     def _rights(self, request: web.Request) -> Rights:
-        bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        return self.acl.rights(request.headers.get("X-Consul-Token") or bearer or request.query.get("token", ""))
+        return self.acl.rights(secret_of(request))
 
     async def blocking(self, request: web.Request, read: kv.Read, rights: Rights) -> web.Response:
         """What `read` finds, at once or when its index has passed the one asked for, or after the wait."""

@@ -159,11 +159,9 @@ class _Tokens:
         self._admin.add("GET", "tokens", "read", self.every)
 
     async def own(self, request: web.Request) -> Any:
-        accessor = self._admin.rights(request).accessor
-        for token in self._acl.tokens.values():
-            if token["AccessorID"] == accessor:
-                return self._acl.shown(token)
-        raise Refused(403, "Permission denied: anonymous token")
+        if (token := self._acl.token(secret_of(request))) is None:
+            raise Refused(404, "Supplied token does not exist")
+        return self._acl.shown(token)
 
     async def create(self, request: web.Request) -> Any:
         wanted = await body(request, "token")
@@ -203,6 +201,12 @@ class _Tokens:
             if token["AccessorID"] == request.match_info["id"]:
                 return token
         raise Refused(status, text)
+
+
+def secret_of(request: web.Request) -> str:
+    """The token that is shown; empty: none."""
+    bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
+    return request.headers.get("X-Consul-Token") or bearer or request.query.get("token", "")
 
 
 async def body(request: web.Request, told: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import jwt
 from aiohttp import web
 
 from tests.support.fakes.consul_acl import NOT_FOUND, Acl
-from tests.support.fakes.consul_admin import NAME, NO_CHARACTERS, Admin, Things, body
+from tests.support.fakes.consul_admin import NAME, NO_CHARACTERS, Admin, Things, body, secret_of
 from tests.support.fakes.consul_filter import matcher
 from tests.support.fakes.consul_state import Refused
 
@@ -153,7 +153,7 @@ class _Methods:
         return bound
 
     async def logout(self, request: web.Request) -> Any:
-        token = self._acl.tokens.get(request.headers.get("X-Consul-Token", ""))
+        token = self._acl.token(secret_of(request))
         if token is None:
             raise Refused(401, "Supplied token does not exist")
         if not token.get("AuthMethod"):
