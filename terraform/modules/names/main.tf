@@ -29,6 +29,10 @@ locals {
   platform = jsondecode(local.filled)
   each     = { for name in var.environments : name => jsondecode(replace(local.filled, "$${environment}", name)) }
 
+  # Names that must not be the same.
+  own_in_vault          = concat(local.platform.vault_policies[*].name, [local.platform.router_job.vault_role.name])
+  environments_in_vault = [local.platform.vault_role.name, local.platform.vault_environment_policy.name]
+
   nomad_policies = {
     for policy in local.platform.nomad_policies : policy.name => {
       name        = policy.name

@@ -7,6 +7,14 @@ variable "environments" {
     condition     = alltrue([for name in var.environments : can(regex("^[a-z0-9][a-z0-9-]{0,62}$", name))])
     error_message = "Names of environments are 1 to 63 of a-z, 0-9 and -, beginning with a letter or digit, such as \"main\"."
   }
+
+  # Who deploys, or routers, would have the rights of its tasks, and the other way round.
+  validation {
+    condition = length(setintersection(local.own_in_vault, flatten([
+      for name in var.environments : [for text in local.environments_in_vault : replace(text, "$${environment}", name)]
+    ]))) == 0
+    error_message = "No environment can be named as a policy or role of the platform's own in Vault is, such as \"router\" or \"deployer\": take another name."
+  }
 }
 
 variable "mount" {

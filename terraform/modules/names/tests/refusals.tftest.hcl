@@ -24,6 +24,26 @@ run "environments_a_dash_first" {
   expect_failures = [var.environments]
 }
 
+run "environments_router_is_the_platforms_own_in_vault" {
+  command = plan
+
+  variables {
+    environments = ["main", "router"]
+  }
+
+  expect_failures = [var.environments]
+}
+
+run "environments_deployer_is_the_platforms_own_in_vault" {
+  command = plan
+
+  variables {
+    environments = ["main", "deployer"]
+  }
+
+  expect_failures = [var.environments]
+}
+
 run "environments_nothing" {
   command = plan
 
