@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+from modalnomad.kit.pipe_end import PipeEnd
+
 LAUNCHER = """
 import json, os, sys
 for name in json.loads(sys.argv[1]):
@@ -39,12 +41,9 @@ BASE = ("modalnomad_sdk.description", "modalnomad_sdk.loading", "runpy")
 class Interpreter:
     """Owns the process, its session of processes and the pipes to it. Close it."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, transport: asyncio.ReadTransport
-    ) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, output: PipeEnd) -> None:
         self._process = process
-        self._reader = reader
-        self._transport = transport
+        self._output = output
 
     @classmethod
     async def start(cls, environment: Mapping[str, str], modules: Sequence[str] | None = None) -> Self:
@@ -68,11 +67,7 @@ class Interpreter:
         if modules is not None:
             _let_wait(process.pid, True)
         # A pipe of our own: its reading end is closed in time, whoever still holds the other.
-        reader = asyncio.StreamReader()
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", 0)
-        )
-        return cls(process, reader, transport)
+        return cls(process, PipeEnd(read_end))
 
     @property
     def alive(self) -> bool:
@@ -98,11 +93,11 @@ class Interpreter:
             return await self._process.wait()
         finally:
             await self._kill()
-            asyncio.get_running_loop().call_later(0.5, self._reader.feed_eof)
+            asyncio.get_running_loop().call_later(0.5, self._output.end)
 
     async def _pump(self, take: Callable[[str], None]) -> None:
         rest = b""
-        while chunk := await self._reader.read(65536):
+        while chunk := await self._output.read():
             *whole, rest = (rest + chunk).split(b"\n")
             for line in whole:
                 take(line.decode("utf-8", "replace").rstrip("\r"))
@@ -121,7 +116,7 @@ class Interpreter:
         finally:
             if self._process.stdin is not None:
                 self._process.stdin.close()
-            self._transport.close()
+            self._output.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -66,6 +66,14 @@ def test_nobody_calls_select_which_takes_no_descriptor_above_1023() -> None:
     assert not [found for path in sources(PLATFORM, SDK) for found in calls(path, ["select"])]
 
 
+def test_nobody_gives_the_file_of_a_pipe_to_the_event_loop() -> None:
+    """uvloop closes its number twice, in between it may be another thread's: `kit/pipe_end.py` is for that."""
+    assert calls(PLATFORM / "kit" / "pipe_end.py", ["add_reader"]), "the search finds what it looks for"
+
+    makers = ["connect_read_pipe", "connect_write_pipe"]
+    assert not [found for path in sources(PLATFORM, SDK) for found in calls(path, makers)]
+
+
 def test_package_files_say_what_belongs_there_and_nothing_else() -> None:
     wrong = []
     for path in sources(PLATFORM, SDK):
