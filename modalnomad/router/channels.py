@@ -52,19 +52,11 @@ class Channels:
 
     async def connect(self, address: Address) -> Channel:
         """Raises ConnectionError or TimeoutError: it is not there; NoSocket: nobody knows."""
-        loop = asyncio.get_running_loop()
         self._counters.connects += 1
-
-        def make() -> Channel:
-            return Channel(address, self._open.add, self._lost)
-
+        channel = Channel(address, self._open.add, self._lost)
         try:
             async with asyncio.timeout(self._connect_timeout):
-                if isinstance(address, UnixAddress):
-                    _, channel = await loop.create_unix_connection(make, address.path)
-                else:
-                    transport, channel = await loop.create_connection(make, address.host, address.port)
-                    _watch(transport.get_extra_info("socket"))
+                await self._connect(channel)
         except (ConnectionError, TimeoutError):
             raise
         except OSError as error:
@@ -72,6 +64,21 @@ class Channels:
                 raise NoSocket(error.errno, f"no connection to {address} can be opened: {error.strerror}") from error
             raise ConnectionRefusedError(f"nobody listens at {address}: {error}") from error
         return channel
+
+    async def _connect(self, channel: Channel) -> None:
+        loop, address = asyncio.get_running_loop(), channel.address
+        try:
+            if isinstance(address, UnixAddress):
+                await loop.create_unix_connection(lambda: channel, address.path)
+            else:
+                transport, _ = await loop.create_connection(lambda: channel, address.host, address.port)
+                _watch(transport.get_extra_info("socket"))
+        except BaseException:
+            # One that is made just as nobody waits for it any more is closed by uvloop without a word to its protocol.
+            if channel in self._open:
+                channel.close()
+                self._lost(channel)
+            raise
 
     def release(self, channel: Channel, *, keep: bool) -> None:
         """Close the connection; with `keep` only if no other request can follow on it."""

@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +73,8 @@ class Listeners:
             for sock in door.server.sockets:
                 held.append(socket.socket(fileno=os.dup(sock.fileno())))  # noqa: PERF401 - kept where a later one fails
         door.server.close()
-        loop = asyncio.get_running_loop()
         for client in (client for sock in held for client in _accepted(sock)):
-            late = loop.connect_accepted_socket(door.connection, client, ssl=door.tls)
-            self._gate.tasks.spawn(_taken_in(late), "late client")
+            self._gate.tasks.spawn(_take_in(client, door), "late client")
 
     def close_all(self) -> None:
         """Stop accepting."""
@@ -97,9 +95,16 @@ def _accepted(listener: socket.socket) -> list[socket.socket]:
     return clients
 
 
-async def _taken_in(late: Awaitable[object]) -> None:
-    with suppress(OSError):  # its TLS handshake failed, or it left
-        await late
+async def _take_in(client: socket.socket, door: _Door) -> None:
+    connection = door.connection()
+    try:
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, client, ssl=door.tls)
+    except OSError:
+        return  # its TLS handshake failed, or it left
+    except asyncio.CancelledError:
+        # A connection that was made just before is closed by uvloop without a word to it.
+        connection.connection_lost(None)
+        raise
 
 
 def _refused(address: str, port: int, error: OSError) -> BackendRefused:
