@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.hcl import HclError, parse
-from tests.support.repository import ROOT
+from tests.support.repository import ROOT, shown
 from tests.support.terraform import TERRAFORM, needs_terraform, plugins_given, run
 from tests.support.terraform_check.check import check
 from tests.support.terraform_check.model import texts
-from tests.support.terraform_mutations import OF_LANGUAGE, OF_OURS, Mutation
+from tests.support.terraform_check.paths import astray, outputs_of_names
+from tests.support.terraform_docs import pages as readmes
+from tests.support.terraform_mutations import OF_LANGUAGE, OF_OURS, OF_PATHS, Mutation
 from tests.support.terraform_schema import FILE, made, schema
 
 TESTED = sorted({path.parent.parent for path in TERRAFORM.rglob("*.tftest.hcl")})
@@ -115,6 +117,24 @@ f = try(local.a["x"].b, null)
         "var.key",
         "local.a[].b",
     ]
+
+
+@needs_terraform
+def test_every_name_is_one_that_module_names_gives(tmp_path: Path) -> None:
+    """No provider is needed to see what it gives: a path misspelt in another module is found before any plan."""
+    given, before = outputs_of_names(tmp_path), texts()
+
+    assert not [str(finding) for finding in astray(before, given)]
+    for mutation in OF_PATHS:
+        told = [str(finding) for finding in astray(mutation.apply(before), given)]
+        assert len(told) == len(mutation.found), (mutation.name, told)
+        assert all(part in one for part, one in zip(mutation.found, told, strict=True)), (mutation.name, told)
+
+
+def test_readmes_are_what_scripts_docs_writes() -> None:
+    written = {shown(path): path.read_text("utf-8") for path in TERRAFORM.glob("*/*/README.md")}
+
+    assert written == readmes(), "run scripts/docs"
 
 
 @needs_terraform

@@ -72,6 +72,12 @@ class Value:
         """What it reads, without names that a `for` brings; those of a `for` over a reference begin with that one."""
         return tuple(_references(self.node, {}))
 
+    @property
+    def reference(self) -> Reference | None:
+        """Where the whole expression is one, as in `local.a["x"].b`."""
+        node = _bare(self.node)
+        return next(iter(self.references), None) if node.data in CHAINS else None
+
     @functools.cached_property
     def call(self) -> tuple[str, tuple[Value, ...]] | None:
         """Of a function called: its name and what it is given."""

@@ -386,3 +386,45 @@ OF_OURS: Final = (
         ("secret `secret_id` of provider.nomad is written out",),
     ),
 )
+
+OF_PATHS: Final = (
+    Mutation(
+        "through a local",
+        ENVIRONMENT,
+        "this.vault_role.token_period",
+        "this.vault_role.token_priod",
+        ("did you mean `token_period`?",),
+    ),
+    Mutation(
+        "by for_each",
+        VAULT,
+        "each.value.rules",
+        "each.value.rule",
+        ("module `names` gives no `rule` there: did you mean `rules`?",),
+    ),
+    Mutation(
+        "by for_each with a condition",
+        NOMAD,
+        r"(nomad_acl_token.*?)each.value.name",
+        r"\1each.value.nme",
+        ("did you mean `name`?",),
+    ),
+    Mutation(
+        "at once", VAULT, "vault_auth.config.jwks_url", "vault_auth.configs.jwks_url", ("did you mean `config`?",)
+    ),
+    Mutation(
+        "further than there is",
+        ROUTER,
+        "local.router.namespace.name",
+        "local.router.namespace.name.text",
+        ("gives no `text` there",),
+    ),
+    Mutation(
+        "within a for",
+        ENVIRONMENT,
+        r"startswith\(found.description, split\(\",\", local.this.namespace.description",
+        'startswith(found.description, split(",", local.this.namespace.descr',
+        ("did you mean `description`?",),
+    ),
+)
+"""Paths into what module `names` gives."""
