@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class FakeConsul:
         self._tasks = Tasks("consul")
         self.agent = Agent(self.store, self._tasks, NODE)
         self._runner: web.AppRunner | None = None
-        self._site: web.TCPSite | None = None
+        self._listening: asyncio.Server | None = None
 
     @property
     def address(self) -> str:
@@ -105,6 +106,8 @@ class FakeConsul:
     ) -> None:
         await self._tasks.close()
         await self.agent.close()
+        if self._listening is not None:
+            self._listening.close()
         assert self._runner is not None
         await self._runner.cleanup()
 
@@ -112,19 +115,22 @@ class FakeConsul:
 
     async def go(self) -> None:
         """Hang up on everybody and refuse connections. What is kept stays; sessions go on expiring."""
-        site, self._site = self._site, None
-        assert site is not None
+        listening, self._listening = self._listening, None
+        assert listening is not None
         assert self._runner is not None
         assert self._runner.server is not None
-        await site.stop()
+        listening.close()
         await self._runner.server.shutdown(0.01)
 
     async def come_back(self) -> None:
         """Listen again where it listened before."""
         assert self._runner is not None
-        self._site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
-        await self._site.start()
-        self.port = self.port or self._runner.addresses[0][1]
+        server = self._runner.server
+        assert server is not None
+        self._listening = await asyncio.get_running_loop().create_server(
+            lambda: _Lenient(server()), "127.0.0.1", self.port, reuse_address=True
+        )
+        self.port = int(self._listening.sockets[0].getsockname()[1])
 
     @asynccontextmanager
     async def gone(self) -> AsyncIterator[None]:
@@ -253,6 +259,24 @@ class FakeConsul:
         if rights.filtered and rights.accessor:
             answer.headers["X-Consul-Results-Filtered-By-ACLs"] = "true"
         return answer
+
+
+class _Lenient(asyncio.Protocol):
+    """A header that is sent twice counts once, as for Go: Terraform's provider says Content-Type twice."""
+
+    TWICE = re.compile(rb"(\r\nContent-Type: [^\r]*)\r\nContent-Type: [^\r]*")
+
+    def __init__(self, inner: asyncio.Protocol) -> None:
+        self._inner = inner
+        self.connection_made = inner.connection_made  # type: ignore[method-assign]
+        self.connection_lost = inner.connection_lost  # type: ignore[method-assign]
+        self.eof_received = inner.eof_received  # type: ignore[method-assign]
+        self.pause_writing = inner.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = inner.resume_writing  # type: ignore[method-assign]
+
+    def data_received(self, data: bytes) -> None:
+        """Of a request."""
+        self._inner.data_received(self.TWICE.sub(rb"\1", data))
 
 
 class KvRoutes:
