@@ -100,6 +100,8 @@ class Platform:
             },
         }
         """Of the module; a test may change them between two runs."""
+        if cluster.consul.acl.enabled:
+            self.variables["create_consul_auth_method"] = True
 
     @property
     def management(self) -> dict[str, str]:

@@ -56,9 +56,10 @@ module "vault" {
 module "consul" {
   source = "../../modules/consul-platform"
 
-  prefix      = var.prefix
-  jwks_url    = module.nomad.jwks_url
-  jwks_ca_pem = local.nomad_ca_pem
+  prefix             = var.prefix
+  create_auth_method = var.create_consul_auth_method
+  jwks_url           = module.nomad.jwks_url
+  jwks_ca_pem        = local.nomad_ca_pem
 }
 
 module "environment" {

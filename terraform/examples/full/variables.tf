@@ -39,6 +39,11 @@ variable "consul_ca_file" {
   description = "The same for Consul."
 }
 
+variable "create_consul_auth_method" {
+  type        = bool
+  description = "Make Consul's auth method `nomad-workloads`. Look first: `consul acl auth-method list`. Write `true` where it is not there, `false` where it is: Consul would replace it without asking."
+}
+
 variable "vault_address" {
   type        = string
   description = "URL of Vault or OpenBao, one that this machine, nodes and those who deploy reach. Such as `https://vault.internal:8200`."
