@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from modalnomad.hashicorp.setup.platform import Policy, Wanted, filled, platform, wanted
+from modalnomad.hashicorp.setup.platform import Policy, RouterJob, Wanted, filled, platform, wanted
+from modalnomad.hashicorp.setup.rights import VAULT_NEEDED
 from modalnomad.settings import Settings
 
 BEFORE = """# Who may do what on a cluster
 
-`modalnomad setup` makes these policies in Nomad, Vault (or OpenBao) and Consul. They are the least that works: a
-router's token cannot register or remove a job, a task cannot read another environment's secrets, nobody who deploys can
-read a value back. Tests hold that on real servers of Nomad and OpenBao, and on a stand-in for Consul.
+`modalnomad setup`, or Terraform, makes these policies in Nomad, Vault (or OpenBao) and Consul. They are the least that
+works: a router's token cannot register or remove a job, a task cannot read another environment's secrets, nobody who
+deploys can read a value back. Tests hold that on real servers of Nomad and OpenBao, and on a stand-in for Consul.
 
-All of it stands in one file, `modalnomad/hashicorp/setup/platform.json`. Below, with the default settings:
-`${environment}` is the environment; another mount or prefix in the settings changes the paths.
+All of it stands in one file, `modalnomad/hashicorp/setup/platform.json`, which both read. Below, with the default
+settings: `${environment}` is the environment; another mount or prefix in the settings changes the paths.
 
 Tokens are not made: they would have to be shown or stored. Make them for who deploys and for each router:
 
@@ -28,9 +29,13 @@ and give them as `NOMAD_TOKEN`, `VAULT_TOKEN` and `CONSUL_HTTP_TOKEN`, or as fil
 `vault.token_file`, `consul.token_file`). A file of Vault's token is read again when the token in use is refused, so
 whoever renews tokens may write there.
 
-`setup` itself needs a management token of Nomad and of Consul where ACLs are on, and in Vault rights on `sys/mounts`,
-`sys/auth`, `sys/policies/acl`, the login's mount, and the platform key.
+`setup` itself needs a management token of Nomad, and one of Consul with `acl = "write"`, where their ACLs are on. Where
+these were just switched on there is none yet: `nomad acl bootstrap` and `consul acl bootstrap` make the first. In Vault
+this policy is enough; a refusal names the path and what it lacks there.
+
 """
+
+ROUTER_NAMESPACE = "modalnomad"
 
 MEANING = """
 ## What these rights amount to
@@ -48,8 +53,8 @@ MEANING = """
 
 def rights_page() -> str:
     """Every policy with each right and what it is for."""
-    needed = wanted(Settings(), ["environment"])
-    lines = [BEFORE.rstrip(), ""]
+    needed = wanted(Settings(), ["environment"], ROUTER_NAMESPACE)
+    lines = [BEFORE.rstrip(), "", *_of_setup(needed), ""]
     for server, policies in (
         ("Nomad", needed.nomad_policies),
         ("Vault or OpenBao", needed.vault_policies[:-1]),
@@ -60,7 +65,48 @@ def rights_page() -> str:
             lines += [*_policy(policy, policy.name), ""]
         if server.startswith("Vault"):
             lines += [*_tasks(needed), ""]
+    assert needed.router is not None
+    lines += [*_router(needed, needed.router), ""]
     return "\n".join(lines).rstrip() + "\n" + MEANING
+
+
+def _of_setup(needed: Wanted) -> Iterator[str]:
+    """The policy of who sets up, as Vault takes it."""
+    yield "```hcl"
+    for path, allowed in filled(VAULT_NEEDED, {"mount": needed.mount, "auth_mount": needed.auth_mount}).items():
+        listed = ", ".join(f'"{one}"' for one in allowed.split(", "))
+        yield f'path "{path}" {{ capabilities = [{listed}] }}'
+    yield "```"
+
+
+def _router(needed: Wanted, router: RouterJob) -> Iterator[str]:
+    """Who a job of routers is, without a token."""
+    selector = router.consul_binding_rule["selector"].replace(" == ", " = ").replace("value.", "")
+    policy, login = router.nomad_policy.name, f"auth/{needed.auth_mount}"
+    in_consul = (
+        f"auth method `{router.consul_auth_method['name']}` where there is none, role `{router.consul_role['name']}`"
+    )
+    yield from (
+        "## Routers that run as a job of Nomad",
+        "",
+        f"They hold no token: each server knows the job `{router.name}` in the namespace `{router.namespace}` by the",
+        f"identity Nomad signs for it. `modalnomad setup --router-job {router.namespace}` makes what that needs, and",
+        "so does Terraform.",
+        "",
+        "| in | what is made | that gives |",
+        "|---|---|---|",
+        f"| Nomad | policy `{policy}` with a job ACL on that namespace and job | the rights of `modalnomad-router` |",
+        f"| Vault or OpenBao | role `{router.vault_role}` at `{login}`, bound to that namespace and job "
+        f"| {_named(router.vault_role_fields['token_policies'])} |",
+        f"| Consul | {in_consul}, a binding rule for `{selector}` | {_named(router.consul_role['policies'])} |",
+        "",
+        "So whoever may submit jobs in that namespace can become a router: it is none of the environments, and `setup`",
+        "says so when it was there before.",
+    )
+
+
+def _named(policies: Iterable[str]) -> str:
+    return ", ".join(f"the policy `{name}`" for name in policies)
 
 
 def _policy(policy: Policy, name: str) -> Iterator[str]:

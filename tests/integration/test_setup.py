@@ -347,6 +347,20 @@ async def test_the_command_tells_each_step_and_how_to_make_tokens(servers: Clust
     assert servers.consul.management not in str((dry, made, again))
 
 
+async def test_the_command_prepares_for_routers_that_are_a_job(servers: Cluster) -> None:
+    bad = await command(servers, "--router-job", "modalnomad-main")
+    made = await command(servers, "--router-job", "modalnomad")
+    again = await command(servers, "--router-job", "modalnomad", "--json")
+
+    assert bad[0] == 1
+    assert "could replace the routers" in bad[2]
+    assert "such as modalnomad" in bad[2]
+    assert (made[0], again[0]) == (0, 0)
+    for what in ("namespace modalnomad made", "policy modalnomad-router-job made", "role modalnomad-router made"):
+        assert what in made[1]
+    assert {json.loads(line)["outcome"] for line in again[1].splitlines()} == {"there"}
+
+
 async def test_the_command_fails_when_a_step_does(servers: Cluster) -> None:
     servers.nomad.faults.refuse("/v1/namespace/modalnomad-main")
     code, output, errors = await command(servers, "--only", "nomad")

@@ -184,7 +184,8 @@ async def test_a_real_task_reads_its_environments_secrets_with_what_setup_made(o
         vault = VaultSettings(address=openbao.address, token=SecretStr("root"), mount=mount, auth_mount=login)
         settings = Settings(nomad=roles.settings, vault=vault)
         environments = ["main", "staging"]
-        steps = [step async for step in set_up(settings, environments, only=["nomad", "vault"])]
+        made = set_up(settings, environments, router_job="modalnomad", only=["nomad", "vault"])
+        steps = [step async for step in made]
         assert not [step for step in steps if step.outcome not in {"made", "changed", "there"}], steps
         store = VaultSecrets(vault)
         await store.create("db", "main", {"A": "1 < 2 & ü"})
@@ -203,19 +204,31 @@ async def test_a_real_task_reads_its_environments_secrets_with_what_setup_made(o
         assert "nomad_namespace" in str(failed["TaskStates"]["app"]["Events"])
         seen = await nomad_checks(api.http, settings.nomad, "main")
         assert next(found for found in seen if found.check == "node vault").level == "ok"
+
+        router, another = [
+            await ended(
+                api,
+                reading(f"{mount}/data/modalnomad-platform/key", "modalnomad", id, "modalnomad-router"),
+                "modalnomad",
+            )
+            for id in ("modalnomad-router", "another")
+        ]
+        assert router["ClientStatus"] == "complete"
+        assert another["ClientStatus"] == "failed"
+        assert "nomad_job_id" in str(another["TaskStates"]["app"]["Events"])
         await roles.close()
 
 
-def reading(path: str, namespace: str) -> dict[str, Any]:
-    """A job whose task shows one secret, logging in as a task of `main`."""
-    block = {"Role": "modalnomad-main", "Env": False, "DisableFile": True, "ChangeMode": "noop"}
+def reading(path: str, namespace: str, id: str = "reads", role: str = "modalnomad-main") -> dict[str, Any]:
+    """A job whose task shows one secret, logging in with this role."""
+    block = {"Role": role, "Env": False, "DisableFile": True, "ChangeMode": "noop"}
     template = {
         "EmbeddedTmpl": f'{{{{ with secret "{path}" }}}}{{{{ .Data.data | toJSON }}}}{{{{ end }}}}',
         "DestPath": "secrets/db.json",
         "Once": True,
         "ChangeMode": "noop",
     }
-    found = job("reads")
+    found = job(id)
     del found["ParameterizedJob"]
     (group,) = found["TaskGroups"]
     (task,) = group["Tasks"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from modalnomad.hashicorp.http import HttpClient, ServerRefused
@@ -15,6 +16,19 @@ NEEDED: Final = {
     "nomad": "a management token",
     "consul": 'a token with `acl = "write"`, such as one of global-management',
 }
+
+VAULT_NEEDED: Final[Mapping[str, str]] = {
+    "sys/mounts": "read",
+    "sys/mounts/${mount}": "create, update",
+    "${mount}/config": "read",
+    "sys/auth": "read",
+    "sys/auth/${auth_mount}": "create, update, sudo",
+    "auth/${auth_mount}/config": "read, create, update",
+    "auth/${auth_mount}/role/modalnomad-*": "read, create, update",
+    "sys/policies/acl/modalnomad-*": "read, create, update",
+    "${mount}/data/modalnomad-platform/key": "read, create",
+}
+"""The least with which all is made in Vault: path → capabilities."""
 
 
 class Lacking:
