@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -29,10 +30,13 @@ from tests.support.cluster import Cluster, free_port, vault_stanza
 from tests.support.fakes.consul import FakeConsul
 from tests.support.nomad_agent import NomadAgent
 from tests.support.openbao import OpenBao
+from tests.support.repository import ROOT
 from tests.support.serve import shared_home
 from tests.support.up import own_home
 
 PROGRAM: Final = Path(sys.executable).parent / "modalnomad"
+FACTS: Final = "modalnomad/hashicorp/setup"
+"""Where the data file is that modules read."""
 LIMIT: Final = 80.0
 """Seconds: an apply lasts until routers are ready."""
 
@@ -74,11 +78,16 @@ async def bare(folder: Path, *, consul_acl: bool = True) -> AsyncIterator[Cluste
 
 
 class Platform:
-    """One root module on a cluster. Its state and plug-ins lie beside the cluster's files, nothing in the checkout."""
+    """One root module of the checkout, on a cluster. It runs in a copy, since Terraform writes beside it."""
 
     def __init__(self, cluster: Cluster, module: Path, plugins: tuple[str, ...]) -> None:
         self.cluster = cluster
-        self.module = module
+        copy = cluster.folder / "checkout"
+        for each in ("terraform", "jobspecs", FACTS):
+            shutil.copytree(
+                ROOT / each, copy / each, ignore=shutil.ignore_patterns("__pycache__", "*.py", ".terraform*")
+            )
+        self.module = copy / module.relative_to(ROOT)
         self.state = cluster.folder / "state.json"
         self._plugins = plugins
         env = cluster.env
