@@ -152,6 +152,18 @@ async def test_what_somebody_changed_is_set_right_and_what_is_others_stays(place
     assert {one.outcome for one in await place.set_up()} == {"there"}
 
 
+async def test_each_binding_rule_of_ours_is_set_right(place: Place) -> None:
+    await place.set_up()
+    acl = place.consul.fake.acl
+    (rule,) = acl.bindings.values()
+    second = {name: value for name, value in rule.items() if name != "ID"}
+    await place.call("PUT", "binding-rule", {**second, "Selector": 'value.nomad_namespace == "before"'})
+
+    assert step(await place.set_up(), "binding rule").outcome == "changed"
+    assert [one["Selector"] for one in acl.bindings.values()] == [rule["Selector"]] * 2
+    assert step(await place.set_up(), "binding rule").outcome == "there"
+
+
 async def test_a_policy_of_this_name_that_is_somebody_else_s_is_left_and_told(place: Place) -> None:
     mine = await place.call("PUT", "policy", {"Name": "modalnomad-router", "Rules": 'operator = "read"'})
 

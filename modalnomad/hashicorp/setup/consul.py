@@ -136,18 +136,23 @@ async def _role(http: HttpClient, wanted: Object, dry: bool) -> Done:
 
 
 async def _binding_rule(http: HttpClient, method: str, wanted: Object, dry: bool) -> Done:
-    """It has no name: ours is the one with our description."""
+    """They have no names: ours are those with our description."""
     listed = (await http.request("GET", "/v1/acl/binding-rules", params={"authmethod": method})).json() or ()
     names = {"Description": "description", "BindType": "bind_type", "BindName": "bind_name", "Selector": "selector"}
     body = {"AuthMethod": method} | {field: wanted[name] for field, name in names.items()}
     ours = [one for one in listed if one.get("Description") == wanted["description"]]
     if not ours:
         return await create(dry, lambda: http.request("PUT", "/v1/acl/binding-rule", data=body))
-    differs = [field for field, value in body.items() if ours[0].get(field, "") != value]
-    if not differs:
-        return Done("there")
-    path = f"/v1/acl/binding-rule/{ours[0]['ID']}"
-    return await change(dry, lambda: http.request("PUT", path, data=body), f"different: {', '.join(differs)}")
+    # There are two where both `setup` and Terraform made one.
+    wrong = {str(one["ID"]): [name for name, value in body.items() if one.get(name, "") != value] for one in ours}
+
+    async def set_right() -> None:
+        for id, fields in wrong.items():
+            if fields:
+                await http.request("PUT", f"/v1/acl/binding-rule/{id}", data=body)
+
+    differs = sorted({name for fields in wrong.values() for name in fields})
+    return await change(dry, set_right, f"different: {', '.join(differs)}") if differs else Done("there")
 
 
 async def _named(http: HttpClient, plural: str, name: str) -> Object | None:
