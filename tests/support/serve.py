@@ -6,7 +6,7 @@
     assert s.exit_code == 0
 
 Every call waits for a value with a deadline; when serve ends early or the deadline passes, the error carries everything
-serve wrote.
+serve wrote; when it does not stop, also where it stands.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 Event = dict[str, Any]
+WITH_STACKS = Path(__file__).with_name("with_stacks.py")
 
 
 def shared_home() -> Path:
@@ -92,7 +93,7 @@ class Serve:
         """Lines of standard output that are no JSON object: always a defect."""
         self._changed = threading.Condition()
         self._ready_timeout = ready_timeout
-        self._command = [sys.executable, "-m", "modalnomad", command, "--json", *arguments]
+        self._command = [sys.executable, str(WITH_STACKS), command, "--json", *arguments]
         self._name = command
         self._environment = command_environment(self.home, env)
         self._cwd = cwd
@@ -120,6 +121,9 @@ class Serve:
         try:
             self.wait_event("ready", self._ready_timeout)
         except BaseException:
+            if self.exit_code is None:
+                self._tell_stacks()
+                print(self.output(), file=sys.stderr)
             self.kill()
             raise
         return self
@@ -232,10 +236,18 @@ class Serve:
         try:
             code = self._running.wait(timeout)
         except subprocess.TimeoutExpired:
+            self._tell_stacks()
             self.kill()
             raise ServeError(f"{self._name} did not stop within {timeout} s\n{self.output()}") from None
         self._join()
         return code
+
+    def _tell_stacks(self) -> None:
+        """Have it say where it stands."""
+        for number in (signal.SIGUSR2, signal.SIGUSR1):
+            self._running.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._running.wait(0.5)
 
     def kill(self) -> None:
         """kill -9 the CLI alone, as a crash would."""
