@@ -188,6 +188,13 @@ OF_LANGUAGE: Final = (
     Mutation("call with too much", MINIMAL, "consul_login ", "consul_logins ", ("no variable `consul_logins`",)),
     Mutation("call with another type", MINIMAL, '"none"', "[]", ("`consul_login` of module `router` is a list",)),
     Mutation(
+        "call with an unknown field",
+        MINIMAL,
+        "artifacts_url ",
+        "artifact_url ",
+        ("`settings.artifact_url` of module `names` is unknown there",),
+    ),
+    Mutation(
         "call of no module", MINIMAL, "modules/environment", "modules/enviroment", ("names no folder of modules",)
     ),
     Mutation(
@@ -241,6 +248,20 @@ OF_OURS: Final = (
         r'\."$',
         '"',
         ("the description of variable `name` is no sentence",),
+    ),
+    Mutation(
+        "message without full stop",
+        f"{MODULES}/environment/variables.tf",
+        r'\\"main\\"\."',
+        r'\\"main\\""',
+        ("a message of variable `name` is no sentence",),
+    ),
+    Mutation(
+        "condition of nothing",
+        f"{MODULES}/environment/variables.tf",
+        r"can\(regex\([^\n]*",
+        "true",
+        ("a condition of variable `name` does not read it",),
     ),
     Mutation(
         "output without description",
