@@ -19,6 +19,7 @@ from modalnomad.router.pool import Pool
 from modalnomad.router.pools import Pools
 
 _ENDED = (ReplicaState.FAILED, ReplicaState.GONE)
+_LOST = Failure("replica_gone", "its machine is lost: it was started again elsewhere")
 
 
 class Intake:
@@ -79,15 +80,23 @@ class Intake:
 
     def _take(self, pool: Pool, listed: Iterable[Replica], now: float) -> None:
         for replica in listed:
-            known = pool.places.get(replica.key) is not None
-            if not known and replica.state not in _ENDED and not self._is_ours(replica):
+            known = pool.places.get(replica.key)
+            if known is None and replica.state not in _ENDED and not self._is_ours(replica):
                 continue
             if replica.state in _ENDED:
                 pool.seen(replica.key, None, now, alive=False)
                 self._ended(replica.key, replica.failure)
                 continue
+            if known is not None and _elsewhere(known, replica):
+                self._ended(replica.key, None if known.state is PlaceState.STARTING else _LOST)
             place = pool.seen(replica.key, replica.address, now, alive=True, leaving=replica.leaving)
             if place is not None:
                 place.listed = True
                 if place.state is PlaceState.STARTING:
                     self._probe(place)
+
+
+def _elsewhere(place: Place, replica: Replica) -> bool:
+    """It is another process than the one that has the place, whose end nobody told: an engine that starts what was on a
+    lost machine again may show that first. What is sent to the old address is lost, drains too."""
+    return None not in (place.address, replica.address) and place.address != replica.address

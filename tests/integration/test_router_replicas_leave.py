@@ -47,6 +47,51 @@ async def test_an_idle_replica_is_drained_and_the_next_request_wakes_the_next_ep
     assert first.address in platform.forgotten
 
 
+async def test_one_that_is_suddenly_elsewhere_is_another_one(
+    open_platform: Opener, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nomad starts a lost replica again, and may tell of that before it tells that the machine is lost."""
+    platform, match = await open_platform(), make_match(scaledown_window=0.5)
+    platform.route(match)
+    first = await use(platform, match)
+    address = await platform.engine.move(first.key)
+    await platform.until(lambda: "died: its machine is lost" in caplog.text)
+    assert first.address in platform.forgotten
+    second = await use(platform, match)
+    assert (second.key, second.address) == (first.key, address)
+    assert len(platform.engine.started) == 1
+    await asyncio.wait_for(platform.engine.stubs[first.key].drained.wait(), 5)
+
+
+async def test_one_that_is_suddenly_elsewhere_makes_room(open_platform: Opener) -> None:
+    """Its drain goes where it is: at the old address nobody would answer, and who waits for room would wait on."""
+    platform = await open_platform()
+    idle, waits = make_match(tag="a", host="a.localhost"), make_match(tag="b", host="b.localhost")
+    platform.route(idle, waits)
+    platform.engine.obedient = True
+    lease = await use(platform, idle)
+    address = await platform.engine.move(lease.key)
+    (pool,) = platform.activator.pools()
+    await platform.until(lambda: [place.address for place in pool.places.offered] == [address])
+    platform.engine.failure = Failure("no_capacity", "no node has enough left")
+    with pytest.raises(Reply) as caught:
+        await use(platform, waits)
+    assert caught.value.answer.code == "no_capacity"
+    assert platform.engine.stubs[lease.key].drained.is_set()
+
+
+async def test_one_that_is_elsewhere_before_it_is_ready_is_waited_for(open_platform: Opener) -> None:
+    platform, match = await open_platform(), make_match()
+    platform.route(match)
+    platform.engine.on_start = lambda stub: None
+    request = asyncio.create_task(use(platform, match))
+    await platform.until(lambda: platform.feed.replicas.value)
+    platform.engine.on_start = lambda stub: stub.is_ready.set()
+    address = await platform.engine.move(platform.engine.started[0])
+    assert (await request).address == address
+    assert len(platform.engine.started) == 1
+
+
 async def test_a_refused_drain_leaves_the_replica_in_use(open_platform: Opener) -> None:
     platform, match = await open_platform(), make_match(scaledown_window=0.5)
     platform.route(match)

@@ -243,6 +243,18 @@ class StubEngine:
         found = next(replica for replica in self._view.value if replica.key == key)
         self._show(replace(found, state=state, failure=failure))
 
+    async def move(self, key: ReplicaKey) -> Address:
+        """Its machine is lost, and before anybody sees that it runs on another one, at the address returned."""
+        await self.stubs[key].close()
+        stub = self.stubs[key] = StubReplica(key, self._folder / f"{key.name}-moved.sock", open=self.open)
+        await stub.listen()
+        self.on_start(stub)
+        if self.obedient:
+            self._tasks.spawn(self._obey(stub), f"obey {key}")
+        address = UnixAddress(str(stub.path))
+        self._show(Replica(key, ReplicaState.STARTING, address))
+        return address
+
     def wants_replaced(self, key: ReplicaKey, why: str) -> None:
         """Its node is drained, say; empty: not any more."""
         found = next(replica for replica in self._view.value if replica.key == key)
