@@ -11,13 +11,12 @@ from rich.markup import escape
 
 from modalnomad.cli.common import JsonOption, load_settings
 from modalnomad.cli.output import emit, out
+from modalnomad.model.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator
 
-    from modalnomad.hashicorp.setup.platform import ServerName
     from modalnomad.hashicorp.setup.steps import Step
-    from modalnomad.settings import Settings
 
 MARKS: Final = {
     "made": "[green]+[/]",
@@ -55,6 +54,16 @@ RouterJobOption = Annotated[
 OnlyOption = Annotated[
     Literal["nomad", "vault", "consul"] | None, typer.Option("--only", help="Prepare this server alone.")
 ]
+RotateOption = Annotated[
+    bool,
+    typer.Option(
+        "--rotate-key", help="Only replace the platform's key; the one before it holds until it is forgotten."
+    ),
+]
+ForgetOption = Annotated[
+    bool,
+    typer.Option("--forget-previous-key", help="Only forget the key before, once every App was deployed again."),
+]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Only look; change nothing.")]
 
 
@@ -62,6 +71,9 @@ def setup(
     env: EnvsOption = None,
     router_job: RouterJobOption = None,
     only: OnlyOption = None,
+    *,
+    rotate_key: RotateOption = False,
+    forget_previous_key: ForgetOption = False,
     dry_run: DryOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -70,34 +82,36 @@ def setup(
     Namespaces, logins, roles and policies of each environment, the store of secrets, the platform's key. It can be run
     again at any time. It needs tokens that may do this, where the servers ask for any.
     """
+    from modalnomad.wiring.setup import change_key, prepare
+
+    of_key = rotate_key or forget_previous_key
+    if of_key and (env or router_job or only or (rotate_key and forget_previous_key)):
+        raise UserError(
+            "--rotate-key and --forget-previous-key each do one thing alone", "give one of them, and no other option"
+        )
     settings = load_settings(env[0] if env else None)
     environments = tuple(dict.fromkeys(env or [settings.environment]))
-    steps = asyncio.run(_run(settings, environments, router_job, only, dry_run, as_json))
-    failed = [step for step in steps if step.outcome in {"failed", "not done"}]
-    if not as_json and not failed and not dry_run:
+    if of_key:
+        steps = change_key(settings, forget=forget_previous_key, dry=dry_run)
+    else:
+        steps = prepare(settings, environments, router_job=router_job, only=only, dry=dry_run)
+    done = asyncio.run(_run(steps, as_json))
+    failed = [step for step in done if step.outcome in {"failed", "not done"}]
+    if not (as_json or failed or dry_run or of_key):
         out.print(TOKENS, markup=False)
     if failed:
         raise typer.Exit(1)
 
 
-async def _run(
-    settings: Settings,
-    environments: Sequence[str],
-    router_job: str | None,
-    only: ServerName | None,
-    dry: bool,
-    as_json: bool,
-) -> list[Step]:
-    from modalnomad.wiring.setup import prepare
-
-    steps = []
-    async for step in prepare(settings, environments, router_job=router_job, only=only, dry=dry):
-        steps.append(step)
+async def _run(steps: AsyncIterator[Step], as_json: bool) -> list[Step]:
+    done = []
+    async for step in steps:
+        done.append(step)
         if as_json:
             emit(asdict(step))
         else:
             _show(step)
-    return steps
+    return done
 
 
 def _show(step: Step) -> None:

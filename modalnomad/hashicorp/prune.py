@@ -38,8 +38,12 @@ Hold = Callable[[str, str], AbstractAsyncContextManager[None]]
 
 async def put_before(consul: ConsulApi, prefix: str, now: float) -> float:
     """What `Rule.put_before` is now. Ask before the records are read. Raises BackendError."""
-    locks = (await consul.tree(f"{prefix}/locks/deploy-", consistent=True)).items
-    return now - (DEPLOYING if any(entry.session for entry in locks) else YOUNG)
+    return now - (DEPLOYING if await deploying(consul, prefix) else YOUNG)
+
+
+async def deploying(consul: ConsulApi, prefix: str) -> bool:
+    """Is any App being deployed, rolled back or stopped? Raises BackendError."""
+    return any(entry.session for entry in (await consul.tree(f"{prefix}/locks/deploy-", consistent=True)).items)
 
 
 async def registered(api: NomadApi) -> list[Job]:

@@ -154,6 +154,8 @@ def _meta(revision: Revision, rendering: Rendering, job: Json) -> dict[str, str]
     }
     if url := next(iter(rendering.web_urls.values()), ""):
         found[META_URL] = url
+    if rendering.key_mark:
+        found[cluster.META_KEY] = rendering.key_mark
     return found | {cluster.META_SPEC: _hash({n: v for n, v in job.items() if n not in NOTHING_RUNS_OF})}
 
 

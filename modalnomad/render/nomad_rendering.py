@@ -25,6 +25,8 @@ class Rendering:
     sdk: Digest
     """Artifact of the zip application that nodes run."""
     ticket_sha256: str
+    key_mark: str = ""
+    """Of the platform key that the ticket is made with (`META_KEY`); empty: not told."""
     web_urls: Mapping[str, str]
     """Endpoint's name → public URL."""
     version: int

@@ -25,8 +25,8 @@ LONGEST_KILL_PAUSE = 30.0
 class Heard(Protocol):
     """Where the outcomes go: the activator."""
 
-    def heard_ready(self, key: ReplicaKey) -> None:
-        """It said so itself."""
+    def heard_ready(self, key: ReplicaKey, ticket: bytes) -> None:
+        """It said so itself, to this ticket."""
 
     def heard_ended(self, key: ReplicaKey, failure: Failure | None) -> None:
         """It is gone, or it could not be started."""
@@ -61,7 +61,7 @@ class Actions:
     def probe(self, place: Place) -> None:
         """Hold a `ready` request to it until it is answered or the replica ended. Once at a time."""
         if place.key not in self._probes and place.address is not None:
-            task = self._spawn(self._probe(place.key, place.address), f"probe {place.key}")
+            task = self._spawn(self._probe(place, place.address), f"probe {place.key}")
             if task is not None:
                 self._probes[place.key] = task
 
@@ -90,7 +90,7 @@ class Actions:
         last = max(self._greeted.get(place.key, 0.0), place.idle_since)
         if place.address is not None and now - last >= every:
             self._greeted[place.key] = last = now
-            self._spawn(self._greet(place.key, place.address), f"greet {place.key}")
+            self._spawn(self._greet(place, place.address), f"greet {place.key}")
         return last + every
 
     async def close(self) -> None:
@@ -118,20 +118,23 @@ class Actions:
             logger.exception("the engine failed to start %s", effect.key)
             self._heard.heard_ended(effect.key, Failure("start_failed", "The engine failed.", repr(error)))
 
-    async def _probe(self, key: ReplicaKey, address: Address) -> None:
+    async def _probe(self, place: Place, address: Address) -> None:
+        key = place.key
         try:
-            await self._prober.ready(key, address)
+            ticket = await self._prober.ready(key, address, place.ticket)
         finally:
             if self._probes.get(key) is asyncio.current_task():
                 del self._probes[key]
-        self._heard.heard_ready(key)
+        self._heard.heard_ready(key, ticket)
 
     async def _drain(self, effect: Drain) -> None:
         place = self._heard.drain_due(effect.key)
         if place is None or place.address is None:
             return
         try:
-            await self._prober.drain(effect.key, place.address, effect.idle_for, force=effect.force)
+            await self._prober.drain(
+                effect.key, place.address, effect.idle_for, ticket=place.ticket, force=effect.force
+            )
         except DrainRefused as refusal:
             logger.info("drain %s refused: %s", effect.key, refusal)
             self._heard.heard_refusal(effect.key, refusal.idle_for)
@@ -162,8 +165,8 @@ class Actions:
                 self._heard.heard_ended(effect.key, None)
                 return
 
-    async def _greet(self, key: ReplicaKey, address: Address) -> None:
+    async def _greet(self, place: Place, address: Address) -> None:
         try:
-            await self._prober.greet(key, address)
+            await self._prober.greet(place.key, address, place.ticket)
         except (OSError, TimeoutError) as error:
-            logger.warning("greeting %s got no answer: %s", key, error)
+            logger.warning("greeting %s got no answer: %s", place.key, error)

@@ -77,8 +77,8 @@ class Activator:
         may_drain: Callable[[], bool] = lambda: True,
         clock: Clock = monotonic,
     ) -> None:
-        self._prober = Prober(ask, platform_key)
-        self._actions = Actions(engine, self._prober, forget, self)
+        self.prober = Prober(ask, platform_key)
+        self._actions = Actions(engine, self.prober, forget, self)
         self._pools = Pools(settings, scaling)
         self._resolve = resolve
         self._settings = settings
@@ -184,7 +184,7 @@ class Activator:
         address = place.address
         if address is None:
             raise RuntimeError(f"{place.key} is ready but has no address")
-        return PlaceLease(self, pool, place, place.key, address, self._prober.ticket(place.key.pool.revision), match)
+        return PlaceLease(self, pool, place, place.key, address, place.ticket, match)
 
     def _follow(self, match: Match, key: PoolKey) -> tuple[Match, PoolKey]:
         """Where the request's host leads now. When that is the same revision, it is served after all."""
@@ -265,9 +265,11 @@ class Activator:
         """Take in one whole snapshot of the engine."""
         self._intake.observe(replicas, self._clock())
 
-    def heard_ready(self, key: ReplicaKey) -> None:
-        """It said so itself."""
-        if (pool := self._pools.get(key.pool)) is not None:
+    def heard_ready(self, key: ReplicaKey, ticket: bytes) -> None:
+        """It said so itself, to this ticket."""
+        pool = self._pools.get(key.pool)
+        if pool is not None and (place := pool.places.get(key)) is not None:
+            place.ticket = ticket
             self.apply(pool, pool.ready(key, self._clock()))
 
     def heard_ended(self, key: ReplicaKey, failure: Failure | None) -> None:

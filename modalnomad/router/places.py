@@ -53,6 +53,8 @@ class Place:
     asked_at: float
     state: PlaceState = PlaceState.STARTING
     address: Address | None = None
+    ticket: bytes = field(default=b"", repr=False)
+    """What it was found to take, when it got ready."""
     running: int = 0
     """Leases out on it."""
     idle_since: float = 0.0

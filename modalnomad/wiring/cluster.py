@@ -18,7 +18,7 @@ from modalnomad.hashicorp.nomad.api import NomadApi
 from modalnomad.hashicorp.nomad.server import nomad_server
 from modalnomad.hashicorp.sdk_archive import sdk_archive
 from modalnomad.hashicorp.vault.client import VaultClient
-from modalnomad.hashicorp.vault.platform_key import platform_key
+from modalnomad.hashicorp.vault.platform_key import PlatformKeys, platform_keys
 from modalnomad.hashicorp.vault.secrets import VaultSecrets
 from modalnomad.model.ids import Digest
 from modalnomad.model.revision import Revision
@@ -48,9 +48,9 @@ class Cluster:
     secrets: VaultSecrets
     artifacts: ObjectArtifacts
 
-    async def platform_key(self) -> bytes:
-        """What tickets are made with. Raises BackendError."""
-        return await platform_key(self.vault, self.home / KEY_KEPT)
+    async def platform_keys(self, *, make: bool = False) -> PlatformKeys:
+        """What tickets are made with; `make`: also when there is none yet. Raises BackendError."""
+        return await platform_keys(self.vault, self.home / KEY_KEPT, make=make)
 
     async def next_version(self, revision: Revision) -> int:
         """The number the App's next deploy will have."""
@@ -89,7 +89,7 @@ async def open_cluster(settings: Settings) -> AsyncIterator[Cluster]:
 
 def renderer(
     cluster: Cluster,
-    key: bytes,
+    keys: PlatformKeys,
     deployed_by: str,
     source: Callable[[Revision], Awaitable[str]],
     *,
@@ -109,7 +109,8 @@ def renderer(
             artifacts_url=nodes_url(settings.artifacts),
             orphan_factor=settings.scaling.orphan_factor,
             sdk=archive[0],
-            ticket_sha256=ticket_sha256(key, revision.id),
+            ticket_sha256=ticket_sha256(keys.key, revision.id),
+            key_mark=keys.mark,
             web_urls=web_urls(settings, revision),
             version=version,
             deployed_at=time.time(),

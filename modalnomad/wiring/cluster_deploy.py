@@ -39,8 +39,8 @@ async def open_cluster_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
     async with open_cluster(settings) as cluster:
         store = image_store(settings)
         images = Images(store)
-        key = await cluster.platform_key()
-        rendering = renderer(cluster, key, deployer(), partial(program_text, cluster.artifacts))
+        keys = await cluster.platform_keys()
+        rendering = renderer(cluster, keys, deployer(), partial(program_text, cluster.artifacts))
 
         def engine() -> NomadEngine:
             return NomadEngine(

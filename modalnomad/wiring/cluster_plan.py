@@ -54,10 +54,10 @@ async def plan_jobs(settings: Settings, comparison: Comparison) -> tuple[JobPlan
     """For each Function, in the order of the program. Raises BackendError; UserError for what Nomad cannot run."""
     async with open_cluster(settings) as cluster:
         with scratch_folder("modalnomad-plan-") as folder:
-            key = await cluster.platform_key()
+            keys = await cluster.platform_keys()
             # The archive that starts replicas is put where nobody reads it: only its name is needed.
             scratch = ObjectArtifacts(ArtifactSettings(store=str(folder / "artifacts")), cluster.home)
-            rendering = renderer(cluster, key, deployer(), no_text, archives=scratch)
+            rendering = renderer(cluster, keys, deployer(), no_text, archives=scratch)
             parents = Parents(cluster.nomad, rendering, cluster.next_version)
             bundle = await asyncio.to_thread(_bundle, comparison.plan, folder)
             images = dict(_images(comparison, docker=settings.nomad.driver == "docker"))

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from modalnomad import __version__
 from modalnomad.hashicorp.artifact_server import ArtifactServer
@@ -17,13 +17,16 @@ from modalnomad.hashicorp.consul.leader import Leader
 from modalnomad.hashicorp.consul.registrations import watch_registrations
 from modalnomad.hashicorp.consul.routers import RouterInfo, RouterPresence
 from modalnomad.hashicorp.nomad.engine import NomadEngine
+from modalnomad.hashicorp.vault.key_watch import KeyWatch
+from modalnomad.hashicorp.vault.platform_key import PlatformKeys
 from modalnomad.hashicorp.vault.renewal import TokenRenewal
 from modalnomad.hashicorp.vault.rotation import Rotation
 from modalnomad.kit.tasks import Tasks
 from modalnomad.router.admin import Admin
+from modalnomad.router.probe import Prober
 from modalnomad.router.server import RouterServer
 from modalnomad.settings import UP_ADMIN_PORT, UP_PORT, Settings
-from modalnomad.wiring.cluster import Cluster, open_cluster
+from modalnomad.wiring.cluster import KEY_KEPT, Cluster, open_cluster
 from modalnomad.wiring.cluster_deploy import registers_nothing
 from modalnomad.wiring.cluster_schedules import ClusterSchedules
 from modalnomad.wiring.cluster_secrets import SecretVersions
@@ -32,6 +35,9 @@ from modalnomad.wiring.parts import address, admin_of
 from modalnomad.wiring.scheduler import Scheduler
 from modalnomad.wiring.shared import SharedDiscovery
 from modalnomad.wiring.tls import tls_context
+
+KEY_LOOK: Final = 30.0
+"""Seconds between two looks at the platform key where secrets are not looked at (vault.rotation = 0)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +54,7 @@ class RouterParts:
     leader: Leader
     rotation: Rotation | None
     """None: replicas keep the values they were started with."""
+    keys: KeyWatch
     presence: RouterPresence
     death: Death
     name: str
@@ -100,6 +107,7 @@ async def open_router(
         tasks.guard(parts.leader.while_held(scheduler.run), "schedules")
         if parts.rotation is not None:
             tasks.guard(parts.leader.while_held(parts.rotation.run), "rotation")
+        tasks.guard(parts.keys.run(), "platform key")
         tasks.guard(_tell_presence(parts), "presence")
         tasks.guard(TokenRenewal(cluster.vault).run(), "token of Vault")
         stack.push_async_callback(parts.presence.close)
@@ -109,7 +117,7 @@ async def open_router(
 async def _build(cluster: Cluster, environment: str | None, death: Death) -> RouterParts:
     settings = cluster.settings
     tls = tls_context(settings.router)
-    key = await cluster.platform_key()
+    keys = await cluster.platform_keys(make=True)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
     versions = SecretVersions(cluster.secrets)
     discovery = SharedDiscovery(cluster.discovery, versions.take, environment)
@@ -126,7 +134,11 @@ async def _build(cluster: Cluster, environment: str | None, death: Death) -> Rou
     rotation = None
     if settings.vault.rotation:
         rotation = Rotation(
-            running=engine.started_with, current=versions.current, tell=engine.replace, every=settings.vault.rotation
+            running=engine.started_with,
+            current=versions.current,
+            others=engine.started_otherwise,
+            tell=engine.replace,
+            every=settings.vault.rotation,
         )
     leader = Leader(cluster.consul, f"{settings.consul.prefix}/locks/drains")
     router = RouterServer(
@@ -134,7 +146,7 @@ async def _build(cluster: Cluster, environment: str | None, death: Death) -> Rou
         discovery=discovery,
         settings=settings.router,
         scaling=settings.scaling,
-        platform_key=key,
+        platform_key=keys.key,
         tls=tls,
         may_drain=lambda: leader.held,
         stale=lambda: _stale(cluster, engine),
@@ -150,11 +162,20 @@ async def _build(cluster: Cluster, environment: str | None, death: Death) -> Rou
         admin=admin_of(router, settings.router),
         leader=leader,
         rotation=rotation,
+        keys=_watch_keys(cluster, keys, router.activator.prober),
         presence=RouterPresence(cluster.consul, settings.consul.prefix, name),
         death=death,
         name=name,
         started_at=time.time(),
     )
+
+
+def _watch_keys(cluster: Cluster, keys: PlatformKeys, prober: Prober) -> KeyWatch:
+    prober.know(keys.all)
+    every = cluster.settings.vault.rotation or KEY_LOOK
+    watch = KeyWatch(cluster.vault, cluster.home / KEY_KEPT, keys, lambda found: prober.know(found.all), every=every)
+    prober.on_unknown = watch.ask
+    return watch
 
 
 def _stale(cluster: Cluster, engine: NomadEngine) -> Mapping[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
+from modalnomad.hashicorp.setup.key import change_key as change_key
 from modalnomad.hashicorp.setup.platform import SERVERS, ServerName
 from modalnomad.hashicorp.setup.run import set_up
 from modalnomad.hashicorp.setup.steps import Step

@@ -9,13 +9,12 @@ from typing import Any, Final
 import aiohttp
 
 from modalnomad.hashicorp.checks.common import check_version
-from modalnomad.hashicorp.http import ServerRefused
+from modalnomad.hashicorp.checks.key import check_key
 from modalnomad.hashicorp.setup.platform import jwks_url
 from modalnomad.hashicorp.vault.client import HEALTH, VaultClient, words
-from modalnomad.hashicorp.vault.platform_key import PATH, read_key
+from modalnomad.hashicorp.vault.platform_key import PATH
 from modalnomad.hashicorp.vault.secrets import ROOT
 from modalnomad.kit.finding import Finding, ok, problem, warning
-from modalnomad.model.errors import BackendRefused
 from modalnomad.model.ids import env_flag
 from modalnomad.render.cluster import vault_role
 from modalnomad.settings import Settings
@@ -39,7 +38,7 @@ async def vault_checks(client: VaultClient, settings: Settings, environment: str
     capabilities = await _capabilities(client, environment)
     found.append(check_rights(capabilities, client.settings.mount, environment))
     found.append(await _store(client))
-    found.append(await _key(client))
+    found.append(await check_key(client, settings))
     found.append(await _identity(client, environment))
     found.append(await _keys_of_nomad(settings))
     return found
@@ -141,22 +140,6 @@ async def _store(client: VaultClient) -> Finding:
         "secrets",
         f"what is at {mount} is no key-value store of version 2",
         f"`bao kv enable-versioning {mount}`, or another vault.mount and `modalnomad setup --only vault`",
-    )
-
-
-async def _key(client: VaultClient) -> Finding:
-    try:
-        there = await read_key(client) is not None
-    except ServerRefused as error:
-        if error.status != 403:
-            raise
-        return warning("key", "whether the platform key is there cannot be seen with this token", "see `vault acl`")
-    except BackendRefused as error:
-        return problem("key", error.message, error.hint or "")
-    if there:
-        return ok("key", "the platform key is there")
-    return problem(
-        "key", f"there is no platform key at {client.settings.mount}/{PATH}", "modalnomad setup --only vault"
     )
 
 

@@ -31,7 +31,7 @@ from modalnomad.model.manifest import Function, Notice
 from modalnomad.model.replica import Address, LogLine, Replica, ReplicaKey, ReplicaState
 from modalnomad.model.revision import Revision
 from modalnomad.ports.engine import Engine, Verdict
-from modalnomad.render.cluster import META_SECRETS, TASK
+from modalnomad.render.cluster import META_KEY, META_SECRETS, TASK
 
 logger = logging.getLogger("modalnomad.nomad")
 
@@ -227,6 +227,17 @@ class NomadEngine(Engine):
         for replica in self._replicas.value or ():
             if replica.state is ReplicaState.STARTING and (job := self._world.child(replica.key)) is not None:
                 found[replica.key] = job.meta.get(META_SECRETS, "")
+        return found
+
+    def started_otherwise(self) -> Mapping[ReplicaKey, str]:
+        """Live replicas whose ticket is of another platform key than their revision's job has now, and that in
+        words."""
+        found = {}
+        for key in self.started_with():
+            parents, child = self._world.parents(key.pool.revision), self._world.child(key)
+            wanted = parents[0].meta.get(META_KEY) if parents and not parents[0].stopped else None
+            if wanted and child is not None and child.meta.get(META_KEY) != wanted:
+                found[key] = "its ticket is of an earlier platform key"
         return found
 
     def replace(self, reasons: Mapping[ReplicaKey, str]) -> None:

@@ -17,7 +17,7 @@ from modalnomad.hashicorp.setup.jwks import signer_of, unreadable
 from modalnomad.hashicorp.setup.platform import Policy, Wanted
 from modalnomad.hashicorp.setup.steps import Done, SomebodyElses, Todo, change, create
 from modalnomad.hashicorp.vault.client import VaultClient
-from modalnomad.hashicorp.vault.platform_key import PATH, make_key, read_key
+from modalnomad.hashicorp.vault.platform_key import PATH, make_key, read_keys
 
 KEY_SOURCES: Final = ("jwks_url", "oidc_discovery_url", "jwt_validation_pubkeys", "jwks_pairs")
 """Where a login mount may have its keys from."""
@@ -144,5 +144,5 @@ async def _role(client: VaultClient, mount: str, name: str, fields: Mapping[str,
 
 async def _key(client: VaultClient, dry: bool) -> Done:
     if dry:
-        return Done("would make" if await read_key(client) is None else "there")
+        return Done("would make" if await read_keys(client) is None else "there")
     return Done("made" if await make_key(client) else "there")

@@ -1,4 +1,5 @@
-"""Which replicas were started with other values of their secrets than there are now: they are to be replaced."""
+"""Which replicas were started with other values of their secrets than there are now, or with a ticket of another
+platform key: they are to be replaced."""
 
 from __future__ import annotations
 
@@ -55,7 +56,17 @@ def behind(started: str, current: Mapping[str, int]) -> bool:
 class Rotation:
     """Looks every `every` seconds, as long as `run` runs."""
 
-    def __init__(self, *, running: Running, current: Current, tell: Tell, every: float) -> None:
+    def __init__(
+        self,
+        *,
+        running: Running,
+        current: Current,
+        tell: Tell,
+        every: float,
+        others: Callable[[], Mapping[ReplicaKey, str]] = dict,
+    ) -> None:
+        """`others`: which are to be replaced for another reason."""
+        self._others = others
         self._running = running
         self._current = current
         self._tell = tell
@@ -93,7 +104,7 @@ class Rotation:
                 if reason:
                     found[key] = reason
         self._told, self._doubted = found, doubted
-        self._tell(found)
+        self._tell({**self._others(), **found})
 
     async def _ask(self, revision: RevisionId) -> Mapping[str, int] | None:
         """None: no answer; told once in a row."""

@@ -1,0 +1,62 @@
+"""Who still needs the platform key before the present one: Apps whose jobs were made with it, replicas that run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modalnomad.hashicorp.consul.api import ConsulApi
+from modalnomad.hashicorp.consul.discovery import ConsulDiscovery
+from modalnomad.hashicorp.nomad.api import NomadApi
+from modalnomad.hashicorp.prune import deploying, registered
+from modalnomad.model.errors import BackendRefused
+from modalnomad.render.cluster import META_KEY, environment_of
+from modalnomad.render.nomad import META_APP
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """Apps as `hello (main)`."""
+
+    served: tuple[str, ...] = ()
+    """Their jobs are of another key: they have to be deployed again."""
+    running: tuple[str, ...] = ()
+    """Replicas of theirs run with such a ticket; routers replace those, one after the other."""
+    deploying: bool = False
+    """Some App is being deployed, perhaps with a key that was read before."""
+
+    def __str__(self) -> str:
+        """Empty: nobody needs it."""
+        parts = []
+        if self.served:
+            parts.append(f"{', '.join(self.served)} not deployed since")
+        if self.running:
+            parts.append(f"replicas of {', '.join(self.running)} run with it")
+        if self.deploying:
+            parts.append("an App is being deployed")
+        return "; ".join(parts)
+
+    @property
+    def cure(self) -> str:
+        """What to do about it."""
+        if self.served:
+            return "deploy those Apps again, or stop them"
+        return "wait until that is over: routers replace such replicas within minutes (vault.rotation)"
+
+
+async def key_use(nomad: NomadApi, consul: ConsulApi, prefix: str, mark: str) -> KeyUse:
+    """Who needs another key than that of this mark. Raises BackendError, also where a record cannot be read."""
+    discovery = ConsulDiscovery(consul, prefix=prefix)
+    busy = await deploying(consul, prefix)
+    if problems := await discovery.problems():
+        raise BackendRefused(f"which Apps are served cannot be told: {problems[0]}")
+    served = {revision.id for record in await discovery.apps() for revision in record.revisions}
+    apps, running = set[str](), set[str]()
+    for job in await registered(nomad):
+        if job.meta.get(META_KEY) == mark:
+            continue
+        name = f"{job.meta.get(META_APP, '?')} ({environment_of(job.namespace)})"
+        if job.key is not None:
+            running.add(name)
+        elif job.revision in served:
+            apps.add(name)
+    return KeyUse(tuple(sorted(apps)), tuple(sorted(running)), busy)
