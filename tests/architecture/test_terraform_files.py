@@ -10,9 +10,11 @@ import pytest
 from tests.support.hcl import HclError, parse
 from tests.support.repository import ROOT, shown
 from tests.support.terraform import TERRAFORM, needs_terraform, plugins_given, run
+from tests.support.terraform_check.arguments import mismatches
 from tests.support.terraform_check.check import check
-from tests.support.terraform_check.model import texts
+from tests.support.terraform_check.model import modules, texts
 from tests.support.terraform_check.paths import astray, outputs_of_names
+from tests.support.terraform_check.shape import type_of
 from tests.support.terraform_docs import pages as readmes
 from tests.support.terraform_mutations import OF_LANGUAGE, OF_OURS, OF_PATHS, Mutation
 from tests.support.terraform_schema import FILE, made, schema
@@ -139,6 +141,20 @@ f = try(local.a["x"].b, null)
         "var.key",
         "local.a[].b",
     ]
+
+
+EXAMPLE_VALUES = sorted(TERRAFORM.rglob("*.tfvars.example"))
+
+
+@pytest.mark.parametrize("file", EXAMPLE_VALUES, ids=shown)
+def test_example_values_are_of_variables_that_there_are(file: Path) -> None:
+    variables = modules(texts())[shown(file.parent)].variables
+    written = parse(file.read_text("utf-8")).arguments
+
+    assert not written.keys() - variables.keys()
+    assert not {name for name, one in variables.items() if "default" not in one.block.arguments} - written.keys()
+    for name, value in written.items():
+        assert not list(mismatches(value, type_of(variables[name].block.arguments["type"]))), name
 
 
 @needs_terraform

@@ -292,6 +292,20 @@ OF_OURS: Final = (
         ("could go after vault_jwt_auth_backend_role.this", "could go after vault_policy.this"),
     ),
     Mutation("half a depends_on", ENVIRONMENT, "vault_policy.this, ", "", ("could go after vault_policy.this",)),
+    Mutation(
+        "somebody else's namespace",
+        ENVIRONMENT,
+        r"    precondition \{.*?^    \}\n",
+        "",
+        ("nomad_namespace.this would take over",),
+    ),
+    Mutation(
+        "token that expires",
+        NOMAD,
+        r'(resource "nomad_acl_token".*?)(\n\})',
+        r'\1\n  expiration_ttl = "1h"\2',
+        ("made anew at each apply",),
+    ),
     Mutation("no prevent_destroy", VAULT, line("prevent_destroy"), "", ("can be destroyed with every secret in it",)),
     Mutation(
         "prevent_destroy off",

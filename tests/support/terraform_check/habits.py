@@ -150,6 +150,25 @@ def environments_end_in_order(module: Module) -> Iterator[Finding]:
             yield placed.finding(placed.block.line, f"{placed.address} could go after {address}, with jobs in it", cure)
 
 
+def namespaces_of_others_are_left_alone(module: Module) -> Iterator[Finding]:
+    """The provider takes over a namespace that is there without a word, and destroys it with the rest."""
+    for placed in module.resources("nomad_namespace"):
+        guards = [one for cycle in placed.block.named("lifecycle") for one in cycle.named("precondition")]
+        if not any(one.parts[:2] == ("data", "nomad_namespace") for guard in guards for one in guard.references()):
+            cure = "look with data `nomad_namespace`, and write a `precondition` that its description is ours"
+            yield placed.finding(placed.block.line, f"{placed.address} would take over somebody else's namespace", cure)
+
+
+def tokens_do_not_expire_by_terraform(module: Module) -> Iterator[Finding]:
+    """Nomad gives "1h" back as "1h0m0s": up to 2.6.1 the provider then makes the token anew at each apply."""
+    for placed in module.resources("nomad_acl_token"):
+        if "expiration_ttl" in placed.block.arguments:
+            line = placed.block.arguments["expiration_ttl"].line
+            yield placed.finding(
+                line, f"{placed.address} would be made anew at each apply", "leave `expiration_ttl` out"
+            )
+
+
 def jobs_start_when_all_is_there(module: Module) -> Iterator[Finding]:
     """A job that logs in to Vault before its role is there fails, and so does one without its policy."""
     needed = ("nomad_namespace", "nomad_acl_policy", "vault_jwt_auth_backend_role", "consul_acl_binding_rule")
@@ -275,6 +294,8 @@ RULES: Final[tuple[Callable[[Module], Iterator[Finding]], ...]] = (
     nothing_secret_in_state,
     secrets_outlive_mistakes,
     environments_end_in_order,
+    namespaces_of_others_are_left_alone,
+    tokens_do_not_expire_by_terraform,
     jobs_start_when_all_is_there,
     jobs_are_kept_running,
     jobs_are_given_what_they_know,
