@@ -121,18 +121,19 @@ class Platform:
 
     async def terraform(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """`terraform WORDS` with tokens of management; fails unless it ends with `code`."""
-        more: tuple[str, ...] = ()
+        command = words[:2] if words[0] == "state" else words[:1]
+        options = ["-no-color"]
         if words[0] == "init":
-            more = self._plugins
-        elif words[0] in {"plan", "apply", "destroy"}:
+            options += self._plugins
+        elif words[0] in {"plan", "apply", "destroy", "output", "state"}:
+            options.append(f"-state={self.state}")
+        if words[0] in {"plan", "apply", "destroy"}:
             file = self.cluster.folder / "test.tfvars.json"
             file.write_text(json.dumps(self.variables))
-            more = (f"-var-file={file}",)
+            options.append(f"-var-file={file}")
         given = {"TF_DATA_DIR": str(self.cluster.folder / "terraform"), **self.management}
-        if words[0] != "init":
-            more = (f"-state={self.state}", *more)
         done = await asyncio.to_thread(
-            terraform.run, self.module, *words, *more, "-no-color", variables=given, limit=LIMIT
+            terraform.run, self.module, *command, *options, *words[len(command) :], variables=given, limit=LIMIT
         )
         assert done.returncode == code, f"terraform {' '.join(words)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
