@@ -23,6 +23,10 @@ module "vault" {
   source = "../../modules/vault-platform"
 
   jwks_url = module.nomad.jwks_url
+
+  # Where they are there already: `secret/` of version 2, and what `nomad setup vault` made.
+  # create_mount      = false
+  # create_auth_mount = false
 }
 
 module "environment" {

@@ -8,12 +8,23 @@ locals {
   jwks_url = coalesce(var.jwks_url, "${replace(var.nomad_address, "/\\/+$/", "")}${module.names.jwks_path}")
 }
 
+# Whose are policies of these names? The provider takes over whatever is there without a word.
+data "nomad_acl_policies" "all" {}
+
 resource "nomad_acl_policy" "this" {
   for_each = module.names.nomad_policies
 
   name        = each.value.name
   description = each.value.description
   rules_hcl   = each.value.rules
+
+  lifecycle {
+    precondition {
+      # Up to its colon: what follows may be worded otherwise by the next release.
+      condition     = alltrue([for found in data.nomad_acl_policies.all.policies : startswith(found.description, split(":", each.value.description)[0]) if found.name == each.value.name])
+      error_message = "Nomad has a policy ${each.value.name} already that is not modalnomad's, by its description. Look at it: nomad acl policy info ${each.value.name}. When nobody needs it as it is: nomad acl policy delete ${each.value.name}, and apply again; tokens that name it then get the rights of the new one."
+    }
+  }
 }
 
 # The provider writes the whole configuration, and forgets it at `destroy`: it stays as it was.

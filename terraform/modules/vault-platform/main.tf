@@ -41,6 +41,7 @@ resource "vault_jwt_auth_backend" "this" {
   }
 }
 
+# Without `allow_overwrite = false`, which would refuse what is there: it is deprecated, and warns in each plan.
 resource "vault_policy" "this" {
   for_each = module.names.vault_policies
 
