@@ -151,9 +151,14 @@ async def test_another_namespace_of_an_environments_name_is_no_environment(place
     assert place.role(name) is None
     assert (await place.get(f"/v1/namespace/{name}"))["Description"] == description
 
-    # As the command does that was told.
+    # As the command does that was told; then as another release would word it.
     await place.nomad.calls.put(f"/v1/namespace/{name}", {"Name": name, "Description": "modalnomad, environment main"})
     assert outcomes(await place.set_up("main", "staging")) == {f"vault role {name}": "made"}
+    worded = {"Name": name, "Description": "modalnomad: main", "Meta": {"team": "a"}}
+    await place.nomad.calls.put(f"/v1/namespace/{name}", worded)
+    assert outcomes(await place.set_up("main", "staging")) == {f"nomad namespace {name}": "changed"}
+    now = await place.get(f"/v1/namespace/{name}")
+    assert (now["Description"], now["Meta"]) == ("modalnomad, environment main", {"team": "a"})
 
 
 async def test_another_policy_of_our_name_is_left_and_ours_is_repaired(place: Place) -> None:
@@ -172,6 +177,7 @@ async def test_another_policy_of_our_name_is_left_and_ours_is_repaired(place: Pl
     ours = await place.get(f"/v1/acl/policy/{name}")
     for changed, detail in (
         ({"Rules": theirs["Rules"]}, "its rules were different"),
+        ({"Rules": theirs["Rules"], "Description": "modalnomad: as it was"}, "its rules were different"),
         ({"Description": "somebody wrote here"}, "its description was different"),
     ):
         body = {"Name": name, "Description": ours["Description"], "Rules": ours["Rules"]} | changed

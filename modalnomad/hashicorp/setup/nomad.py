@@ -11,7 +11,7 @@ from typing import Final
 
 from modalnomad.hashicorp.http import HttpClient, ServerRefused
 from modalnomad.hashicorp.setup.platform import Policy, Wanted
-from modalnomad.hashicorp.setup.steps import Done, SomebodyElses, Todo, change, create, different
+from modalnomad.hashicorp.setup.steps import Done, SomebodyElses, Todo, change, create, different, ours
 
 OFF: Final = "ACL support disabled"
 NO_ACL: Final = Done(
@@ -41,9 +41,14 @@ async def _namespace(http: HttpClient, name: str, description: str, dry: bool, s
     if answer.status == 404:
         body = {"Name": name, "Description": description}
         return await create(dry, lambda: http.request("PUT", path, data=body))
-    found = str(answer.json().get("Description") or "")
+    there = answer.json()
+    found = str(there.get("Description") or "")
     if found == description:
         return Done("there")
+    if ours(found, description):
+        # All of it: what is left out would be taken away.
+        body = there | {"Description": description}
+        return await change(dry, lambda: http.request("PUT", path, data=body), "its description was different")
     shown = f"described as {found!r:.200}" if found else "without a description"
     if shared:
         return Done(

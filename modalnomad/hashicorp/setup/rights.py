@@ -26,9 +26,9 @@ VAULT_NEEDED: Final[Mapping[str, str]] = {
     "auth/${auth_mount}/config": "read, create, update",
     "auth/${auth_mount}/role/modalnomad-*": "read, create, update",
     "sys/policies/acl/modalnomad-*": "read, create, update",
-    "${mount}/data/modalnomad-platform/key": "read, create",
+    "${mount}/data/modalnomad-platform/key": "read, create, update",
 }
-"""The least with which all is made in Vault: path → capabilities."""
+"""The least with which all is made in Vault, and the platform's key replaced (`update`): path → capabilities."""
 
 
 class Lacking:

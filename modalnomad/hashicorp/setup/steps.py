@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from modalnomad.hashicorp.http import ServerRefused
 from modalnomad.hashicorp.setup.platform import Policy, ServerName
@@ -13,6 +14,10 @@ from modalnomad.model.errors import BackendError, BackendRefused, BackendUnreach
 
 Outcome = Literal["made", "changed", "there", "left", "would make", "would change", "failed", "not done"]
 """`left`: it is not as it would be made, and that is somebody else's choice; the detail says why."""
+
+
+OWNER: Final = re.compile("[:,]")
+"""Ends the beginning of a description, which says whose it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +100,19 @@ async def change(dry: bool, make: Callable[[], Awaitable[object]], detail: str) 
     return Done("changed", detail)
 
 
+def ours(found: str, wanted: str) -> bool:
+    """Is what has this description ours? `wanted`: ours now; other releases word it in other ways after its beginning,
+    `modalnomad`, by which Terraform tells too."""
+    return found.startswith(OWNER.split(wanted)[0])
+
+
 def different(policy: Policy, description: str, text: str, remove: str) -> str:
     """What is different about a policy that is there under this name; empty: nothing. `remove`: the command that
     deletes it. Raises SomebodyElses: neither description nor rules are ours."""
-    same = policy.same(text)
-    if description == policy.description:
-        return "" if same else "its rules were different"
-    if same:
-        return "its description was different"
+    if policy.same(text):
+        return "" if description == policy.description else "its description was different"
+    if ours(description, policy.description):
+        return "its rules were different"
     shown = f"described as {description!r:.200}" if description else "without a description"
     raise SomebodyElses(
         f"there is another policy of this name, {shown}, with other rules",
