@@ -14,6 +14,7 @@ import pytest
 
 from modalnomad.settings import Settings
 from modalnomad.wiring.control import control_call
+from tests.support.pace import turn
 from tests.support.runner import wait_until
 from tests.support.serve import run_command
 from tests.support.up import Up, home_with, own_home, store, up
@@ -163,6 +164,9 @@ def test_without_up_it_says_so(tmp_path: Path) -> None:
     assert "start it: modalnomad up" in refused.stderr
 
 
+CLIENTS = 6
+
+
 def test_stops_under_load_lose_nothing(home: Path) -> None:
     """Constant requests, one container after the other sent away: each request is answered, and by several."""
     over = threading.Event()
@@ -173,7 +177,7 @@ def test_stops_under_load_lose_nothing(home: Path) -> None:
         with httpx.Client(timeout=30) as client:
             while not over.is_set():
                 try:
-                    answer = client.get(u.url("web") + "/0.02")
+                    answer = client.get(u.url("web") + f"/{turn(CLIENTS)}")
                     outcome = answer.text if answer.status_code == 200 else f"failed {answer.status_code} {answer.text}"
                 except httpx.HTTPError as error:
                     outcome = f"failed {error!r}"
@@ -182,7 +186,7 @@ def test_stops_under_load_lose_nothing(home: Path) -> None:
 
     with up(home) as u:
         wait_until(lambda: ready(home))
-        threads = [threading.Thread(target=load, args=(u,)) for _ in range(6)]
+        threads = [threading.Thread(target=load, args=(u,)) for _ in range(CLIENTS)]
         for thread in threads:
             thread.start()
         try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 
@@ -37,8 +38,12 @@ from tests.support.repository import ROOT
 from tests.support.serve import shared_home
 from tests.support.up import own_home
 
+T = TypeVar("T")
+
 PATIENCE = 60.0
 """Seconds after which a test has failed."""
+SOON = 10.0
+"""Seconds for the output of a command that was ended."""
 
 
 class Nomad(Protocol):
@@ -83,19 +88,22 @@ class Cluster:
             "modalnomad",
             *arguments,
             cwd=ROOT,
-            env={**self.env, **(env or {})},
+            # So that one that has to be ended says where it was.
+            env={"PYTHONFAULTHANDLER": "1", **self.env, **(env or {})},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
+        ending = self.tasks.spawn(process.communicate(), "command")
         try:
-            async with asyncio.timeout(PATIENCE):
-                out, err = await process.communicate()
+            done, _ = await asyncio.wait([ending], timeout=PATIENCE)
         finally:
             if process.returncode is None:
-                process.kill()
-                await process.wait()
+                process.send_signal(signal.SIGABRT)
+        async with asyncio.timeout(SOON):  # what it started may hold its output open
+            out, err = await ending
         result = Result(process.returncode or 0, out.decode(), err.decode())
+        assert done, f"{arguments}: not ended within {PATIENCE:g} s\n{result.stdout}\n{result.stderr}"
         if code is not None:
             assert result.code == code, f"{arguments}: {result.code}\n{result.stdout}\n{result.stderr}"
         return result
@@ -187,29 +195,34 @@ class Router:
 
     async def told(self, *words: str, after: int = 0, limit: float = PATIENCE) -> str:
         """The first line of its log, from that one on, that has all these words."""
-        seen = after
-        async with asyncio.timeout(limit), self._changed:
-            while True:
-                for line in self.errors[seen:]:
-                    if all(word in line for word in words):
-                        return line
-                seen = len(self.errors)
-                if self.process.returncode is not None:
-                    raise AssertionError(f"the router ended: {self.process.returncode}\n{''.join(self.errors)}")
-                await self._changed.wait()
+        return await self._first(self.errors, lambda line: all(word in line for word in words), after, limit, words)
 
     async def until(self, wanted: Callable[[dict[str, Any]], bool], *, limit: float = PATIENCE) -> dict[str, Any]:
         """The first event of that kind, also of the past."""
-        seen = 0
-        async with asyncio.timeout(limit), self._changed:
-            while True:
-                for event in self.events[seen:]:
-                    if wanted(event):
-                        return event
-                seen = len(self.events)
-                if self.process.returncode is not None:
-                    raise AssertionError(f"the router ended: {self.process.returncode}\n{''.join(self.errors)}")
-                await self._changed.wait()
+        return await self._first(self.events, wanted, 0, limit, "such an event")
+
+    async def _first(self, said: list[T], wanted: Callable[[T], bool], seen: int, limit: float, what: object) -> T:
+        try:
+            async with asyncio.timeout(limit), self._changed:
+                while True:
+                    for each in said[seen:]:
+                        if wanted(each):
+                            return each
+                    seen = len(said)
+                    if self.process.returncode is not None:
+                        raise AssertionError(f"the router ended: {self.process.returncode}\n{''.join(self.errors)}")
+                    await self._changed.wait()
+        except TimeoutError:
+            raise AssertionError(f"not within {limit:g} s: {what}\n{await self._told_and_known()}") from None
+
+    async def _told_and_known(self) -> str:
+        """For whoever looks for the reason of a test's failure: its log, and its pools as they are now."""
+        try:
+            async with asyncio.timeout(5), aiohttp.request("GET", f"{self.admin_url}/debug") as answer:
+                known = await answer.text()
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            known = repr(error)
+        return f"{''.join(self.errors)}\n{known}"
 
     @property
     def url(self) -> str:
@@ -229,10 +242,13 @@ class Router:
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True, limit=0))
         headers = {"Host": host, **how.pop("headers", {})}
         limit = aiohttp.ClientTimeout(total=PATIENCE)
-        async with self._session.request(
-            how.pop("method", "GET"), self.url + path, headers=headers, timeout=limit, **how
-        ) as answer:
-            return answer.status, await answer.text()
+        method = how.pop("method", "GET")
+        try:
+            async with self._session.request(method, self.url + path, headers=headers, timeout=limit, **how) as answer:
+                return answer.status, await answer.text()
+        except TimeoutError:
+            known = await self._told_and_known()
+            raise AssertionError(f"{host}{path}: no answer within {PATIENCE:g} s\n{known}") from None
 
     async def close(self) -> None:
         """End its connections."""
