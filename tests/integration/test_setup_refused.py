@@ -265,6 +265,23 @@ async def test_a_token_that_vault_does_not_know_is_told_so(openbao: OpenBao) -> 
     assert all(step.fix.startswith("Vault does not know this token") for step in steps.values())
 
 
+async def test_a_role_as_terraform_writes_it_is_as_it_should_be(openbao: OpenBao) -> None:
+    async with opened("fake") as nomad:
+        place = Place(nomad, openbao, f"kv-{uuid.uuid4().hex[:8]}")
+        await place.set_up("main", only=["vault"])
+        role = dict(place.role("modalnomad-main") or {})
+        path = f"auth/jwt-{place.mount}/role/modalnomad-main"
+        for claims, outcome in (
+            ({"nomad_namespace": ["modalnomad-main"]}, "there"),
+            ({"nomad_namespace": []}, "changed"),
+        ):
+            with openbao.client() as client:
+                client.write_data(path, data=role | {"bound_claims": claims})
+            assert (place.role("modalnomad-main") or {})["bound_claims"] == claims
+            steps = await place.set_up("main", only=["vault"])
+            assert steps["vault role modalnomad-main"].outcome == outcome
+
+
 async def test_a_login_left_half_made_is_finished(openbao: OpenBao) -> None:
     """Vault asks Nomad for its keys when they are configured: with Nomad away, the mount stays without."""
     async with opened("fake") as nomad:

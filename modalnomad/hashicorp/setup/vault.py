@@ -135,11 +135,18 @@ async def _role(client: VaultClient, mount: str, name: str, fields: Mapping[str,
     if answer.status == 404:
         return await create(dry, lambda: client.request("POST", path, fields))
     found = answer.json()["data"]
-    different = [field for field, value in fields.items() if found.get(field) != value]
+    different = [field for field, value in fields.items() if _alike(found.get(field)) != _alike(value)]
     if not different:
         return Done("there")
     detail = f"different: {', '.join(different)}"
     return await change(dry, lambda: client.request("POST", path, fields), detail)
+
+
+def _alike(value: Any) -> Any:
+    """One claim to match is the same as a list of one, which Terraform writes."""
+    if isinstance(value, dict):
+        return {key: [item] if isinstance(item, str) else item for key, item in value.items()}
+    return value
 
 
 async def _key(client: VaultClient, dry: bool) -> Done:
