@@ -239,7 +239,7 @@ job "modalnomad-router" {
       }
 
       # Nomad logs in to Consul as this job before it starts, hands the token over as CONSUL_HTTP_TOKEN and logs out after
-      # it ended. Nomad never logs in again: the auth method should not have a MaxTokenTTL.
+      # it ended. Nomad never logs in again, whatever becomes of the token: the router does, by the identity in the file.
       dynamic "consul" {
         for_each = var.consul_login == "identity" ? ["default"] : []
         content {}
@@ -247,9 +247,11 @@ job "modalnomad-router" {
       dynamic "identity" {
         for_each = var.consul_login == "identity" ? ["consul_default"] : []
         content {
-          name = identity.value
-          aud  = ["consul.io"]
-          ttl  = "1h"
+          name        = identity.value
+          aud         = ["consul.io"]
+          ttl         = "1h"
+          file        = true
+          change_mode = "noop"
         }
       }
 
@@ -289,6 +291,9 @@ job "modalnomad-router" {
           MODALNOMAD_ARTIFACTS__HOST  = "${NOMAD_IP_artifacts}"
           MODALNOMAD_ARTIFACTS__PORT  = "${NOMAD_PORT_artifacts}"
         },
+        { for name, file in {
+          MODALNOMAD_CONSUL__LOGIN_FILE = "${NOMAD_SECRETS_DIR}/nomad_consul_default.jwt"
+        } : name => file if var.consul_login == "identity" },
         var.env,
       )
 

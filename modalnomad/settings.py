@@ -205,6 +205,9 @@ class ConsulSettings(ServerSettings):
     auth_method: str = Field(default="nomad-workloads", pattern=r"^[a-zA-Z0-9_-]{1,128}$")
     """Its auth method for identities that Nomad signs: `task_auth_method` of Nomad's agents. For routers that run as a
     job."""
+    login_file: Path | None = None
+    """File that holds an identity for Consul that Nomad signed, and keeps fresh: with it a router logs in anew once
+    Consul no longer knows its token. None: it does not."""
     reconcile: float = Field(default=60.0, gt=0)
     """Seconds after which everything is read anew, whatever the watches said."""
 

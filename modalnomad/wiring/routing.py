@@ -14,6 +14,7 @@ from typing import Any, Final
 from modalnomad import __version__
 from modalnomad.hashicorp.artifact_server import ArtifactServer
 from modalnomad.hashicorp.consul.leader import Leader
+from modalnomad.hashicorp.consul.login import LoginRenewal
 from modalnomad.hashicorp.consul.registrations import watch_registrations
 from modalnomad.hashicorp.consul.routers import RouterInfo, RouterPresence
 from modalnomad.hashicorp.nomad.engine import NomadEngine
@@ -85,7 +86,12 @@ async def open_router(
         cluster = await stack.enter_async_context(open_cluster(settings))
         death = Death("router")
         stack.callback(death.close)
+        login = _login(cluster)
+        if login is not None:
+            stack.push_async_callback(login.close)
         tasks = await stack.enter_async_context(Tasks("routing", death.of))
+        if login is not None:
+            tasks.guard(login.run(), "login to Consul")
         parts = await _build(cluster, environment, death)
         await parts.artifacts.start()
         stack.push_async_callback(parts.artifacts.close)
@@ -168,6 +174,13 @@ async def _build(cluster: Cluster, environment: str | None, death: Death) -> Rou
         name=name,
         started_at=time.time(),
     )
+
+
+def _login(cluster: Cluster) -> LoginRenewal | None:
+    consul = cluster.settings.consul
+    if consul.login_file is None:
+        return None
+    return LoginRenewal(cluster.consul.http, consul.login_file, consul.auth_method)
 
 
 def _watch_keys(cluster: Cluster, keys: PlatformKeys, prober: Prober) -> KeyWatch:

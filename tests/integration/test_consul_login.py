@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
+from modalnomad.hashicorp.consul.login import LoginRenewal
 from modalnomad.hashicorp.http import ServerRefused
 from modalnomad.hashicorp.setup.run import set_up
 from modalnomad.settings import ConsulSettings, NomadSettings, Settings
@@ -164,6 +166,8 @@ async def test_the_first_token_is_made_once() -> None:
         await consul.close()
 
 
+IDENTITY = {"Name": "consul_default", "Audience": ["consul.io"], "TTL": 3_600_000_000_000, "File": True}
+FILES = ("$(cat secrets/consul_token)", "$(cat secrets/nomad_consul_default.jwt)")
 JOB = {
     "ID": "modalnomad-router",
     "Name": "modalnomad-router",
@@ -180,10 +184,10 @@ JOB = {
                     "Driver": "raw_exec",
                     "Config": {
                         "command": "/bin/sh",
-                        "args": ["-c", 'echo "$CONSUL_HTTP_TOKEN" "$(cat secrets/consul_token)"; exec sleep 300'],
+                        "args": ["-c", f"echo $CONSUL_HTTP_TOKEN {' '.join(FILES)}; exec sleep 300"],
                     },
                     "Consul": {},
-                    "Identities": [{"Name": "consul_default", "Audience": ["consul.io"], "TTL": 3_600_000_000_000}],
+                    "Identities": [IDENTITY],
                     "Resources": {"CPU": 50, "MemoryMB": 64},
                 }
             ],
@@ -194,7 +198,7 @@ JOB = {
 
 
 @pytest.mark.skipif(nomad_program() is None, reason="no nomad on PATH")
-async def test_a_real_nomad_logs_the_routers_in_with_their_rights_and_out_at_their_end() -> None:
+async def test_a_real_nomad_logs_the_routers_in_with_their_rights_and_out_at_their_end(tmp_path: Path) -> None:
     async with fake_consul(acl=True) as consul:
         fake = consul.fake
         agent = NomadAgent(acl=True, consul=consul.address.removeprefix("http://"), consul_token=fake.management)
@@ -221,7 +225,7 @@ async def test_a_real_nomad_logs_the_routers_in_with_their_rights_and_out_at_the
                 "namespace": "modalnomad",
             }
             async with asyncio.timeout(20), agent.calls.open(logs, **how) as stream:
-                of_environment, of_file = (await stream.content.readline()).decode().split()
+                of_environment, of_file, identity = (await stream.content.readline()).decode().split()
 
             assert of_environment == of_file
             token = fake.acl.tokens[of_file]
@@ -232,6 +236,13 @@ async def test_a_real_nomad_logs_the_routers_in_with_their_rights_and_out_at_the
             assert await api.put("modalnomad/routers/r1", b"{}")
             with pytest.raises(ServerRefused, match="key:write"):
                 await api.put("modalnomad/apps/main/a", b"{}")
+
+            # When that token ends, the identity in the file gets another.
+            (tmp_path / "identity").write_text(identity)
+            del fake.acl.tokens[of_file]
+            await LoginRenewal(api.http, tmp_path / "identity", "nomad-workloads").look()
+            assert await api.put("modalnomad/routers/r1", b"{}")
+            fake.acl.tokens[of_file] = token
 
             await agent.calls.call("DELETE", "/v1/job/modalnomad-router", namespace="modalnomad")
             await until(lambda: of_file not in fake.acl.tokens, 20)

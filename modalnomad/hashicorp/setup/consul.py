@@ -85,7 +85,7 @@ async def _auth_method(http: HttpClient, wanted: Object, url_is_set: bool, nomad
 
 
 def _unfit(wanted: Object, found: Object, url_is_set: bool) -> str:
-    """Why identities of routers cannot log in with the method that is there, or not for long; empty: they can."""
+    """Why identities of routers cannot log in with the method that is there; empty: they can."""
     if found.get("Type") != wanted["type"]:
         return f"it is of type {found.get('Type')}, not {wanted['type']}"
     config: Object = found.get("Config") or {}
@@ -100,9 +100,6 @@ def _unfit(wanted: Object, found: Object, url_is_set: bool) -> str:
     lacking = [claim for claim, name in needs["ClaimMappings"].items() if mapped.get(claim) != name]
     if lacking:
         return f"its ClaimMappings lack {', '.join(lacking)}"
-    life = str(found.get("MaxTokenTTL") or "0s")
-    if life != "0s":
-        return f"tokens end {life} after the login (MaxTokenTTL), and Nomad logs a task in only once"
     return ""
 
 

@@ -50,11 +50,6 @@ data "consul_acl_auth_method" "there" {
       condition     = alltrue([for claim, name in local.method.config.ClaimMappings : try(jsondecode(self.config_json).ClaimMappings[claim], "") == name])
       error_message = "The auth method ${local.method.name} does not tell who a task is: its ClaimMappings have to hold ${join(", ", keys(local.method.config.ClaimMappings))}, each under its own name."
     }
-
-    postcondition {
-      condition     = contains(["", "0s"], self.max_token_ttl)
-      error_message = "The auth method ${local.method.name} ends tokens ${self.max_token_ttl} after the login, and Nomad logs a task in only once: set its MaxTokenTTL to 0, or name another one as auth_method and as task_auth_method of Nomad's agents."
-    }
   }
 }
 
