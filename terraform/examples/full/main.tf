@@ -75,23 +75,24 @@ module "environment" {
 module "router" {
   source = "../../modules/router-job"
 
-  mount           = module.vault.mount
-  auth_mount      = module.vault.auth_mount
-  prefix          = var.prefix
-  after           = [module.nomad, module.vault, module.consul]
-  nomad_address   = var.nomad_address
-  consul_address  = var.consul_address
-  vault_address   = var.vault_address
-  artifacts_store = var.artifacts_store
-  domain          = var.domain
-  instances       = var.router.instances
-  node_pool       = var.router.node_pool
-  command         = var.router.command
-  port            = var.router.port
-  admin_port      = var.router.admin_port
-  artifacts_port  = var.router.artifacts_port
-  memory_max      = var.router.memory_max
-  env             = merge({ for name, file in local.ca_files : name => file if file != null }, var.router.env)
+  mount              = module.vault.mount
+  auth_mount         = module.vault.auth_mount
+  prefix             = var.prefix
+  consul_auth_method = module.consul.auth_method
+  after              = [module.nomad, module.vault, module.consul]
+  nomad_address      = var.nomad_address
+  consul_address     = var.consul_address
+  vault_address      = var.vault_address
+  artifacts_store    = var.artifacts_store
+  domain             = var.domain
+  instances          = var.router.instances
+  node_pool          = var.router.node_pool
+  command            = var.router.command
+  port               = var.router.port
+  admin_port         = var.router.admin_port
+  artifacts_port     = var.router.artifacts_port
+  memory_max         = var.router.memory_max
+  env                = merge({ for name, file in local.ca_files : name => file if file != null }, var.router.env)
 }
 
 module "names" {

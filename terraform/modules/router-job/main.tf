@@ -20,6 +20,7 @@ locals {
       MODALNOMAD_VAULT__AUTH_MOUNT = var.auth_mount
       MODALNOMAD_CONSUL__PREFIX    = var.prefix
     },
+    var.consul_auth_method == null ? {} : { MODALNOMAD_CONSUL__AUTH_METHOD = var.consul_auth_method },
     var.env,
   )
 
@@ -50,16 +51,18 @@ locals {
   }
 }
 
-# A namespace of that name may be somebody else's: the provider would take it over without a word, and destroy it.
+# Whose are a namespace and a policy of these names? The provider takes over whatever is there without a word.
 data "nomad_namespaces" "all" {
   count = var.create_namespace ? 1 : 0
 }
 
-data "nomad_namespace" "found" {
+data "nomad_namespace" "there" {
   count = var.create_namespace && contains(flatten(data.nomad_namespaces.all[*].namespaces), local.router.namespace.name) ? 1 : 0
 
   name = local.router.namespace.name
 }
+
+data "nomad_acl_policies" "all" {}
 
 resource "nomad_namespace" "this" {
   count = var.create_namespace ? 1 : 0
@@ -72,8 +75,9 @@ resource "nomad_namespace" "this" {
 
   lifecycle {
     precondition {
-      condition     = alltrue([for one in data.nomad_namespace.found : one.description == local.router.namespace.description])
-      error_message = "Nomad has a namespace ${local.router.namespace.name} already, and its description is not \"${local.router.namespace.description}\": choose another `namespace`, or say `create_namespace = false` to run routers in that one."
+      # Up to its colon: what follows may be worded otherwise by the next release, or by hand.
+      condition     = alltrue([for found in data.nomad_namespace.there : startswith(found.description, split(":", local.router.namespace.description)[0])])
+      error_message = "Nomad has a namespace ${local.router.namespace.name} already, which says of itself \"${join("", data.nomad_namespace.there[*].description)}\": it may be somebody else's. Write another `namespace`, or `create_namespace = false` to run routers in that one. If it is modalnomad's: nomad namespace apply -description \"${local.router.namespace.description}\" ${local.router.namespace.name}"
     }
   }
 }
@@ -87,6 +91,13 @@ resource "nomad_acl_policy" "this" {
   job_acl {
     namespace = local.router.namespace.name
     job_id    = local.router.name
+  }
+
+  lifecycle {
+    precondition {
+      condition     = alltrue([for found in data.nomad_acl_policies.all.policies : startswith(found.description, split(":", local.router.nomad_policy.description)[0]) if found.name == local.router.nomad_policy.name])
+      error_message = "Nomad has a policy ${local.router.nomad_policy.name} already that is not modalnomad's, by its description. Look at it: nomad acl policy info ${local.router.nomad_policy.name}. When nobody needs it as it is: nomad acl policy delete ${local.router.nomad_policy.name}, and apply again."
+    }
   }
 }
 

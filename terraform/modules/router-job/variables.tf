@@ -100,6 +100,12 @@ variable "consul_login" {
   }
 }
 
+variable "consul_auth_method" {
+  type        = string
+  default     = null
+  description = "With `consul_login = \"identity\"`: the auth method, output `auth_method` of module `consul-platform`, `task_auth_method` of Nomad's agents. Null: `nomad-workloads`."
+}
+
 variable "consul_token" {
   type        = string
   default     = null
