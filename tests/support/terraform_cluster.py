@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+import pytest
 
 from modalnomad.kit.tasks import Tasks
 from tests.support import terraform
 from tests.support.cluster import Cluster, free_port, vault_stanza
 from tests.support.fakes.consul import FakeConsul
-from tests.support.nomad_agent import NomadAgent
+from tests.support.nomad_agent import NomadAgent, nomad_program
 from tests.support.openbao import OpenBao
 from tests.support.repository import ROOT
 from tests.support.serve import shared_home
@@ -77,17 +78,27 @@ async def bare(folder: Path, *, consul_acl: bool = True) -> AsyncIterator[Cluste
         yield Cluster(folder, consul, vault, nomad, env, tasks)
 
 
+def copied(folder: Path) -> Path:
+    """What Terraform reads of the checkout, in a new folder: it writes beside its modules → the folder."""
+    for each in ("terraform", "jobspecs", FACTS):
+        shutil.copytree(ROOT / each, folder / each, ignore=shutil.ignore_patterns("__pycache__", "*.py", ".terraform*"))
+    return folder
+
+
+def servers_given() -> tuple[str, ...]:
+    """Plug-ins for `terraform init`; the test is skipped where they, Terraform or Nomad are not there."""
+    given = terraform.plugins_given()
+    if nomad_program() is None:
+        pytest.skip("no nomad on PATH")
+    return given
+
+
 class Platform:
     """One root module of the checkout, on a cluster. It runs in a copy, since Terraform writes beside it."""
 
     def __init__(self, cluster: Cluster, module: Path, plugins: tuple[str, ...]) -> None:
         self.cluster = cluster
-        copy = cluster.folder / "checkout"
-        for each in ("terraform", "jobspecs", FACTS):
-            shutil.copytree(
-                ROOT / each, copy / each, ignore=shutil.ignore_patterns("__pycache__", "*.py", ".terraform*")
-            )
-        self.module = copy / module.relative_to(ROOT)
+        self.module = copied(cluster.folder / "checkout") / module.relative_to(ROOT)
         self.state = cluster.folder / "state.json"
         self._plugins = plugins
         env = cluster.env
