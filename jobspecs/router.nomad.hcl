@@ -41,7 +41,7 @@ variable "command" {
 variable "user" {
   type        = string
   default     = ""
-  description = "Whom of its nodes it runs as; empty: as Nomad's agent does."
+  description = "User of its nodes that it runs as, who has to be let through the folders of Nomad's data_dir; empty: that of Nomad's agent."
 }
 
 variable "domain" {

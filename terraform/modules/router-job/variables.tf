@@ -173,7 +173,7 @@ variable "command" {
 variable "user" {
   type        = string
   default     = null
-  description = "User of the nodes that routers run as. Null: that of Nomad's agent."
+  description = "User of the nodes that routers run as; folders of Nomad's `data_dir` have to let it through. Null: that of Nomad's agent."
 }
 
 variable "port" {
