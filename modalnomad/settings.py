@@ -161,6 +161,12 @@ class ServerSettings(Group):
     client_key: Path | None = None
     """PEM file of its private key."""
 
+    @field_validator("token_file", "ca_cert", "client_cert", "client_key", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        """An empty variable takes back what the file says; as a path it would be this folder."""
+        return None if value == "" else value
+
 
 class NomadSettings(ServerSettings):
     """Nomad, which runs replicas (back end hashicorp)."""
