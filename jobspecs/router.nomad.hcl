@@ -165,8 +165,8 @@ job "modalnomad-router" {
       max_parallel      = 1
       health_check      = "checks"
       min_healthy_time  = "5s"
-      healthy_deadline  = "3m"
-      progress_deadline = "10m"
+      healthy_deadline  = "2m"
+      progress_deadline = "4m"
       auto_revert       = true
     }
 

@@ -136,7 +136,7 @@ resource "nomad_job" "this" {
     vars = { for name, value in local.given : name => tostring(value) if value != null }
   }
 
-  # An apply ends when they are ready, or says why not. Nomad itself gives each ten minutes, and goes back then.
+  # An apply ends when they are ready, or says why not. Nomad itself gives each four minutes, and goes back then.
   detach = !var.wait
   timeouts {
     create = "15m"
