@@ -17,7 +17,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -98,8 +99,9 @@ class Platform:
 
     def __init__(self, cluster: Cluster, module: Path, plugins: tuple[str, ...]) -> None:
         self.cluster = cluster
-        self.module = copied(cluster.folder / "checkout") / module.relative_to(ROOT)
-        self.state = cluster.folder / "state.json"
+        self.folder = Path(tempfile.mkdtemp(prefix="terraform-", dir=cluster.folder))
+        self.module = copied(self.folder / "checkout") / module.relative_to(ROOT)
+        self.state = self.module / "terraform.tfstate"
         self._plugins = plugins
         env = cluster.env
         ports = {"port": free_port(), "admin_port": free_port()}
@@ -130,29 +132,36 @@ class Platform:
         found = {"NOMAD_TOKEN": c.nomad.token, "VAULT_TOKEN": c.vault.root_token}
         return found | ({"CONSUL_HTTP_TOKEN": c.consul.management} if c.consul.acl.enabled else {})
 
-    async def terraform(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        """`terraform WORDS` with tokens of management; fails unless it ends with `code`."""
+    async def terraform(
+        self, *words: str, code: int = 0, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """`terraform WORDS` with tokens of management, or with those in `env`; fails unless it ends with `code`."""
         command = words[:2] if words[0] == "state" else words[:1]
         options = ["-no-color"]
         if words[0] == "init":
             options += self._plugins
-        elif words[0] in {"plan", "apply", "destroy", "output", "state"}:
-            options.append(f"-state={self.state}")
-        if words[0] in {"plan", "apply", "destroy"}:
-            file = self.cluster.folder / "test.tfvars.json"
+        if words[0] in {"plan", "apply", "destroy", "import"}:
+            file = self.folder / "test.tfvars.json"
             file.write_text(json.dumps(self.variables))
             options.append(f"-var-file={file}")
-        given = {"TF_DATA_DIR": str(self.cluster.folder / "terraform"), **self.management}
+        given = {"TF_DATA_DIR": str(self.folder / "terraform"), **self.management, **(env or {})}
         done = await asyncio.to_thread(
             terraform.run, self.module, *command, *options, *words[len(command) :], variables=given, limit=LIMIT
         )
         assert done.returncode == code, f"terraform {' '.join(words)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
+    async def changes(self, *words: str) -> dict[str, list[str]]:
+        """What a plan would do, by address: `create`, `update`, `delete`."""
+        await self.terraform("plan", "-out=test.plan", *words)
+        shown = json.loads((await self.terraform("show", "-json", "test.plan")).stdout)
+        found = {one["address"]: one["change"]["actions"] for one in shown.get("resource_changes", ())}
+        return {address: actions for address, actions in found.items() if actions not in (["no-op"], ["read"])}
+
     async def people(self, policy: str = "modalnomad-deployer") -> None:
         """From now on commands have tokens with the rights of this policy, made as an operator makes them."""
         c = self.cluster
-        found = {"VAULT_TOKEN": c.vault.token(policy, ttl="24h")}
+        found = {"VAULT_TOKEN": c.vault.token(policy, "default", ttl="24h")}
         async with aiohttp.ClientSession() as session:
             body: dict[str, Any] = {"Name": policy, "Type": "client", "Policies": [policy]}
             headers = {"X-Nomad-Token": c.nomad.token}
