@@ -134,7 +134,7 @@ async def test_a_namespace_that_was_there_is_used_for_routers_and_that_is_said(p
 # --- somebody else's -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("description", ["Team A's own", ""])
+@pytest.mark.parametrize("description", ["Team A's own", "modalnomad-main: of team A", ""])
 async def test_another_namespace_of_an_environments_name_is_no_environment(place: Place, description: str) -> None:
     name = "modalnomad-main"
     await place.nomad.calls.put(f"/v1/namespace/{name}", {"Name": name, "Description": description})

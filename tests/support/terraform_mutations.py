@@ -457,8 +457,8 @@ OF_PATHS: Final = (
     Mutation(
         "within a for",
         ENVIRONMENT,
-        r"startswith\(found.description, split\(\",\", local.this.namespace.description",
-        'startswith(found.description, split(",", local.this.namespace.descr',
+        r"\[0\] == split\(\",\", local.this.namespace.description",
+        '[0] == split(",", local.this.namespace.descr',
         ("did you mean `description`?",),
     ),
 )

@@ -103,7 +103,7 @@ async def change(dry: bool, make: Callable[[], Awaitable[object]], detail: str) 
 def ours(found: str, wanted: str) -> bool:
     """Is what has this description ours? `wanted`: ours now; other releases word it in other ways after its beginning,
     `modalnomad`, by which Terraform tells too."""
-    return found.startswith(OWNER.split(wanted)[0])
+    return OWNER.split(found)[0] == OWNER.split(wanted)[0]
 
 
 def different(policy: Policy, description: str, text: str, remove: str) -> str:

@@ -57,8 +57,8 @@ resource "nomad_namespace" "this" {
 
   lifecycle {
     precondition {
-      # Up to its comma: what follows may be worded otherwise by the next release, or by hand.
-      condition     = alltrue([for found in data.nomad_namespace.there : startswith(found.description, split(",", local.this.namespace.description)[0])])
+      # Up to its comma or colon: what follows may be worded otherwise by the next release, or by hand.
+      condition     = alltrue([for found in data.nomad_namespace.there : split(",", replace(found.description, ":", ","))[0] == split(",", local.this.namespace.description)[0]])
       error_message = "Nomad has a namespace ${local.this.namespace.name} already, which says of itself \"${join("", data.nomad_namespace.there[*].description)}\": it may be somebody else's. Take another name for this environment. If it is modalnomad's: nomad namespace apply -description \"${local.this.namespace.description}\" ${local.this.namespace.name}"
     }
   }

@@ -20,8 +20,8 @@ resource "nomad_acl_policy" "this" {
 
   lifecycle {
     precondition {
-      # Up to its colon: what follows may be worded otherwise by the next release.
-      condition     = alltrue([for found in data.nomad_acl_policies.all.policies : startswith(found.description, split(":", each.value.description)[0]) if found.name == each.value.name])
+      # Up to its colon or comma: what follows may be worded otherwise by the next release.
+      condition     = alltrue([for found in data.nomad_acl_policies.all.policies : split(":", replace(found.description, ",", ":"))[0] == split(":", each.value.description)[0] if found.name == each.value.name])
       error_message = "Nomad has a policy ${each.value.name} already that is not modalnomad's, by its description. Look at it: nomad acl policy info ${each.value.name}. When nobody needs it as it is: nomad acl policy delete ${each.value.name}, and apply again; tokens that name it then get the rights of the new one."
     }
   }

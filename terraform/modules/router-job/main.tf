@@ -75,8 +75,8 @@ resource "nomad_namespace" "this" {
 
   lifecycle {
     precondition {
-      # Up to its colon: what follows may be worded otherwise by the next release, or by hand.
-      condition     = alltrue([for found in data.nomad_namespace.there : startswith(found.description, split(":", local.router.namespace.description)[0])])
+      # Up to its colon or comma: what follows may be worded otherwise by the next release, or by hand.
+      condition     = alltrue([for found in data.nomad_namespace.there : split(":", replace(found.description, ",", ":"))[0] == split(":", local.router.namespace.description)[0]])
       error_message = "Nomad has a namespace ${local.router.namespace.name} already, which says of itself \"${join("", data.nomad_namespace.there[*].description)}\": it may be somebody else's. Write another `namespace`, or `create_namespace = false` to run routers in that one. If it is modalnomad's: nomad namespace apply -description \"${local.router.namespace.description}\" ${local.router.namespace.name}"
     }
   }
@@ -95,7 +95,7 @@ resource "nomad_acl_policy" "this" {
 
   lifecycle {
     precondition {
-      condition     = alltrue([for found in data.nomad_acl_policies.all.policies : startswith(found.description, split(":", local.router.nomad_policy.description)[0]) if found.name == local.router.nomad_policy.name])
+      condition     = alltrue([for found in data.nomad_acl_policies.all.policies : split(":", replace(found.description, ",", ":"))[0] == split(":", local.router.nomad_policy.description)[0] if found.name == local.router.nomad_policy.name])
       error_message = "Nomad has a policy ${local.router.nomad_policy.name} already that is not modalnomad's, by its description. Look at it: nomad acl policy info ${local.router.nomad_policy.name}. When nobody needs it as it is: nomad acl policy delete ${local.router.nomad_policy.name}, and apply again."
     }
   }

@@ -66,6 +66,21 @@ run "a_namespace_of_somebody_else_is_not" {
   expect_failures = [nomad_namespace.this]
 }
 
+run "one_that_only_begins_alike_is_not_ours" {
+  command = plan
+
+  override_data {
+    target = data.nomad_namespaces.all
+    values = { namespaces = ["modalnomad-main"] }
+  }
+  override_data {
+    target = data.nomad_namespace.there
+    values = { description = "modalnomad-main: of another team" }
+  }
+
+  expect_failures = [nomad_namespace.this]
+}
+
 run "a_name_in_capitals" {
   command = plan
 

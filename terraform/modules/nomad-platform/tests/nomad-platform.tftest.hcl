@@ -81,6 +81,17 @@ run "policies_of_somebody_else_are_not" {
   expect_failures = [nomad_acl_policy.this["modalnomad-viewer"]]
 }
 
+run "one_that_only_begins_alike_is_not_ours" {
+  command = plan
+
+  override_data {
+    target = data.nomad_acl_policies.all
+    values = { policies = [{ name = "modalnomad-viewer", description = "modalnomad-viewer: of another team" }] }
+  }
+
+  expect_failures = [nomad_acl_policy.this["modalnomad-viewer"]]
+}
+
 run "an_address_that_is_none" {
   command = plan
 

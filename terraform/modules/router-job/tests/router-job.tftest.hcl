@@ -96,6 +96,32 @@ run "a_namespace_of_somebody_else" {
   expect_failures = [nomad_namespace.this]
 }
 
+run "one_that_only_begins_alike_is_not_ours" {
+  command = plan
+
+  override_data {
+    target = data.nomad_namespaces.all
+    values = { namespaces = ["modalnomad"] }
+  }
+  override_data {
+    target = data.nomad_namespace.there
+    values = { description = "modalnomad-main: of another team" }
+  }
+
+  expect_failures = [nomad_namespace.this]
+}
+
+run "a_policy_of_somebody_else" {
+  command = plan
+
+  override_data {
+    target = data.nomad_acl_policies.all
+    values = { policies = [{ name = "modalnomad-router-job", description = "modalnomad-router-job: of another team" }] }
+  }
+
+  expect_failures = [nomad_acl_policy.this]
+}
+
 run "a_version_of_a_token_that_nobody_reads" {
   command = plan
 
