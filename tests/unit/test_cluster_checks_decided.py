@@ -8,7 +8,10 @@ import pytest
 
 from modalnomad.hashicorp.checks import nodes as of_nodes
 from modalnomad.hashicorp.checks.common import check_clocks, check_version, skew, version_of
+from modalnomad.hashicorp.checks.key import check_kept
 from modalnomad.hashicorp.checks.vault import check_rights
+from modalnomad.hashicorp.key_use import KeyUse
+from modalnomad.hashicorp.vault.platform_key import PlatformKeys
 from modalnomad.settings import NomadSettings
 
 
@@ -198,3 +201,29 @@ def test_rights_in_vault_are_told(granted: dict[str, list[str]] | None, level: s
     )
 
     assert (found.level, said in found.message) == (level, True)
+
+
+ROTATED = PlatformKeys(b"n" * 32, b"o" * 32, 3, "2026-11-22T13:34:52.061113299Z")
+
+
+@pytest.mark.parametrize(
+    ("keys", "use", "level", "said", "fix"),
+    [
+        (PlatformKeys(b"n" * 32), KeyUse(), "ok", "the platform key is there", ""),
+        (ROTATED, None, "warning", "who needs it cannot be told", "Nomad and Consul"),
+        (ROTATED, KeyUse(), "warning", "at 2026-11-22T13:34:52, and the one before it still holds, though", "--forget"),
+        (ROTATED, KeyUse(("hello (main)",), ()), "warning", "hello (main) not deployed since", "deploy those Apps"),
+        (ROTATED, KeyUse((), ("hello (main)",)), "warning", "replicas of hello (main) run with it", "wait until"),
+        (ROTATED, KeyUse(deploying=True), "warning", "an App is being deployed", "wait until"),
+    ],
+    ids=["one", "unknown", "unneeded", "served", "running", "deploying"],
+)
+def test_a_key_that_was_rotated_is_told(
+    keys: PlatformKeys, use: KeyUse | None, level: str, said: str, fix: str
+) -> None:
+    found = check_kept(keys, use)
+
+    assert found.level == level
+    assert said in found.message
+    assert fix in found.fix
+    assert (found.fix == "") is (level == "ok")
