@@ -119,9 +119,11 @@ resource "vault_jwt_auth_backend_role" "this" {
 resource "nomad_variable" "consul_token" {
   count = var.consul_login == "variable" && var.consul_token_version != null ? 1 : 0
 
-  namespace        = local.router.namespace.name
-  path             = "nomad/jobs/${local.router.name}"
-  items_wo         = jsonencode({ consul_token = var.consul_token })
+  namespace = local.router.namespace.name
+  path      = "nomad/jobs/${local.router.name}"
+
+  # A higher version without a token: Nomad refuses `null`, and the token that is there stays. It would take an empty one.
+  items_wo         = jsonencode(var.consul_token == null ? null : { consul_token = var.consul_token })
   items_wo_version = var.consul_token_version
 
   depends_on = [nomad_namespace.this]
