@@ -38,7 +38,7 @@ def check_kept(keys: PlatformKeys, use: KeyUse | None) -> Finding:
     """`use`: of the previous one; None: that cannot be told."""
     if keys.previous is None:
         return ok("key", "the platform key is there")
-    kept = f"the platform key was rotated at {keys.since.partition('.')[0]}, and the one before it still holds"
+    kept = f"the platform key was rotated at {keys.since.partition('.')[0]} UTC, and the one before it still holds"
     if use is None:
         return warning("key", f"{kept}; who needs it cannot be told", "see what is said of Nomad and Consul")
     if str(use):
