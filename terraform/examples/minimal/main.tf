@@ -2,7 +2,7 @@
 #
 #   export NOMAD_TOKEN=… VAULT_TOKEN=…        # of management; Nomad's comes from `nomad acl bootstrap`
 #   terraform init
-#   terraform apply -var artifacts_store=s3://bucket/prefix
+#   terraform apply -var artifacts_store=s3://bucket/prefix -var artifacts_url=http://routers.internal:8702
 
 provider "nomad" {
   address = var.nomad_address

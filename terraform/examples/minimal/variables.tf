@@ -25,7 +25,7 @@ variable "consul_address" {
 variable "environment" {
   type        = string
   default     = "main"
-  description = "Name of the environment."
+  description = "Name of the environment. Later another name would replace it: for one more call the module `environment` again."
 }
 
 variable "domain" {
@@ -41,8 +41,7 @@ variable "artifacts_store" {
 
 variable "artifacts_url" {
   type        = string
-  default     = null
-  description = "How nodes reach the routers for that code, such as `http://routers.internal:8702`."
+  description = "How nodes reach the routers for that code, by a name that leads to those that run, such as `http://routers.internal:8702`."
 }
 
 variable "routers" {

@@ -6,6 +6,7 @@ mock_provider "vault" {}
 
 variables {
   artifacts_store = "s3://bucket/prefix"
+  artifacts_url   = "http://routers.internal:8702"
 }
 
 run "everything_by_default" {
