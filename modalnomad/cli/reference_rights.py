@@ -100,8 +100,9 @@ def _router(needed: Wanted, router: RouterJob) -> Iterator[str]:
         f"| {_named(router.vault_role_fields['token_policies'])} |",
         f"| Consul | {in_consul}, a binding rule for `{selector}` | {_named(router.consul_role['policies'])} |",
         "",
-        "So whoever may submit jobs in that namespace can become a router: it is none of the environments, and `setup`",
-        "says so when it was there before.",
+        "Whoever may submit jobs in that namespace, or run commands in its allocations, can become a router; whoever",
+        "may read files of its allocations (`read-fs`) has the platform's key, which a router keeps in its home. So it is",
+        "none of the environments, and `setup` says so when it was there before.",
     )
 
 
