@@ -101,8 +101,8 @@ def _router(needed: Wanted, router: RouterJob) -> Iterator[str]:
         f"| Consul | {in_consul}, a binding rule for `{selector}` | {_named(router.consul_role['policies'])} |",
         "",
         "Whoever may submit jobs in that namespace, or run commands in its allocations, can become a router; whoever",
-        "may read files of its allocations (`read-fs`) has the platform's key, which a router keeps in its home. So it is",
-        "none of the environments, and `setup` says so when it was there before.",
+        "may read files of its allocations (`read-fs`) has the platform's key, which a router keeps in its home. So it",
+        "is none of the environments, and `setup` says so when it was there before.",
     )
 
 
