@@ -100,6 +100,56 @@ async def test_one_more_environment_is_three_objects_more_and_changes_nothing_el
     assert await platform.get(host) == (200, '"Hello, world!"')
 
 
+async def test_it_is_what_setup_makes_and_setup_finds_nothing_to_do(world: World, tmp_path: Path) -> None:
+    c, platform = world.cluster, world.platform
+    platform.variables["environments"] = {"main": {}, "staging": {}}
+    await platform.terraform("apply", "-auto-approve")
+    applied = await objects(c)
+    words = ("setup", "--router-job", "modalnomad", "--env", "main", "--env", "staging", "--json")
+
+    told = await c.cli(*words, env=platform.management)
+    assert {record["outcome"] for record in told.records() if "outcome" in record} == {"there"}, told.stdout
+    assert different(applied, await objects(c)) == {}
+
+    async with bare(tmp_path) as another:
+        before = await objects(another)
+        other = Platform(another, TERRAFORM / "examples" / "full", servers_given())
+        other.variables["environments"] = platform.variables["environments"]
+        told = await another.cli(*words, env=other.management)
+        outcomes = {record["outcome"] for record in told.records() if "outcome" in record}
+        assert outcomes == {"made"}, told.stdout
+        made = await objects(another)
+        assert len(different(before, made)) >= 22
+        # The scheduler, the routers' job and its login are Terraform's alone here; tokens and the secret people's.
+        rest = ("nomad scheduler", "nomad job", "nomad token", "consul token", "vault secret modalnomad/modalnomad/")
+        assert different(applied, made, *rest) == {}
+
+        await _applied_over_it(other, made)
+
+
+async def _applied_over_it(platform: Platform, made: dict[str, Any]) -> None:
+    """Over what `setup` made, without imports: what refuses, and what is taken over without a word."""
+    platform.variables["create_consul_auth_method"] = False
+    await platform.terraform("init")
+    told = (await platform.terraform("apply", "-auto-approve", code=1)).stderr
+
+    assert "path is already in use at modalnomad/" in told
+    assert "path is already in use at jwt-nomad/" in told
+    for name in ("deployer", "router", "nomad-agent"):
+        assert f'A Policy with Name "modalnomad-{name}" already exists' in told
+    assert told.count("Error: ") == 5
+    taken = (await platform.terraform("state", "list")).stdout.split()
+    assert sorted(name for name in taken if ".data." not in name) == [
+        'module.nomad.nomad_acl_policy.this["modalnomad-deployer"]',
+        'module.nomad.nomad_acl_policy.this["modalnomad-router"]',
+        'module.nomad.nomad_acl_policy.this["modalnomad-viewer"]',
+        "module.nomad.nomad_scheduler_config.this[0]",
+        'module.vault.vault_policy.this["modalnomad-deployer"]',
+        'module.vault.vault_policy.this["modalnomad-router"]',
+    ]
+    assert different(made, await objects(platform.cluster), "nomad scheduler") == {}
+
+
 async def test_no_secret_is_in_state_plan_or_what_is_shown(world: World) -> None:
     c, platform = world.cluster, world.platform
     operator = {"VAULT_TOKEN": c.vault.token("root")}  # the word "root" is in each state

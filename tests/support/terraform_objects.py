@@ -111,7 +111,10 @@ async def _vault(api: Api) -> dict[str, Any]:
         if one["type"] == "jwt":
             found[f"auth {path}config"] = (await api.get(f"/v1/auth/{path}config") or {}).get("data")
             for name in (await api.get(f"/v1/auth/{path}role?list=true") or {"data": {"keys": []}})["data"]["keys"]:
-                found[f"role {path}{name}"] = (await api.get(f"/v1/auth/{path}role/{name}"))["data"]
+                role = (await api.get(f"/v1/auth/{path}role/{name}"))["data"]
+                # Terraform's provider writes a list of one, which lets in the same.
+                claims = {key: one if isinstance(one, list) else [one] for key, one in role["bound_claims"].items()}
+                found[f"role {path}{name}"] = role | {"bound_claims": claims}
     for path, one in (await api.get("/v1/sys/mounts"))["data"].items():
         found[f"mount {path}"] = one
         if one["type"] == "kv":
@@ -148,7 +151,9 @@ async def _consul(api: Api) -> dict[str, Any]:
 
 def _comparable(value: Any, cluster: Cluster) -> Any:
     if isinstance(value, dict):
-        return {key: _comparable(each, cluster) for key, each in value.items() if key not in OF_ONE_SERVER}
+        each = {key: _comparable(one, cluster) for key, one in value.items() if key not in OF_ONE_SERVER}
+        # To the servers nothing and an empty one are the same.
+        return {key: one for key, one in each.items() if one not in (None, "", [], {})}
     if isinstance(value, list):
         return [_comparable(each, cluster) for each in value]
     if isinstance(value, str):
