@@ -167,7 +167,11 @@ async def test_a_server_that_is_down_keeps_no_other_from_being_set_up(servers: C
     of_it = [step.outcome for step in steps if step.server == down]
     assert of_it[0] == "failed"
     assert set(of_it[1:]) == {"not done"}
-    assert {step.outcome for step in steps if step.server != down} == {"made"}
+    others = [step for step in steps if step.server != down]
+    # Whose the namespace is has to be seen before its jobs get to its secrets.
+    unsure = [step.what for step in others if step.outcome == "not done"]
+    assert unsure == (["role modalnomad-main"] if down == "nomad" else [])
+    assert {step.outcome for step in others if step.what not in unsure} == {"made"}
     assert next(step for step in steps if step.server == down).fix
 
 

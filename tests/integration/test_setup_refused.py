@@ -7,6 +7,7 @@ import json
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,6 +133,26 @@ async def test_a_namespace_that_was_there_is_used_for_routers_and_that_is_said(p
 
 
 # --- somebody else's -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["token", "address", "file"])
+async def test_a_namespace_that_nobody_could_look_at_gets_no_rights(place: Place, way: str, tmp_path: Path) -> None:
+    unusable: dict[str, dict[str, Any]] = {
+        "token": {"token": SecretStr(str(uuid.uuid4()))},
+        "address": {"address": "http://127.0.0.1:1"},
+        "file": {"token_file": tmp_path / "none"},
+    }
+    settings = place.settings.model_copy(update={"nomad": place.settings.nomad.model_copy(update=unusable[way])})
+    steps = [step async for step in set_up(settings, ["main", "staging"], only=["nomad", "vault"])]
+
+    for name in ("modalnomad-main", "modalnomad-staging"):
+        (role,) = [step for step in steps if step.what == f"role {name}"]
+        assert (role.outcome, role.detail) == (
+            "not done",
+            f"the namespace {name} may be somebody else's: Nomad did not tell",
+        )
+        assert place.role(name) is None
+    assert "made" in {step.outcome for step in steps if step.server == "vault"}
 
 
 @pytest.mark.parametrize("description", ["Team A's own", "modalnomad-main: of team A", ""])

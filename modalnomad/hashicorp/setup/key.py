@@ -55,5 +55,5 @@ async def change_key(settings: Settings, *, forget: bool, dry: bool = False) -> 
             done = await change(dry, partial(rotate_key, vault, keys), "a new one; the one before it still holds")
             return replace(done, fix=DEPLOY_ALL)
 
-        async for step in carry_out("vault", [Todo(what, do)], Lacking("vault", vault), set(), dry=dry):
+        async for step in carry_out("vault", [Todo(what, do)], Lacking("vault", vault), {}, dry=dry):
             yield step

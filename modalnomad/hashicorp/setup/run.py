@@ -11,7 +11,7 @@ from modalnomad.hashicorp.setup.consul import consul_todos
 from modalnomad.hashicorp.setup.nomad import nomad_todos
 from modalnomad.hashicorp.setup.platform import SERVERS, ServerName, Wanted, wanted
 from modalnomad.hashicorp.setup.rights import Lacking
-from modalnomad.hashicorp.setup.steps import Step, carry_out
+from modalnomad.hashicorp.setup.steps import UNSEEN, Step, carry_out
 from modalnomad.hashicorp.setup.vault import vault_todos
 from modalnomad.hashicorp.vault.client import VaultClient
 from modalnomad.model.errors import ModalNomadError
@@ -30,7 +30,7 @@ async def set_up(
     the namespace for routers as a job of Nomad. `dry`: only look. Raises UserError for a bad name of an environment or
     namespace, before anything is done."""
     needed = wanted(settings, environments, router_job)
-    foreign: set[str] = set()
+    foreign: dict[str, str] = {}
     for server in SERVERS:
         if server not in only:
             continue
@@ -39,11 +39,13 @@ async def set_up(
                 yield step
         except ModalNomadError as error:
             # What cannot even be asked: a token file or a certificate that cannot be read.
+            if server == "nomad":
+                foreign.update(dict.fromkeys(needed.namespaces, UNSEEN))
             yield Step(server, "connection", "failed", error.message, error.hint or "")
 
 
 async def _one(
-    server: ServerName, settings: Settings, needed: Wanted, foreign: set[str], dry: bool
+    server: ServerName, settings: Settings, needed: Wanted, foreign: dict[str, str], dry: bool
 ) -> AsyncIterator[Step]:
     url_is_set, nomad_ca = bool(settings.vault.jwks_url), settings.nomad.ca_cert
     if server == "vault":

@@ -20,6 +20,11 @@ OWNER: Final = re.compile("[:,]")
 """Ends the beginning of a description, which says whose it is."""
 
 
+THEIRS: Final = "is somebody else's"
+UNSEEN: Final = "may be somebody else's: Nomad did not tell"
+"""Why jobs of a namespace get no rights."""
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
     """How a step ended. `fix`: what to do, where there is something to do."""
@@ -48,7 +53,7 @@ class Todo:
     what: str
     do: Callable[[bool], Awaitable[Done]]
     namespace: str = ""
-    """Of Nomad, which it gives rights to: not done where that is somebody else's."""
+    """Of Nomad, which it makes or gives rights to: not done where that is somebody else's, or may be."""
 
 
 class SomebodyElses(BackendRefused):
@@ -56,24 +61,26 @@ class SomebodyElses(BackendRefused):
 
 
 async def carry_out(
-    server: ServerName, todos: Iterable[Todo], lacking: Lacking, foreign: set[str], *, dry: bool
+    server: ServerName, todos: Iterable[Todo], lacking: Lacking, foreign: dict[str, str], *, dry: bool
 ) -> AsyncIterator[Step]:
     """One after the other. A step that fails does not keep the next from being tried, unless the server is gone or can
-    do nothing: then all that follow are told as not done. `foreign`: namespaces found to be somebody else's, by this
-    server or another before it."""
+    do nothing: then all that follow are told as not done. `foreign`: namespaces that get no rights, by this server or
+    one after it, and why."""
     gone = ""
     for todo in todos:
         if gone:
+            if todo.namespace:
+                foreign.setdefault(todo.namespace, UNSEEN)
             yield Step(server, todo.what, "not done", gone)
             continue
         if todo.namespace in foreign:
-            yield Step(server, todo.what, "not done", f"the namespace {todo.namespace} is somebody else's")
+            yield Step(server, todo.what, "not done", f"the namespace {todo.namespace} {foreign[todo.namespace]}")
             continue
         try:
             done = await todo.do(dry)
         except BackendError as error:
-            if isinstance(error, SomebodyElses) and todo.namespace:
-                foreign.add(todo.namespace)
+            if todo.namespace:
+                foreign[todo.namespace] = THEIRS if isinstance(error, SomebodyElses) else UNSEEN
             fix = error.hint or ""
             if isinstance(error, ServerRefused) and error.status == 403:
                 fix = await lacking.told(error)
