@@ -44,14 +44,24 @@ class KeyUse:
 
 
 async def key_use(nomad: NomadApi, consul: ConsulApi, prefix: str, mark: str) -> KeyUse:
-    """Who needs another key than that of this mark. Raises BackendError, also where a record cannot be read."""
+    """Who needs another key than that of this mark. Raises BackendError, also where a record cannot be read, or a job
+    of what is served is not seen: Nomad shows a token what it may see, and does not say that there is more."""
     discovery = ConsulDiscovery(consul, prefix=prefix)
     busy = await deploying(consul, prefix)
     if problems := await discovery.problems():
         raise BackendRefused(f"which Apps are served cannot be told: {problems[0]}")
-    served = {revision.id for record in await discovery.apps() for revision in record.revisions}
+    records = await discovery.apps()
+    served = {revision.id: f"{one.app} ({one.environment})" for one in records for revision in one.revisions}
+    jobs = await registered(nomad)
+    if unseen := served.keys() - {job.revision for job in jobs if job.key is None}:
+        names = ", ".join(sorted({served[id] for id in unseen}))
+        raise BackendRefused(
+            f"with which key {names} was deployed cannot be told: Nomad shows no job of it",
+            f"give a token that may see the jobs of all environments; it comes from {nomad.http.server.token_setting}. "
+            "If somebody removed them: deploy those Apps again, or stop them",
+        )
     apps, running = set[str](), set[str]()
-    for job in await registered(nomad):
+    for job in jobs:
         if job.meta.get(META_KEY) == mark:
             continue
         name = f"{job.meta.get(META_APP, '?')} ({environment_of(job.namespace)})"

@@ -201,3 +201,15 @@ async def test_options_of_the_key_stand_alone_but_for_the_dry_run(world: World) 
         assert "each do one thing alone" in await world.setup("--rotate-key", more, code=1)
     assert "would change" in await world.setup("--rotate-key", "--dry-run")
     assert world.record() == before
+
+
+async def test_who_does_not_see_the_jobs_of_an_app_forgets_nothing_it_needs(world: World) -> None:
+    await world.deploy()
+    await world.setup("--rotate-key")
+    before = world.record()
+    blind = {"NOMAD_TOKEN": world.cluster.nomad.token('namespace "modalnomad-staging" { policy = "read" }')}
+
+    done = await world.cluster.cli("setup", "--forget-previous-key", env={**world.management, **blind}, code=1)
+    assert "with which key counted (main) was deployed cannot be told" in " ".join(done.stdout.split())
+    assert world.record() == before
+    assert PREVIOUS in before
