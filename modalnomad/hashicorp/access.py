@@ -37,20 +37,24 @@ class Token:
         if self._file is not None:
             try:
                 self._last = _read(self._file)
-            except (OSError, UnicodeDecodeError) as error:
+            except (OSError, ValueError) as error:
                 raise _unusable(self._file, setting, error) from error
 
     def now(self) -> str:
         """Empty: none."""
         if self._file is not None:
             # Nomad writes it in place: for a moment it is empty.
-            with suppress(OSError, UnicodeDecodeError):
+            with suppress(OSError, ValueError):
                 self._last = _read(self._file) or self._last
         return self._last
 
 
 def _read(file: Path) -> str:
-    return file.read_text("utf-8").strip()
+    """Raises OSError; ValueError: no token, which as a header would be refused with an error that nobody expects."""
+    text = file.read_text("utf-8").strip()
+    if not text.isprintable():
+        raise ValueError("it holds more than a token")
+    return text
 
 
 def tls_of(settings: ServerSettings, group: str) -> ssl.SSLContext | None:

@@ -42,8 +42,19 @@ def test_a_token_that_was_renewed_in_its_file_is_the_one_shown(tmp_path: Path) -
 
     file.write_text("")  # about to be written
     assert server.headers() == {"X-Consul-Token": "second"}
+    file.write_text("third\nand more")  # would be refused as a header, where nobody looks for that
+    assert server.headers() == {"X-Consul-Token": "second"}
     file.unlink()
     assert server.headers() == {"X-Consul-Token": "second"}
+
+
+def test_what_is_no_token_is_refused_unseen(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("first\nsecond")
+
+    with pytest.raises(BackendRefused, match="it holds more than a token") as refused:
+        consul_server(ConsulSettings(token_file=file))
+    assert "first" not in str(refused.value)
 
 
 @pytest.mark.parametrize("field", ["token_file", "ca_cert"])
