@@ -97,6 +97,10 @@ class Faults:
         """Event streams break off, once → how many."""
         return self.nomad.cut(STREAM)
 
+    def streams(self) -> int:
+        """Event streams that are under way."""
+        return self.nomad.under_way(STREAM)
+
     def stream_silent(self) -> AbstractContextManager[None]:
         """Event streams stay open and say nothing, not even heartbeats; what happens meanwhile is never told."""
         return self.nomad.silent(STREAM)

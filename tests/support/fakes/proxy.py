@@ -144,6 +144,10 @@ class FaultyProxy:
                 cut += 1
         return cut
 
+    def under_way(self, pattern: str = "") -> int:
+        """How many of these requests are."""
+        return sum(bool(re.match(pattern, what)) for what, _ in self._open)
+
     @contextmanager
     def rule(
         self,
