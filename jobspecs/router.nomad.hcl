@@ -104,7 +104,7 @@ variable "consul_login" {
 variable "env" {
   type        = map(string)
   default     = {}
-  description = "More of its settings, and others instead of those below, by their variables: MODALNOMAD_ROUTER__MAX_BODY, VAULT_CACERT. No secrets: who may read the job reads them."
+  description = "More of its settings, and others instead of those below, by their variables: MODALNOMAD_ROUTER__BODY_LIMIT, VAULT_CACERT. No secrets: who may read the job reads them."
 }
 
 variable "identity_ttl" {
@@ -269,6 +269,9 @@ job "modalnomad-router" {
         {
           MODALNOMAD_BACKEND = "hashicorp"
           MODALNOMAD_HOME    = "${NOMAD_ALLOC_DIR}/data/home"
+
+          # Not the settings of a user of the node: they may name that user's tokens, and a file counts before a variable.
+          MODALNOMAD_CONFIG = "/dev/null"
 
           NOMAD_ADDR       = var.nomad_address != "" ? var.nomad_address : "http://${attr.unique.network.ip-address}:4646"
           CONSUL_HTTP_ADDR = var.consul_address != "" ? var.consul_address : "http://${attr.unique.network.ip-address}:8500"

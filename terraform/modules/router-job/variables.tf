@@ -213,7 +213,7 @@ variable "env" {
   type        = map(string)
   default     = {}
   nullable    = false
-  description = "More settings of routers by their variables, such as `VAULT_CACERT`, a path on the nodes, or `MODALNOMAD_ROUTER__MAX_BODY`. `$${attr.…}` and `$${meta.…}` are filled in by Nomad. No secrets: they are in the job, and in state."
+  description = "More settings of routers by their variables, such as `VAULT_CACERT`, a path on the nodes, or `MODALNOMAD_ROUTER__BODY_LIMIT`. `$${attr.…}` and `$${meta.…}` are filled in by Nomad. No secrets: they are in the job, and in state."
 
   validation {
     condition     = alltrue([for name in keys(var.env) : can(regex("^[A-Z][A-Z0-9_]*$", name))])
