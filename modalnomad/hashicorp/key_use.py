@@ -40,7 +40,12 @@ class KeyUse:
         """What to do about it."""
         if self.served:
             return "deploy those Apps again, or stop them"
-        return "wait until that is over: routers replace such replicas within minutes (vault.rotation)"
+        if self.running:
+            return (
+                "wait until that is over: routers replace such replicas within minutes; those whose vault.rotation is "
+                "0 never do: end them with modalnomad container stop"
+            )
+        return "wait until that is over"
 
 
 async def key_use(nomad: NomadApi, consul: ConsulApi, prefix: str, mark: str) -> KeyUse:

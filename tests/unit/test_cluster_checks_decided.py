@@ -211,10 +211,16 @@ ROTATED = PlatformKeys(b"n" * 32, b"o" * 32, 3, "2026-11-22T13:34:52.061113299Z"
     [
         (PlatformKeys(b"n" * 32), KeyUse(), "ok", "the platform key is there", ""),
         (ROTATED, None, "warning", "who needs it cannot be told", "Nomad and Consul"),
-        (ROTATED, KeyUse(), "warning", "at 2026-11-22T13:34:52 UTC, and the one before it still holds, though", "--forget"),
+        (
+            ROTATED,
+            KeyUse(),
+            "warning",
+            "at 2026-11-22T13:34:52 UTC, and the one before it still holds, though",
+            "--forget",
+        ),
         (ROTATED, KeyUse(("hello (main)",), ()), "warning", "hello (main) not deployed since", "deploy those Apps"),
-        (ROTATED, KeyUse((), ("hello (main)",)), "warning", "replicas of hello (main) run with it", "wait until"),
-        (ROTATED, KeyUse(deploying=True), "warning", "an App is being deployed", "wait until"),
+        (ROTATED, KeyUse((), ("hello (main)",)), "warning", "replicas of hello (main) run with it", "container stop"),
+        (ROTATED, KeyUse(deploying=True), "warning", "an App is being deployed", "is over; then"),
     ],
     ids=["one", "unknown", "unneeded", "served", "running", "deploying"],
 )
