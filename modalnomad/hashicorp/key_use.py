@@ -21,6 +21,8 @@ class KeyUse:
     """Their jobs are of another key: they have to be deployed again."""
     running: tuple[str, ...] = ()
     """Replicas of theirs run with such a ticket; routers replace those, one after the other."""
+    unmarked: bool = False
+    """Some of those jobs do not say with which key they were made. They count all the same."""
     deploying: bool = False
     """Some App is being deployed, perhaps with a key that was read before."""
 
@@ -31,6 +33,8 @@ class KeyUse:
             parts.append(f"{', '.join(self.served)} not deployed since")
         if self.running:
             parts.append(f"replicas of {', '.join(self.running)} run with it")
+        if self.unmarked:
+            parts.append("some of these jobs, of an earlier modalnomad, do not say which key is theirs")
         if self.deploying:
             parts.append("an App is being deployed")
         return "; ".join(parts)
@@ -65,7 +69,7 @@ async def key_use(nomad: NomadApi, consul: ConsulApi, prefix: str, mark: str) ->
             f"give a token that may see the jobs of all environments; it comes from {nomad.http.server.token_setting}. "
             "If somebody removed them: deploy those Apps again, or stop them",
         )
-    apps, running = set[str](), set[str]()
+    apps, running, unmarked = set[str](), set[str](), False
     for job in jobs:
         if job.meta.get(META_KEY) == mark:
             continue
@@ -74,4 +78,7 @@ async def key_use(nomad: NomadApi, consul: ConsulApi, prefix: str, mark: str) ->
             running.add(name)
         elif job.revision in served:
             apps.add(name)
-    return KeyUse(tuple(sorted(apps)), tuple(sorted(running)), busy)
+        else:
+            continue
+        unmarked |= META_KEY not in job.meta
+    return KeyUse(tuple(sorted(apps)), tuple(sorted(running)), unmarked, busy)

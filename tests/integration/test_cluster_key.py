@@ -213,3 +213,18 @@ async def test_who_does_not_see_the_jobs_of_an_app_forgets_nothing_it_needs(worl
     assert "with which key counted (main) was deployed cannot be told" in " ".join(done.stdout.split())
     assert world.record() == before
     assert PREVIOUS in before
+
+
+async def test_of_jobs_without_a_mark_it_is_not_said_by_which_key_they_were_made(world: World) -> None:
+    await world.deploy()
+    rotated = {FIELD: "5a" * 32, PREVIOUS: world.record()[FIELD]}
+    with world.cluster.vault.client() as root:
+        root.secrets.kv.v2.create_or_update_secret(PATH, rotated, mount_point="secret")
+    said = "of an earlier modalnomad, do not say which key is theirs"
+    assert said not in await world.doctor()
+    for job in world.cluster.nomad.state.jobs.values():
+        job["Meta"].pop(META_KEY, None)
+
+    told = await world.doctor()
+    assert "counted (main) not deployed since" in told
+    assert said in told

@@ -19,6 +19,7 @@ from modalnomad.model.ids import Digest, RevisionId
 from modalnomad.model.manifest import Resources
 from modalnomad.model.replica import Address, LogLine, PoolKey, Replica, ReplicaKey, ReplicaState, TcpAddress
 from modalnomad.model.revision import BuiltImage, Revision
+from modalnomad.render.cluster import META_KEY
 from tests.support.cluster_servers import Place, fake_place
 from tests.support.engines import HELLO, Harness, eventually, program, within
 from tests.support.fakes.faults import DISPATCH, Faults
@@ -249,6 +250,26 @@ async def test_what_a_replica_was_started_with_is_known_and_it_can_be_told_to_le
         assert (await h.replica(key)).leaving == "secret db has version 4, it was started with 3"
         watching.replace({})
         assert (await h.replica(key)).leaving == ""
+
+
+@pytest.mark.parametrize(
+    ("mark", "said"), [("a1", "earlier platform key"), (None, "does not say with which"), ("b2", "")]
+)
+async def test_a_replica_whose_ticket_is_or_may_be_of_another_key_is_known(
+    lab: Lab, mark: str | None, said: str
+) -> None:
+    async with lab.engine() as h:
+        key = await h.started(await h.revision(HELLO))
+        for job in lab.nomad.state.jobs.values():
+            job["Meta"] |= {META_KEY: mark if job.get("ParentID") else "b2"}
+            if job["Meta"][META_KEY] is None:
+                del job["Meta"][META_KEY]
+        async with lab.engine() as watching:
+            await watching.until(key, STARTING)
+            found = engine_of(watching).started_otherwise()
+
+    assert set(found) == ({key} if said else set())
+    assert said in found.get(key, "")
 
 
 # --- Nomad out of reach --------------------------------------------------------------------------------------------

@@ -220,9 +220,10 @@ ROTATED = PlatformKeys(b"n" * 32, b"o" * 32, 3, "2026-11-22T13:34:52.061113299Z"
         ),
         (ROTATED, KeyUse(("hello (main)",), ()), "warning", "hello (main) not deployed since", "deploy those Apps"),
         (ROTATED, KeyUse((), ("hello (main)",)), "warning", "replicas of hello (main) run with it", "container stop"),
+        (ROTATED, KeyUse(("hello (main)",), unmarked=True), "warning", "do not say which key", "deploy those Apps"),
         (ROTATED, KeyUse(deploying=True), "warning", "an App is being deployed", "is over; then"),
     ],
-    ids=["one", "unknown", "unneeded", "served", "running", "deploying"],
+    ids=["one", "unknown", "unneeded", "served", "running", "unmarked", "deploying"],
 )
 def test_a_key_that_was_rotated_is_told(
     keys: PlatformKeys, use: KeyUse | None, level: str, said: str, fix: str

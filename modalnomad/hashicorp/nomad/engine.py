@@ -230,14 +230,15 @@ class NomadEngine(Engine):
         return found
 
     def started_otherwise(self) -> Mapping[ReplicaKey, str]:
-        """Live replicas whose ticket is of another platform key than their revision's job has now, and that in
-        words."""
+        """Live replicas whose ticket is of another platform key than their revision's job has now, or may be, and that
+        in words."""
         found = {}
         for key in self.started_with():
             parents, child = self._world.parents(key.pool.revision), self._world.child(key)
             wanted = parents[0].meta.get(META_KEY) if parents and not parents[0].stopped else None
-            if wanted and child is not None and child.meta.get(META_KEY) != wanted:
-                found[key] = "its ticket is of an earlier platform key"
+            if wanted and child is not None and (mark := child.meta.get(META_KEY)) != wanted:
+                unknown = "its job does not say with which platform key its ticket was made"
+                found[key] = "its ticket is of an earlier platform key" if mark else unknown
         return found
 
     def replace(self, reasons: Mapping[ReplicaKey, str]) -> None:
