@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
+from modalnomad.hashicorp.consul import login
 from modalnomad.hashicorp.consul.login import LoginRenewal
 from modalnomad.hashicorp.consul.server import consul_server
 from modalnomad.hashicorp.http import HttpClient
@@ -107,6 +109,31 @@ async def test_a_token_is_replaced_before_it_ends(tmp_path: Path) -> None:
             # As Go writes it.
             text = end.strftime("%Y-%m-%dT%H:%M:%S.123456789Z")
             one.consul.fake.acl.tokens[one.token]["ExpirationTime"] = text
+            await one.renewal.look()
+            assert one.logins == logins
+
+
+class Ahead(datetime):
+    """A clock that was never set."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Ahead:
+        return super().now(tz) + timedelta(hours=2)
+
+
+async def test_a_clock_that_is_ahead_does_not_end_what_it_logged_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with router(tmp_path) as one:
+        one.consul.fake.acl.methods[METHOD]["MaxTokenTTL"] = "1h0m0s"
+        del one.consul.fake.acl.tokens[one.token]
+        monkeypatch.setattr(login, "datetime", Ahead)
+        for _ in range(3):
+            await one.renewal.look()
+        assert one.logins == 1
+
+        for seconds, logins in ((3540, 1), (3570, 2), (3570, 2)):
+            monkeypatch.setattr(login, "monotonic", lambda seconds=seconds: time.monotonic() + seconds)
             await one.renewal.look()
             assert one.logins == logins
 

@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import Any, Final
 
 from modalnomad.hashicorp.consul.server import HEADER
@@ -42,6 +44,8 @@ class LoginRenewal:
         self._file = file
         self._method = method
         self._own = ""
+        self._end = 0.0
+        """Of its own, on the monotonic clock."""
         self._told = ""
 
     async def run(self) -> None:
@@ -58,7 +62,7 @@ class LoginRenewal:
         except BackendError:
             return  # those who follow Consul tell that it is away
         try:
-            if answer.status == 401 or (answer.status == 200 and _left(answer.json()) > AHEAD):
+            if answer.status == 401 or (answer.status == 200 and self._left(answer.json()) > AHEAD):
                 self._told = ""
                 return
             await self._login()
@@ -70,13 +74,23 @@ class LoginRenewal:
             self._tell("its answer to the login cannot be read")
 
     async def _login(self) -> None:
+        before = monotonic()
         identity = (await asyncio.to_thread(self._file.read_text, "ascii")).strip()
         body = {"AuthMethod": self._method, "BearerToken": identity, "Meta": {"requested_by": "modalnomad_router"}}
         answer = await self._http.request("POST", "/v1/acl/login", data=body)
-        token = self._own = str(answer.json()["SecretID"])
+        made = answer.json()
+        token, life = str(made["SecretID"]), _life(made)
+        self._own, self._end = token, before + life
         self._http.server = replace(self._http.server, headers=lambda: {HEADER: token})
         self._told = ""
         logger.info("logged in to Consul anew, by the identity in %s", self._file)
+
+    def _left(self, token: Mapping[str, Any]) -> float:
+        """Seconds until it ends. Of its own it knows when they began, whatever the clocks here and there show."""
+        if self._own:
+            return self._end - monotonic()
+        end = token.get("ExpirationTime")
+        return (datetime.fromisoformat(end) - datetime.now(UTC)).total_seconds() if end else inf
 
     def _tell(self, what: str) -> None:
         if what != self._told:
@@ -91,7 +105,7 @@ class LoginRenewal:
                 await self._http.request("POST", "/v1/acl/logout", limit=FAREWELL_LIMIT)
 
 
-def _left(token: Mapping[str, Any]) -> float:
-    """Seconds until it ends."""
+def _life(token: Mapping[str, Any]) -> float:
+    """Seconds from its beginning to its end, both by Consul's clock."""
     end = token.get("ExpirationTime")
-    return (datetime.fromisoformat(end) - datetime.now(UTC)).total_seconds() if end else float("inf")
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(token["CreateTime"])).total_seconds() if end else inf
