@@ -32,10 +32,10 @@ NAMES: Final = {"nomad": "Nomad", "vault": "Vault", "consul": "Consul"}
 WIDTH: Final = 7
 
 TOKENS: Final = """
-Tokens are yours to make, for who deploys and for each router, such as:
-  nomad acl token create -type client -policy modalnomad-router
-  vault token create -orphan -period 24h -policy modalnomad-router
-  consul acl token create -policy-name modalnomad-router
+Tokens are yours to make, for who deploys and for each router that is no Nomad job, such as:
+  nomad acl token create -type client -policy modalnomad-deployer
+  vault token create -orphan -period 24h -policy modalnomad-deployer
+  consul acl token create -policy-name modalnomad-deployer
 Rights of each: docs/operate/cluster-rights.md; what the servers' own settings must say: docs/operate/cluster.md"""
 
 EnvsOption = Annotated[
@@ -52,7 +52,8 @@ RouterJobOption = Annotated[
     ),
 ]
 OnlyOption = Annotated[
-    Literal["nomad", "vault", "consul"] | None, typer.Option("--only", help="Prepare this server alone.")
+    Literal["nomad", "vault", "consul"] | None,
+    typer.Option("--only", help="Prepare this server alone. Vault: Nomad is asked whose the namespaces are."),
 ]
 RotateOption = Annotated[
     bool,
