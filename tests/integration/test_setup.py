@@ -344,7 +344,7 @@ async def test_the_command_tells_each_step_and_how_to_make_tokens(servers: Clust
     assert "namespace modalnomad-staging would make" in dry[1]
     assert "acl token create" not in dry[1]
     assert "role modalnomad-staging made" in made[1]
-    assert "nomad acl token create -type client -policy modalnomad-router" in made[1]
+    assert "nomad acl token create -type client -policy modalnomad-deployer" in made[1]
     steps = [json.loads(line) for line in again[1].splitlines()]
     assert {step["outcome"] for step in steps} == {"there"}
     assert not [step for step in steps if "staging" in step["what"]]
