@@ -135,14 +135,19 @@ async def test_a_namespace_that_was_there_is_used_for_routers_and_that_is_said(p
 # --- somebody else's -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["token", "address", "file"])
-async def test_a_namespace_that_nobody_could_look_at_gets_no_rights(place: Place, way: str, tmp_path: Path) -> None:
-    unusable: dict[str, dict[str, Any]] = {
+def unusable(place: Place, way: str, folder: Path) -> Settings:
+    """Nomad tells nothing with these."""
+    wrong: dict[str, dict[str, Any]] = {
         "token": {"token": SecretStr(str(uuid.uuid4()))},
         "address": {"address": "http://127.0.0.1:1"},
-        "file": {"token_file": tmp_path / "none"},
+        "file": {"token_file": folder / "none"},
     }
-    settings = place.settings.model_copy(update={"nomad": place.settings.nomad.model_copy(update=unusable[way])})
+    return place.settings.model_copy(update={"nomad": place.settings.nomad.model_copy(update=wrong[way])})
+
+
+@pytest.mark.parametrize("way", ["token", "address", "file"])
+async def test_a_namespace_that_nobody_could_look_at_gets_no_rights(place: Place, way: str, tmp_path: Path) -> None:
+    settings = unusable(place, way, tmp_path)
     steps = [step async for step in set_up(settings, ["main", "staging"], only=["nomad", "vault"])]
 
     for name in ("modalnomad-main", "modalnomad-staging"):
@@ -180,6 +185,37 @@ async def test_another_namespace_of_an_environments_name_is_no_environment(place
     assert outcomes(await place.set_up("main", "staging")) == {f"nomad namespace {name}": "changed"}
     now = await place.get(f"/v1/namespace/{name}")
     assert (now["Description"], now["Meta"]) == ("modalnomad, environment main", {"team": "a"})
+
+
+async def test_vault_alone_gives_no_rights_to_another_namespace_of_an_environments_name(place: Place) -> None:
+    name = "modalnomad-main"
+    await place.nomad.calls.put(f"/v1/namespace/{name}", {"Name": name, "Description": "Team A's own"})
+    for dry in (True, False):
+        steps = await place.set_up("main", "staging", only=["vault"], dry=dry)
+
+        told = [step for step in steps.values() if step.server == "nomad"]
+        assert [(step.what, step.outcome) for step in told] == [(f"namespace {name}", "failed")]
+        assert "nomad namespace apply" in told[0].fix
+        role = steps[f"vault role {name}"]
+        assert (role.outcome, role.detail) == ("not done", "the namespace modalnomad-main is somebody else's")
+        assert steps["vault role modalnomad-staging"].outcome == ("would make" if dry else "made")
+    assert place.role(name) is None
+    assert (await place.get(f"/v1/namespace/{name}"))["Description"] == "Team A's own"
+    assert "modalnomad-staging" not in {one["Name"] for one in await place.nomad.calls.get("/v1/namespaces")}
+
+
+@pytest.mark.parametrize("way", ["token", "address", "file"])
+async def test_vault_alone_is_prepared_where_nomad_does_not_tell_and_that_is_said(
+    place: Place, way: str, tmp_path: Path
+) -> None:
+    settings = unusable(place, way, tmp_path)
+    steps = [step async for step in set_up(settings, ["main", "staging"], only=["vault"])]
+
+    names = ("modalnomad-main", "modalnomad-staging")
+    left = [step for step in steps if step.server == "nomad"]
+    assert [(step.what, step.outcome) for step in left] == [(f"namespace {name}", "left") for name in names]
+    assert all(step.detail.startswith("whose it is was not looked at") for step in left)
+    assert all(place.role(name) is not None for name in names)
 
 
 async def test_another_policy_of_our_name_is_left_and_ours_is_repaired(place: Place) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import replace
 
 from modalnomad.hashicorp.consul.server import consul_server
 from modalnomad.hashicorp.http import HttpClient
@@ -27,10 +28,14 @@ async def set_up(
     dry: bool = False,
 ) -> AsyncIterator[Step]:
     """Make what is missing, and tell each step as it was done. Safe to run again, also after a failure. `router_job`:
-    the namespace for routers as a job of Nomad. `dry`: only look. Raises UserError for a bad name of an environment or
+    the namespace for routers as a job of Nomad. `dry`: only look. Vault alone: whose the
+    namespaces are is looked at in Nomad all the same, if it tells. Raises UserError for a bad name of an environment or
     namespace, before anything is done."""
     needed = wanted(settings, environments, router_job)
     foreign: dict[str, str] = {}
+    if "vault" in only and "nomad" not in only:
+        async for step in _whose(settings, needed, foreign):
+            yield step
     for server in SERVERS:
         if server not in only:
             continue
@@ -42,6 +47,33 @@ async def set_up(
             if server == "nomad":
                 foreign.update(dict.fromkeys(needed.namespaces, UNSEEN))
             yield Step(server, "connection", "failed", error.message, error.hint or "")
+
+
+async def _whose(settings: Settings, needed: Wanted, foreign: dict[str, str]) -> AsyncIterator[Step]:
+    """Look whose the namespaces are that Vault gives rights to, where Nomad itself is not prepared. Told is what is
+    not well; a Nomad that does not tell keeps nobody from preparing Vault alone."""
+    try:
+        http = HttpClient(nomad_server(settings.nomad))
+    except ModalNomadError as error:
+        for name in needed.namespaces:
+            yield _unseen(Step("nomad", f"namespace {name}", "failed", error.message, error.hint or ""))
+        return
+    try:
+        todos = [todo for todo in nomad_todos(http, needed) if todo.namespace]
+        async for step in carry_out("nomad", todos, Lacking("nomad", http), foreign, dry=True):
+            name = step.what.removeprefix("namespace ")
+            if foreign.get(name) == UNSEEN:
+                del foreign[name]
+                yield _unseen(step)
+            elif name in foreign:
+                yield step
+    finally:
+        await http.close()
+
+
+def _unseen(step: Step) -> Step:
+    detail = f"whose it is was not looked at, its role in Vault is prepared all the same: {step.detail}"
+    return replace(step, outcome="left", detail=detail)
 
 
 async def _one(
