@@ -171,7 +171,7 @@ def test_damaged_memory_of_ports_stops_nothing(tmp_path: Path, home: Path, damag
 def test_a_taken_port_is_told_with_the_ways_out(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        refused = run_command("up", "--port", port, home=home)
+        refused = run_command("up", "--port", port, "--admin-port", "0", home=home)
     assert refused.returncode == 1
     assert f"127.0.0.1:{port}" in refused.stderr
     assert "another port" in refused.stderr
