@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -193,7 +194,8 @@ def _literal(node: Any) -> Any:
         case "object":
             return {_key(one.children[0]): _literal(one.children[2]) for one in _trees(node, "object_elem")}
         case "heredoc_template" | "heredoc_template_trim" if not re.search(r"[$%]\{", str(node.children[0])):
-            return str(node.children[0])
+            body = "".join(f"{line}\n" for line in str(node.children[0]).splitlines()[1:-1])
+            return textwrap.dedent(body) if node.data.endswith("trim") else body
         case "unary_op" if str(node.children[0]) == "-" and isinstance(
             number := _literal(node.children[1]), int | float
         ):
@@ -237,7 +239,7 @@ Scope = Mapping[str, tuple[str, ...] | None]
 def _references(node: Any, scope: Scope) -> Iterator[Reference]:
     if isinstance(node, Token):
         if node.type.startswith("HEREDOC"):
-            yield from _in_heredoc(node)
+            yield from _in_heredoc(node, scope)
         return
     if node.data == "identifier":
         yield from _found((_word(node),), node.meta.line, scope)
@@ -249,6 +251,8 @@ def _references(node: Any, scope: Scope) -> Iterator[Reference]:
             yield from _references(one, scope)
     elif node.data in {"for_tuple_expr", "for_object_expr"}:
         yield from _in_for(node, scope)
+    elif node.data == "string":
+        yield from _in_string(node, scope)
     elif node.data == "function_call":
         for child in _trees(node, "arguments"):
             yield from _references(child, scope)
@@ -270,15 +274,36 @@ def _found(parts: tuple[str, ...], line: int, scope: Scope) -> Iterator[Referenc
 
 def _in_for(node: Any, scope: Scope) -> Iterator[Reference]:
     (intro,) = _trees(node, "for_intro")
-    names = [_word(name) for name in _trees(intro, "identifier")]
-    collection = next(child for child in intro.children[::-1] if isinstance(child, Tree) and _is_expression(child))
+    collection, inside = _over(intro, scope)
     yield from _references(collection, scope)
-    over = list(_references(collection, scope)) if _bare(collection).data in CHAINS else []
-    element = (*over[0].parts, INDEX) if over else None
-    inside = {**scope, **dict.fromkeys(names), names[-1]: element}
     for child in node.children:
         if isinstance(child, Tree) and child is not intro:
             yield from _references(child, inside)
+
+
+def _over(intro: Any, scope: Scope) -> tuple[Any, Scope]:
+    """What a `for` goes through, and the scope with the names that it brings."""
+    names = [_word(name) for name in _trees(intro, "identifier")]
+    collection = next(child for child in intro.children[::-1] if isinstance(child, Tree) and _is_expression(child))
+    return collection, _wider(scope, names, collection)
+
+
+def _wider(scope: Scope, names: list[str], collection: Any) -> Scope:
+    over = list(_references(collection, scope)) if _bare(collection).data in CHAINS else []
+    element = (*over[0].parts, INDEX) if over else None
+    return {**scope, **dict.fromkeys(names), names[-1]: element}
+
+
+def _in_string(node: Any, scope: Scope) -> Iterator[Reference]:
+    """The names of a `%{ for }` are there to the end of the text: what follows its `endfor` does not use them."""
+    for part in _trees(node, "string_part"):
+        for child in part.children:
+            if isinstance(child, Tree) and child.data == "template_for_start":
+                collection, wider = _over(child, scope)
+                yield from _references(collection, scope)
+                scope = wider
+            else:
+                yield from _references(child, scope)
 
 
 def _chain(node: Any) -> tuple[tuple[str, ...], list[Any]]:
@@ -310,9 +335,27 @@ def _step(step: Any, parts: tuple[str, ...], inner: list[Any]) -> tuple[tuple[st
     return (*parts, INDEX) if parts else (), [*inner, *inside]
 
 
-def _in_heredoc(token: Token) -> Iterator[Reference]:
+_QUOTED: Final = r'"(?:\\.|[^"\\])*"'
+_FLAT: Final = rf'(?:[^{{}}"]|{_QUOTED})*'
+_TEMPLATE: Final = re.compile(
+    rf'(?:(?<!\$)\$|(?<!%)(?P<directive>%))\{{~?\s*(?P<words>(?:[^{{}}"]|{_QUOTED}|\{{{_FLAT}\}})*?)\s*~?\}}'
+)
+
+
+def _in_heredoc(token: Token, scope: Scope) -> Iterator[Reference]:
     """python-hcl2 leaves these texts alone."""
-    for number, line in enumerate(str(token).splitlines()):
-        for template in re.findall(r"(?<!\$)\$\{((?:[^{}\"]|\"[^\"]*\")*)\}", line):
-            for reference in parse(f"x = {template}\n").references():
-                yield Reference(reference.parts, (token.line or 1) + number)
+    text = str(token)
+    for found in _TEMPLATE.finditer(text):
+        above = (token.line or 1) + text.count("\n", 0, found.start("words")) - 1
+        names, words = "", found["words"]
+        if found["directive"]:
+            keyword, _, words = words.partition(" ")
+            if keyword == "for":
+                names, _, words = words.partition(" in ")
+            elif keyword != "if":
+                continue
+        node = parse(f"x = ({words})\n").arguments["x"].node
+        for reference in _references(node, scope):
+            yield Reference(reference.parts, above + reference.line)
+        if names:
+            scope = _wider(scope, [name.strip() for name in names.split(",")], node)

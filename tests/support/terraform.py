@@ -9,6 +9,7 @@ Plug-ins of the providers are taken from a folder laid out as Terraform's file s
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,6 @@ from typing import Final
 
 import pytest
 
-from tests.support import hcl
 from tests.support.repository import ROOT
 
 TERRAFORM: Final = ROOT / "terraform"
@@ -55,9 +55,10 @@ def mirrors() -> Iterator[Path]:
     """Folders that may hold plug-ins."""
     config = Path(os.environ.get("TF_CLI_CONFIG_FILE", os.devnull))
     if config.is_file():
-        for block in hcl.parse(config.read_text("utf-8")).everywhere():
-            if block.kind == "filesystem_mirror" and isinstance(path := block.arguments["path"].literal, str):
-                yield Path(path)
+        # An older HCL than that of modules: python-hcl2 refuses the quoted names of `dev_overrides`.
+        yield from map(
+            Path, re.findall(r'\bfilesystem_mirror\s*\{[^}]*?\bpath\s*=\s*"([^"]+)"', config.read_text("utf-8"))
+        )
     yield Path.home() / ".terraform.d" / "plugins"
     yield Path("/usr/local/share/terraform/plugins")
 
