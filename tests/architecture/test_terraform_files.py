@@ -9,14 +9,16 @@ import pytest
 
 from tests.support.hcl import HclError, parse
 from tests.support.repository import ROOT, shown
-from tests.support.terraform import TERRAFORM, needs_terraform, plugins_given, run
+from tests.support.terraform import TERRAFORM, mirrors, needs_terraform, plugins_given, run
 from tests.support.terraform_check.arguments import mismatches
 from tests.support.terraform_check.check import check
 from tests.support.terraform_check.model import modules, texts
 from tests.support.terraform_check.paths import astray, outputs_of_names
 from tests.support.terraform_check.shape import type_of
 from tests.support.terraform_docs import pages as readmes
-from tests.support.terraform_mutations import OF_LANGUAGE, OF_OURS, OF_PATHS, Mutation
+from tests.support.terraform_mutations.language import OF_LANGUAGE
+from tests.support.terraform_mutations.mutation import Mutation
+from tests.support.terraform_mutations.ours import OF_OURS, OF_PATHS
 from tests.support.terraform_schema import FILE, made, schema
 
 TESTED = sorted({path.parent.parent for path in TERRAFORM.rglob("*.tftest.hcl")})
@@ -114,12 +116,43 @@ resource "vault_jwt_auth_backend" "a" {
 }
 """
 
-    assert not alone(text)
+    assert not [one for one in alone(text) if "tune" in one]
 
 
 def test_what_is_no_hcl_is_told_with_its_line() -> None:
     with pytest.raises(HclError, match=r"terraform/modules/x/main.tf: line 2"):
         alone("locals {\n  a = = 1\n}\n")
+
+
+def test_names_that_a_template_brings_are_nobody_elses() -> None:
+    text = """
+a = "%{ for i, x in var.v ~}${i}=${x.y} ${local.a}%{ endfor }"
+b = <<-END
+  %{ for k, x in local.m ~}
+  ${jsonencode({ k = k, "}" = x.z })}
+  %{ endfor ~}
+  %{ if var.w }$${var.none} %%{ if var.none }%{ else }"${upper("{")}%{ endif }
+END
+c = [for x in local.n : trimspace(<<END
+${x.q} ${
+  local.o
+}
+END
+)]
+"""
+    told = [(str(reference), reference.line) for reference in parse(text).references()]
+
+    assert told == [
+        *(("var.v", 2), ("var.v[].y", 2), ("local.a", 2)),
+        *(("local.m", 4), ("local.m[].z", 5), ("var.w", 7)),
+        *(("local.n", 9), ("local.n[].q", 10), ("local.o", 11)),
+    ]
+
+
+def test_a_heredoc_says_what_is_between_its_marks() -> None:
+    values = parse("a = <<-END\n    one\n      two\n  END\nb = <<END\n one\nEND\n").arguments
+
+    assert (values["a"].literal, values["b"].literal) == ("one\n  two\n", " one\n")
 
 
 def test_references_are_found_wherever_they_are_written() -> None:
@@ -141,6 +174,17 @@ f = try(local.a["x"].b, null)
         "var.key",
         "local.a[].b",
     ]
+
+
+def test_plug_ins_are_looked_for_where_a_users_own_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "terraformrc"
+    file.write_text(
+        'provider_installation {\n  dev_overrides {\n    "hashicorp/nomad" = "/none"\n  }\n'
+        f'  filesystem_mirror {{\n    include = ["*/*/*"]\n    path    = "{tmp_path}/mirror"\n  }}\n  direct {{}}\n}}\n'
+    )
+    monkeypatch.setenv("TF_CLI_CONFIG_FILE", str(file))
+
+    assert next(mirrors()) == tmp_path / "mirror"
 
 
 EXAMPLE_VALUES = sorted(TERRAFORM.rglob("*.tfvars.example"))

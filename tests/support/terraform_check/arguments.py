@@ -93,6 +93,10 @@ def _within(placed: Placed, block: Block, known: Arguments | None, address: str)
         return
     for name, value in block.arguments.items():
         yield from _argument(placed, value, known, address, name)
+        version = f"{name}_version"
+        if name.endswith("_wo") and version in known and version not in block.arguments:
+            cure = f"write `{version} = …`: a higher one sends the value again"
+            yield placed.finding(value.line, f"{address} lacks `{version}`", cure)
     given: dict[str, int] = {}
     for inner in block.blocks:
         name = inner.labels[0] if inner.kind == "dynamic" and inner.labels else inner.kind

@@ -8,8 +8,9 @@ from typing import Final
 
 from tests.support.hcl import Block, Value, parse
 from tests.support.repository import ROOT
+from tests.support.terraform_check.arguments import META
 from tests.support.terraform_check.model import Finding, Module, Placed, Schema, referred
-from tests.support.terraform_check.shape import SECRET
+from tests.support.terraform_check.shape import SECRET, given_out, sensitive
 from tests.support.terraform_schema import split
 
 TOKENS: Final = {
@@ -43,18 +44,22 @@ SECRETS: Final[Mapping[str, Mapping[str, str]]] = {
 
 FROM_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "consul_acl_auth_method": ("name", "config_json"),
-    "consul_acl_binding_rule": ("bind_name", "selector"),
-    "consul_acl_policy": ("name", "rules"),
-    "consul_acl_role": ("name",),
-    "nomad_acl_policy": ("name", "rules_hcl"),
+    "consul_acl_binding_rule": ("bind_name", "bind_type", "selector"),
+    "consul_acl_policy": ("name", "description", "rules"),
+    "consul_acl_role": ("name", "description", "policies"),
+    "nomad_acl_policy": ("name", "description", "rules_hcl"),
     "nomad_namespace": ("name", "description"),
-    "vault_jwt_auth_backend": ("path", "jwks_url"),
+    "vault_jwt_auth_backend": ("path", "type", "jwks_url", "jwt_supported_algs"),
     "vault_jwt_auth_backend_role": (
         "role_name",
+        "role_type",
         "bound_audiences",
         "bound_claims",
         "claim_mappings",
+        "token_explicit_max_ttl",
+        "token_period",
         "token_policies",
+        "token_type",
         "user_claim",
     ),
     "vault_mount": ("path", "type", "options"),
@@ -75,14 +80,32 @@ ORDER: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
 }
 """Of calls: argument, and the module that it must refer to."""
 
+WAITED_FOR: Final[Mapping[str, tuple[str, ...]]] = {
+    "consul-platform": ("role", "auth_method"),
+    "environment": ("name",),
+    "nomad-platform": ("jwks_url",),
+    "vault-platform": ("mount", "auth_mount"),
+}
+"""Outputs by which other modules, and people, come after what is made."""
+
+AFTER: Final[Mapping[str, tuple[str, ...]]] = {
+    "consul_acl_binding_rule": ("consul_acl_role",),
+    "nomad_job": ("nomad_namespace", "nomad_acl_policy", "vault_jwt_auth_backend_role", "consul_acl_binding_rule"),
+}
+LOOKED_AT: Final = {"nomad_namespace": "nomad_namespace", "nomad_acl_policy": "nomad_acl_policies"}
+"""Of what a provider takes over: the data source that tells of it."""
+
+SWITCH: Final = re.compile(r"var\.create_tokens \? .* : (0|\{\}|\[\]|toset\(\[\]\))", re.DOTALL)
+NOT_KEPT: Final = {"lifecycle", "precondition", "postcondition"}
 PREEMPTION: Final = {f"{kind}_scheduler_enabled" for kind in ("system", "service", "batch", "sysbatch")}
 
 
-def habits(module: Module, schema: Schema) -> Iterator[Finding]:
+def habits(module: Module, modules: Mapping[str, Module], schema: Schema) -> Iterator[Finding]:
     """All findings of one module."""
     for rule in RULES:
         yield from rule(module)
     yield from sensitive_arguments(module, schema)
+    yield from secrets_stay_out_of_resources(module, modules, schema)
 
 
 def tokens_are_asked_for(module: Module) -> Iterator[Finding]:
@@ -90,11 +113,13 @@ def tokens_are_asked_for(module: Module) -> Iterator[Finding]:
     made = list(module.resources(*TOKENS))
     for placed in made:
         switches = [placed.block.arguments[name] for name in ("count", "for_each") if name in placed.block.arguments]
-        if not any(("var", "create_tokens") in _heads(switch) for switch in switches):
+        if not any(SWITCH.fullmatch(switch.text) for switch in switches):
             cure = "write `count = var.create_tokens ? 1 : 0`, or `for_each` likewise"
             yield placed.finding(placed.block.line, f"{placed.address} puts a secret into the state unasked", cure)
     warned = any(
-        "create_tokens" in reference.parts for check in module.of("check") for reference in referred(check.block)
+        "condition" in block.arguments and block.arguments["condition"].text == "!var.create_tokens"
+        for check in module.of("check")
+        for block in check.block.named("assert")
     )
     if made and not warned:
         cure = 'write `check "…" { assert { condition = !var.create_tokens … } }`'
@@ -102,6 +127,10 @@ def tokens_are_asked_for(module: Module) -> Iterator[Finding]:
     switch = module.variables.get("create_tokens")
     if switch is not None and ("default" not in switch.block.arguments or switch.block.arguments["default"].literal):
         yield switch.finding(switch.block.line, "tokens are made unless one says no", "write `default = false`")
+    for call in module.calls.values():
+        asked = call.block.arguments.get("create_tokens")
+        if asked is not None and asked.literal is not False and ("var", "create_tokens") not in _heads(asked):
+            yield call.finding(asked.line, f"{call.address} makes tokens unasked", "leave `create_tokens` out")
 
 
 def nothing_secret_in_state(module: Module) -> Iterator[Finding]:
@@ -133,12 +162,37 @@ def sensitive_arguments(module: Module, schema: Schema) -> Iterator[Finding]:
                 yield placed.finding(value.line, f"secret `{name}` of {placed.address} is written out", cure)
 
 
+def secrets_stay_out_of_resources(module: Module, modules: Mapping[str, Module], schema: Schema) -> Iterator[Finding]:
+    """What is marked sensitive, also by way of locals, goes into write-only arguments alone."""
+    for placed in module.of("resource"):
+        entries = schema["resource"].get(placed.block.labels[0], {})
+        for block in placed.block.everywhere():
+            for name, value in block.arguments.items() if block.kind not in NOT_KEPT else ():
+                entry = entries.get(name, "") if block is placed.block else ""
+                if name in META or (isinstance(entry, str) and "w" in split(entry)[0]):
+                    continue
+                for reference in given_out(value):
+                    if sensitive(reference, module, modules, schema):
+                        what = f"{reference} in `{name}` of {placed.address} would lie in the state"
+                        yield placed.finding(value.line, what, "use a write-only argument, or do it outside Terraform")
+
+
 def secrets_outlive_mistakes(module: Module) -> Iterator[Finding]:
     """The end of the mount is the end of every secret in it."""
     for placed in module.resources("vault_mount"):
         if not any(_is_true(block, "prevent_destroy") for block in placed.block.named("lifecycle")):
             cure = "write `lifecycle { prevent_destroy = true }`"
             yield placed.finding(placed.block.line, f"{placed.address} can be destroyed with every secret in it", cure)
+
+
+def imports_change_nothing(module: Module) -> Iterator[Finding]:
+    """The provider does not read a login's description back: what `setup` made would be written once more."""
+    for placed in module.resources("vault_jwt_auth_backend"):
+        cycles = placed.block.named("lifecycle")
+        ignored = [one.arguments["ignore_changes"] for one in cycles if "ignore_changes" in one.arguments]
+        if "description" in placed.block.arguments and not any(("description",) in _heads(one) for one in ignored):
+            cure = "write `lifecycle { ignore_changes = [description] }`"
+            yield placed.finding(placed.block.line, f"{placed.address} changes when it is imported", cure)
 
 
 def environments_end_in_order(module: Module) -> Iterator[Finding]:
@@ -150,13 +204,16 @@ def environments_end_in_order(module: Module) -> Iterator[Finding]:
             yield placed.finding(placed.block.line, f"{placed.address} could go after {address}, with jobs in it", cure)
 
 
-def namespaces_of_others_are_left_alone(module: Module) -> Iterator[Finding]:
-    """The provider takes over a namespace that is there without a word, and destroys it with the rest."""
-    for placed in module.resources("nomad_namespace"):
+def things_of_others_are_left_alone(module: Module) -> Iterator[Finding]:
+    """The provider takes over what is there without a word, and destroys it with the rest."""
+    for placed in module.resources(*LOOKED_AT):
+        kind = placed.block.labels[0]
         guards = [one for cycle in placed.block.named("lifecycle") for one in cycle.named("precondition")]
-        if not any(one.parts[:2] == ("data", "nomad_namespace") for guard in guards for one in guard.references()):
-            cure = "look with data `nomad_namespace`, and write a `precondition` that its description is ours"
-            yield placed.finding(placed.block.line, f"{placed.address} would take over somebody else's namespace", cure)
+        said = [guard.arguments["condition"] for guard in guards if "condition" in guard.arguments]
+        read = [one.parts for condition in said for one in condition.references]
+        if not any(parts[:2] == ("data", LOOKED_AT[kind]) and "description" in parts for parts in read):
+            cure = f"look with data `{LOOKED_AT[kind]}`, and write a `precondition` that its description is ours"
+            yield placed.finding(placed.block.line, f"{placed.address} would take over somebody else's", cure)
 
 
 def tokens_do_not_expire_by_terraform(module: Module) -> Iterator[Finding]:
@@ -169,12 +226,11 @@ def tokens_do_not_expire_by_terraform(module: Module) -> Iterator[Finding]:
             )
 
 
-def jobs_start_when_all_is_there(module: Module) -> Iterator[Finding]:
-    """A job that logs in to Vault before its role is there fails, and so does one without its policy."""
-    needed = ("nomad_namespace", "nomad_acl_policy", "vault_jwt_auth_backend_role", "consul_acl_binding_rule")
-    for placed in module.resources("nomad_job"):
+def nothing_starts_too_early(module: Module) -> Iterator[Finding]:
+    """A job that logs in to Vault before its role is there fails; who logs in to Consul before that gets nothing."""
+    for placed in module.resources(*AFTER):
         known = _depends_on(placed) | {".".join(one.parts[:2]) for one in referred(placed.block)}
-        for other in module.resources(*needed):
+        for other in module.resources(*AFTER[placed.block.labels[0]]):
             if other.address not in known:
                 cure = f"write `depends_on = [{other.address}, …]`"
                 yield placed.finding(placed.block.line, f"{placed.address} may start before {other.address}", cure)
@@ -232,13 +288,26 @@ def roots_keep_the_order(module: Module) -> Iterator[Finding]:
                 yield call.finding(line, f"`{argument}` of module `{name}` does not wait for {before}", cure)
 
 
+def outputs_keep_the_order(module: Module) -> Iterator[Finding]:
+    """What others wait for is known only when the things themselves are there."""
+    for name in WAITED_FOR.get(module.folder.rpartition("/")[2], ()) if not module.is_root else ():
+        output = module.outputs.get(name)
+        read = {".".join(one.parts[:2]) for one in referred(output.block)} if output is not None else set()
+        if output is not None and not read & {one.address for one in module.of("resource")}:
+            cure = "write `depends_on = [nomad_acl_policy.this]`, or what it is"
+            yield output.finding(output.block.line, f"output `{name}` waits for nothing", cure)
+
+
 def preemption_is_whole(module: Module) -> Iterator[Finding]:
     """A key that is missing is written as false, so that system jobs lose preemption, and each plan shows it anew."""
     for placed in module.resources("nomad_scheduler_config"):
         given = placed.block.arguments.get("preemption_config")
-        missing = PREEMPTION - set(given.items() if given is not None else ())
+        keys = dict(given.items()) if given is not None else {}
+        missing = PREEMPTION - {key for key, value in keys.items() if value.literal is not None}
+        line = placed.block.line if given is None else given.line
+        for key in sorted(keys.keys() - PREEMPTION):
+            yield placed.finding(line, f"preemption_config of {placed.address} knows no {key}", "write the four keys")
         if missing:
-            line = placed.block.line if given is None else given.line
             what = f"preemption_config of {placed.address} lacks {', '.join(sorted(missing))}"
             yield placed.finding(line, what, "write all four keys")
 
@@ -266,9 +335,10 @@ def names_come_from_names(module: Module) -> Iterator[Finding]:
                     yield placed.finding(value.line, f"`{name}` of {placed.address} names something by itself", cure)
     for placed in module.resources(*FROM_NAMES):
         for name in FROM_NAMES[placed.block.labels[0]]:
-            given = placed.block.arguments.get(name)
-            if given is not None and not given.references:
-                cure = "take it from module `names`"
+            given, cure = placed.block.arguments.get(name), "take it from module `names`"
+            if given is None:
+                yield placed.finding(placed.block.line, f"{placed.address} has no `{name}`, which setup writes", cure)
+            elif not {one.parts[0] for one in given.references} & {"module", "local", "each"}:
                 yield placed.finding(given.line, f"`{name}` of {placed.address} is written out", cure)
 
 
@@ -294,12 +364,14 @@ RULES: Final[tuple[Callable[[Module], Iterator[Finding]], ...]] = (
     nothing_secret_in_state,
     secrets_outlive_mistakes,
     environments_end_in_order,
-    namespaces_of_others_are_left_alone,
+    imports_change_nothing,
+    things_of_others_are_left_alone,
     tokens_do_not_expire_by_terraform,
-    jobs_start_when_all_is_there,
+    nothing_starts_too_early,
     jobs_are_kept_running,
     jobs_are_given_what_they_know,
     roots_keep_the_order,
+    outputs_keep_the_order,
     preemption_is_whole,
     binding_rules_are_described,
     names_come_from_names,

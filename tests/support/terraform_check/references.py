@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from tests.support.hcl import INDEX, SPLAT, Block, Reference
 from tests.support.terraform_check.model import Finding, Module, Placed, Schema, referred
+from tests.support.terraform_check.shape import type_of
+from tests.support.terraform_schema import elements, fields, split
 
 OWN: Final[Mapping[str, frozenset[str]]] = {
     "path": frozenset({"module", "root", "cwd"}),
@@ -23,7 +25,10 @@ def references(module: Module, modules: Mapping[str, Module], schema: Schema) ->
     for placed in module.blocks:
         iterators = set(_iterators(placed.block))
         for reference in referred(placed.block):
-            wrong = _wrong(reference, placed, module, modules, schema) if reference.parts[0] not in iterators else None
+            if reference.parts[0] in iterators:
+                wrong = _own("each", "".join(reference.parts[1:2]), None)
+            else:
+                wrong = _wrong(reference, placed, module, modules, schema)
             if wrong is not None:
                 yield placed.finding(reference.line, f"`{reference}`: {wrong[0]}", wrong[1])
 
@@ -61,11 +66,12 @@ def _wrong(
     root, *rest = reference.parts
     name = rest[0] if rest else ""
     if root in OWN:
-        return _own(root, name, placed)
+        return _own(root, name, placed) or _each(reference, placed, module)
     if root == "self":
         return None
     if root == "var":
-        return _declared(name, module.variables, "no such variable", "declare it in variables.tf")
+        wrong = _declared(name, module.variables, "no such variable", "declare it in variables.tf")
+        return wrong or _of_variable(reference.parts, module)
     if root == "local":
         return _declared(name, module.locals, "no such local", "add it to a block `locals`")
     if root == "module":
@@ -73,11 +79,12 @@ def _wrong(
     return _of_object(reference, module, schema)
 
 
-def _own(root: str, name: str, placed: Placed) -> Wrong:
+def _own(root: str, name: str, placed: Placed | None) -> Wrong:
+    """`placed` has what it takes, unless it is `None`: a dynamic block, whose own name is as `each`."""
     if name not in OWN[root]:
         return f"`{root}` has no `{name}`", f"there are {', '.join(sorted(OWN[root]))}"
     needed = {"each": "for_each", "count": "count"}.get(root)
-    if needed is not None and needed not in placed.block.arguments:
+    if placed is not None and needed is not None and needed not in placed.block.arguments:
         return f"{placed.address} has no `{needed}`", f"`{root}` is for blocks with it"
     return None
 
@@ -111,9 +118,45 @@ def _of_object(reference: Reference, module: Module, schema: Schema) -> Wrong:
         return _declared(address, module.objects, "there is no such thing in this module", "write its full name")
     rest, wrong = _instance(parts[2:], module.objects[address])
     known: Mapping[str, Any] = schema[kind].get(parts[0], {})
-    if wrong is None and rest and known:
-        return _declared(rest[0], known, f"{parts[0]} has no such attribute", f"there are {', '.join(known)}")
-    return wrong
+    if wrong is not None or not rest or not known:
+        return wrong
+    wrong = _declared(rest[0], known, f"{parts[0]} has no such attribute", f"there are {', '.join(known)}")
+    entry = known.get(rest[0])
+    return _lost(rest[1:], split(entry)[1]) if isinstance(entry, str) else wrong
+
+
+def _each(reference: Reference, placed: Placed, module: Module) -> Wrong:
+    """Of `each.value`, where a variable is gone through."""
+    over = placed.block.arguments.get("for_each")
+    if reference.parts[:2] != ("each", "value") or over is None or over.reference is None:
+        return None
+    parts = (*over.reference.parts, INDEX, *reference.parts[2:])
+    return _of_variable(parts, module) if parts[0] == "var" and parts[1] in module.variables else None
+
+
+def _of_variable(parts: tuple[str, ...], module: Module) -> Wrong:
+    kind = module.variables[parts[1]].block.arguments.get("type")
+    return _lost(parts[2:], type_of(kind)) if kind is not None else None
+
+
+def _lost(parts: tuple[str, ...], kind: str) -> Wrong:
+    """Where a path leaves a value of this type."""
+    for part in parts:
+        outer, inner = elements(kind)
+        if outer in {"string", "number", "bool"} and part != SPLAT:
+            return f"a {kind} has nothing below it", "take it whole"
+        if (part in {INDEX, SPLAT} and outer in {"list", "set", "map"}) or outer == "map":
+            kind = inner
+        elif outer == "object" and part not in {INDEX, SPLAT}:
+            known = {name.rstrip("?"): one for name, one in fields(inner).items()}
+            if part not in known:
+                return _declared(part, known, f"there is no `{part}`", f"there are {', '.join(known)}")
+            kind = known[part]
+        elif outer in {"list", "set"} and not part.isdigit():
+            return f"a {outer} has no `{part}`", "say which one by an index, or `[*]`"
+        elif part != SPLAT:
+            return None
+    return None
 
 
 def _instance(rest: tuple[str, ...], target: Placed) -> tuple[tuple[str, ...], Wrong]:

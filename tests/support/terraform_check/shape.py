@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tests.support.hcl import Reference, Value
+from tests.support.hcl import INDEX, Reference, Value
 from tests.support.terraform_check.arguments import mismatches
 from tests.support.terraform_check.model import Finding, Module, Placed, Schema
 from tests.support.terraform_schema import split
 
 SECRET = re.compile(r"(^|_)(token|secret|password|secret_id|private_key)$")
-CALL = {"source", "version", "providers", "count", "for_each", "depends_on"}
+VERSION = r">= \d+\.\d+(\.\d+)?"
+CALL = {"source", "providers", "count", "for_each", "depends_on"}
 
 
 def declared(module: Module, modules: Mapping[str, Module], schema: Schema) -> Iterator[Finding]:
@@ -23,7 +24,7 @@ def declared(module: Module, modules: Mapping[str, Module], schema: Schema) -> I
         yield from _description(placed, f"output `{name}`")
         value, marked = placed.block.arguments.get("value"), placed.block.arguments.get("sensitive")
         if value is not None and (marked is None or marked.literal is not True):
-            for reference in value.references:
+            for reference in given_out(value):
                 if sensitive(reference, module, modules, schema):
                     what = f"output `{name}` gives {reference}, which is sensitive"
                     yield placed.finding(value.line, what, "write `sensitive = true`")
@@ -34,7 +35,7 @@ def _variable(name: str, placed: Placed) -> Iterator[Finding]:
     yield from _description(placed, f"variable `{name}`")
     for validation in placed.block.named("validation"):
         message = validation.arguments.get("error_message")
-        if message is not None and not message.text.rstrip('"').endswith("."):
+        if message is not None and not re.search(r"\.(\"|\n\s*\w+)$", message.text):
             yield placed.finding(
                 message.line, f"a message of variable `{name}` is no sentence", "end it with a full stop"
             )
@@ -54,9 +55,17 @@ def _variable(name: str, placed: Placed) -> Iterator[Finding]:
             yield placed.finding(placed.block.line, what, f"write `{mark} = true`: it is neither shown nor kept")
 
 
+def given_out(value: Value) -> Iterator[Reference]:
+    """What it reads; a thing that a `for` goes through counts by what is taken of its elements."""
+    parts = [one.parts for one in value.references]
+    for one in value.references:
+        if not any(other[: len(one.parts) + 1] == (*one.parts, INDEX) for other in parts):
+            yield one
+
+
 def _description(placed: Placed, what: str) -> Iterator[Finding]:
     description = placed.block.arguments.get("description")
-    if description is not None and not str(description.literal).endswith("."):
+    if description is not None and not str(description.literal).rstrip().endswith("."):
         yield placed.finding(description.line, f"the description of {what} is no sentence", "end it with a full stop")
 
 
@@ -68,12 +77,14 @@ def sensitive(reference: Reference, module: Module, modules: Mapping[str, Module
     if root == "var" and rest and rest[0] in module.variables:
         return _marked(module.variables[rest[0]])
     names = [part for part in rest if not part.startswith("[")]
-    if root == "module" and len(names) > 1 and names[0] in module.calls:
+    if root == "module" and names and names[0] in module.calls:
         target = modules.get(module.called(module.calls[names[0]]) or "")
-        return target is not None and names[1] in target.outputs and _marked(target.outputs[names[1]])
+        given = target.outputs if target is not None else {}
+        return any(_marked(one) for name, one in given.items() if names[1:2] in ([], [name]))
     kind, parts = (root, names) if root in {"data", "ephemeral"} else ("resource", [root, *names])
-    entry: Any = schema[kind].get(parts[0], {}).get(parts[2], "") if len(parts) > 2 else ""
-    return isinstance(entry, str) and "s" in split(entry)[0]
+    entries: Mapping[str, Any] = schema[kind].get(parts[0], {}) if parts else {}
+    some = [one for name, one in entries.items() if parts[2:3] in ([], [name])]
+    return any("s" in split(one)[0] for one in some if isinstance(one, str))
 
 
 def _marked(placed: Placed) -> bool:
@@ -148,6 +159,11 @@ def versions(module: Module, modules: Mapping[str, Module]) -> Iterator[Finding]
     first = module.blocks[0]
     if not settings:
         yield Finding(first.file, 1, f"{module.folder} says no version", "write `terraform { required_version = … }`")
+    for placed in settings:
+        version = placed.block.arguments.get("required_version")
+        if version is not None and not re.fullmatch(VERSION, str(version.literal)):
+            what = f"required_version of {module.folder} says no least version"
+            yield placed.finding(version.line, what, 'write ">= 1.11"')
     needed, wanted = required(module), dict(used(module))
     for call in module.calls.values():
         target = modules.get(module.called(call) or "")
@@ -160,9 +176,7 @@ def versions(module: Module, modules: Mapping[str, Module]) -> Iterator[Finding]
     configured = {placed.block.labels[0]: placed for placed in module.of("provider")}
     for provider, value in needed.items():
         given = value.literal if isinstance(value.literal, dict) else {}
-        if given.get("source") != f"hashicorp/{provider}" or not re.fullmatch(
-            r">= \d+\.\d+(\.\d+)?", str(given.get("version"))
-        ):
+        if given.get("source") != f"hashicorp/{provider}" or not re.fullmatch(VERSION, str(given.get("version"))):
             what = f"provider `{provider}` of {module.folder} lacks source or version"
             yield Finding(
                 first.file, value.line, what, f'write {{ source = "hashicorp/{provider}", version = ">= …" }}'
