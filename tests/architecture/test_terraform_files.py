@@ -58,6 +58,14 @@ def test_each_mistake_is_found_and_nothing_else_is(mutation: Mutation) -> None:
     ("text", "part"),
     [
         (
+            'locals {\n  a = local.b\n  b = [local.a]\n}\noutput "c" {\n  description = "C."\n  value = local.a\n}\n',
+            "main.tf:2: local.a waits for itself",
+        ),
+        (
+            'resource "vault_kv_secret_v2" "a" {\n  mount = "kv"\n  name = "a"\n  data_json_wo = "{}"\n}\n',
+            "main.tf:4: secret `data_json_wo` of vault_kv_secret_v2.a is written out",
+        ),
+        (
             'resource "vault_kv_secret_v2" "a" {\n  mount     = "kv"\n  name      = "a"\n  data_json = "{}"\n}\n',
             "main.tf:4: `data_json` of vault_kv_secret_v2.a lies in the state: write `data_json_wo`",
         ),
@@ -117,6 +125,23 @@ resource "vault_jwt_auth_backend" "a" {
 """
 
     assert not [one for one in alone(text) if "tune" in one]
+
+
+def test_a_dynamic_block_may_name_what_it_goes_through() -> None:
+    text = """
+resource "nomad_acl_role" "a" {
+  name = path.module
+  dynamic "policy" {
+    for_each = toset([path.module])
+    iterator = each_one
+    content {
+      name = each_one.value
+    }
+  }
+}
+"""
+
+    assert not alone(text)
 
 
 def test_what_is_no_hcl_is_told_with_its_line() -> None:
@@ -206,9 +231,9 @@ def test_every_name_is_one_that_module_names_gives(tmp_path: Path) -> None:
     """No provider is needed to see what it gives: a path misspelt in another module is found before any plan."""
     given, before = outputs_of_names(tmp_path), texts()
 
-    assert not [str(finding) for finding in astray(before, given)]
+    assert not [str(finding) for finding in astray(before, given, schema())]
     for mutation in OF_PATHS:
-        told = [str(finding) for finding in astray(mutation.apply(before), given)]
+        told = [str(finding) for finding in astray(mutation.apply(before), given, schema())]
         assert len(told) == len(mutation.found), (mutation.name, told)
         assert all(part in one for part, one in zip(mutation.found, told, strict=True)), (mutation.name, told)
 

@@ -169,19 +169,20 @@ def _near(name: str, known: Iterable[str]) -> str:
 
 def mismatches(value: Value, kind: str) -> Iterator[tuple[str, str]]:
     """Where within a value, and what stands there, that is surely of another type than `kind`."""
-    return _mismatches(value.literal, kind, "")
+    return unlike(value.literal, kind)
 
 
-def _mismatches(given: Any, kind: str, where: str) -> Iterator[tuple[str, str]]:
+def unlike(given: Any, kind: str, where: str = "") -> Iterator[tuple[str, str]]:
+    """The same of what a value is, as far as it is known."""
     outer, inner = elements(kind)
     if given is UNKNOWN or given is None or kind == "any":
         return
     if outer in {"list", "set"} and isinstance(given, list):
         for number, one in enumerate(given):
-            yield from _mismatches(one, inner, f"{where}[{number}]")
+            yield from unlike(one, inner, f"{where}[{number}]")
     elif outer == "map" and isinstance(given, dict):
         for name, one in given.items():
-            yield from _mismatches(one, inner, f"{where}.{name if isinstance(name, str) else '?'}")
+            yield from unlike(one, inner, f"{where}.{name if isinstance(name, str) else '?'}")
     elif outer == "object" and isinstance(given, dict):
         yield from _of_object(given, fields(inner), where)
     elif (outer, _form(given)) not in {("string", "string"), ("number", "number"), ("bool", "bool"), ("tuple", "list")}:
@@ -197,7 +198,7 @@ def _of_object(given: dict[Any, Any], wanted: Mapping[str, str], where: str) -> 
         if name not in known:
             yield f"{where}.{name}", "unknown there"
         else:
-            yield from _mismatches(one, known[name], f"{where}.{name}")
+            yield from unlike(one, known[name], f"{where}.{name}")
     for name in wanted:
         if not name.endswith("?") and name not in given:
             yield f"{where}.{name}", "missing"

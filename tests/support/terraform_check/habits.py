@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 from tests.support.hcl import Block, Value, parse
 from tests.support.repository import ROOT
@@ -92,6 +92,10 @@ AFTER: Final[Mapping[str, tuple[str, ...]]] = {
     "consul_acl_binding_rule": ("consul_acl_role",),
     "nomad_job": ("nomad_namespace", "nomad_acl_policy", "vault_jwt_auth_backend_role", "consul_acl_binding_rule"),
 }
+KEPT_RUNNING: Final = {
+    "rerun_if_dead": "stays stopped when somebody stopped it",
+    "purge_on_destroy": "keeps its namespace from going",
+}
 LOOKED_AT: Final = {"nomad_namespace": "nomad_namespace", "nomad_acl_policy": "nomad_acl_policies"}
 """Of what a provider takes over: the data source that tells of it."""
 
@@ -146,20 +150,30 @@ def nothing_secret_in_state(module: Module) -> Iterator[Finding]:
 
 
 def sensitive_arguments(module: Module, schema: Schema) -> Iterator[Finding]:
-    """Of resources: only in the write-only form. Of providers: never written out."""
+    """Of resources: only in the write-only form. Of that one, and of providers: never written out."""
     for placed in module.of("resource", "data", "provider"):
         entries = schema[placed.block.kind].get(placed.block.labels[0], {})
-        for name, value in placed.block.arguments.items():
-            entry = entries.get(name, "")
-            marks = split(entry)[0] if isinstance(entry, str) else ""
-            if not ("s" in marks or SECRET.search(name)) or "w" in marks or name.endswith("_wo"):
+        for name, value, entry in _entries(placed.block, entries):
+            marks = split(entry)[0]
+            if not (set(marks) & {"s", "w"} or SECRET.search(name)):
                 continue
-            if placed.block.kind != "provider":
+            if placed.block.kind != "provider" and "w" not in marks:
                 cure = "use its write-only form, or do it outside Terraform"
                 yield placed.finding(value.line, f"secret `{name}` of {placed.address} would lie in the state", cure)
             elif not value.references:
                 cure = "leave it out: the provider reads its environment"
+                cure = cure if placed.block.kind == "provider" else "take it from a variable that is ephemeral"
                 yield placed.finding(value.line, f"secret `{name}` of {placed.address} is written out", cure)
+
+
+def _entries(block: Block, known: Mapping[str, Any]) -> Iterator[tuple[str, Value, str]]:
+    """Arguments of a block and of those within, with what the schema says of each."""
+    for name, value in block.arguments.items():
+        if isinstance(entry := known.get(name, ""), str):
+            yield name, value, entry
+    for inner in block.blocks:
+        if isinstance(entry := known.get(inner.kind), dict):
+            yield from _entries(inner, entry["block"])
 
 
 def secrets_stay_out_of_resources(module: Module, modules: Mapping[str, Module], schema: Schema) -> Iterator[Finding]:
@@ -237,11 +251,15 @@ def nothing_starts_too_early(module: Module) -> Iterator[Finding]:
 
 
 def jobs_are_kept_running(module: Module) -> Iterator[Finding]:
-    """Terraform compares the text of a job, not the cluster: one that was stopped by hand would stay so."""
+    """Terraform compares the text of a job, not the cluster; and its policy is given to whom `job_acl` names alone."""
     for placed in module.resources("nomad_job"):
-        if not _is_true(placed.block, "rerun_if_dead"):
-            cure = "write `rerun_if_dead = true`"
-            yield placed.finding(placed.block.line, f"{placed.address} stays stopped when somebody stopped it", cure)
+        for name, why in KEPT_RUNNING.items():
+            if not _is_true(placed.block, name):
+                yield placed.finding(placed.block.line, f"{placed.address} {why}", f"write `{name} = true`")
+        for policy in module.resources("nomad_acl_policy"):
+            if not any(policy.block.named("job_acl")):
+                cure = "write `job_acl { … }`"
+                yield policy.finding(policy.block.line, f"{policy.address} gives {placed.address} no rights", cure)
 
 
 def jobs_are_given_what_they_know(module: Module) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from tests.support.hcl import INDEX, Value
-from tests.support.terraform_check.model import Finding, Module, Placed, Schema
+from tests.support.terraform_check.model import Finding, Module, Placed, Schema, referred
 
 LABELS: Final[Mapping[str, int]] = {
     **dict.fromkeys(("resource", "data", "ephemeral"), 2),
@@ -36,6 +36,7 @@ def labelled(module: Module) -> tuple[Module, list[Finding]]:
 def language(module: Module, schema: Schema) -> Iterator[Finding]:
     """All findings of one module."""
     yield from _declared_once(module)
+    yield from _circles(module)
     for name, placed in module.variables.items():
         if "type" in placed.block.arguments and not _is_type(placed.block.arguments["type"]):
             value = placed.block.arguments["type"]
@@ -68,6 +69,27 @@ def _declared_once(module: Module) -> Iterator[Finding]:
             if name in seen:
                 yield placed.finding(line, f"{name} is there twice", "keep one")
             seen.add(name)
+
+
+def _circles(module: Module) -> Iterator[Finding]:
+    """Things and locals that read themselves, by way of others too; not by way of modules, which come part by part."""
+    read: dict[str, tuple[Placed, int, set[str]]] = {}
+    for address, placed in module.objects.items():
+        read[address] = (placed, placed.block.line, {_address(one.parts) for one in referred(placed.block)})
+    for name, (placed, value) in module.locals.items():
+        read[f"local.{name}"] = (placed, value.line, {_address(one.parts) for one in value.references})
+    for address, (placed, line, first) in read.items():
+        reached, todo = set(first), [*first]
+        while todo:
+            more = read[one][2] - reached if (one := todo.pop()) in read else set()
+            reached |= more
+            todo += more
+        if address in reached:
+            yield placed.finding(line, f"{address} waits for itself", "take a reference, or a depends_on, out")
+
+
+def _address(parts: tuple[str, ...]) -> str:
+    return ".".join(parts[: 3 if parts[0] in {"data", "ephemeral"} else 2])
 
 
 def _is_type(value: Value) -> bool:
@@ -111,8 +133,7 @@ def _depends_on(placed: Placed, value: Value) -> Iterator[Finding]:
         cure = "write `depends_on = [vault_policy.this, …]`"
         yield placed.finding(value.line, f"depends_on of {placed.address} is no list of things", cure)
     for reference in value.references:
-        parts = [part for part in reference.parts if part != INDEX]
-        if len(parts) > (3 if parts[0] in {"data", "ephemeral"} else 2):
+        if len([part for part in reference.parts if part != INDEX]) > len(_address(reference.parts).split(".")):
             yield placed.finding(reference.line, f"`{reference}` in depends_on is a part", "name the whole")
 
 

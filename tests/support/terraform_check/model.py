@@ -119,6 +119,7 @@ class Module:
 
 NAMES_THINGS = {
     "variable": {"type"},
+    "dynamic": {"iterator"},
     "lifecycle": {"ignore_changes"},
     "resource": {"provider"},
     "data": {"provider"},

@@ -6,11 +6,13 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tests.support.hcl import INDEX, SPLAT
 from tests.support.terraform import TERRAFORM, run
-from tests.support.terraform_check.model import Finding, Module, Placed, Texts, modules
+from tests.support.terraform_check.arguments import unlike
+from tests.support.terraform_check.model import Finding, Module, Placed, Schema, Texts, modules
+from tests.support.terraform_schema import split
 
 DEEPEST: Final = 8
 """Locals of locals, at most."""
@@ -30,19 +32,37 @@ def outputs_of_names(folder: Path) -> Mapping[str, Any]:
     return {name: output["value"] for name, output in given.items()}
 
 
-def astray(files: Texts, given: Mapping[str, Any]) -> list[Finding]:
-    """References that lead to nothing in `given`."""
+def astray(files: Texts, given: Mapping[str, Any], schema: Schema) -> list[Finding]:
+    """References that lead to nothing in `given`, or to what the provider does not take there."""
     found = set()
     for module in modules(files).values():
+        found |= {one for placed in module.of("resource") for one in _of_another_type(placed, module, given, schema)}
         for placed, reference in module.references():
             for parts in _meant(reference.parts, placed, module, DEEPEST):
-                call = module.calls.get(parts[1]) if len(parts) > 1 else None
-                if call is None or not (module.called(call) or "").endswith("/modules/names"):
-                    continue
-                if (wrong := _lost(parts[2:], given)) is not None:
-                    what = f"`{reference}`: module `names` gives no `{wrong[0]}` there"
-                    found.add(placed.finding(reference.line, what, wrong[1]))
+                value = _given(parts[2:], given) if _of_names(parts, module) else None
+                if isinstance(value, Lost):
+                    what = f"`{reference}`: module `names` gives no `{value.part}` there"
+                    found.add(placed.finding(reference.line, what, value.cure))
     return sorted(found)
+
+
+def _of_names(parts: Parts, module: Module) -> bool:
+    call = module.calls.get(parts[1]) if len(parts) > 1 else None
+    return call is not None and (module.called(call) or "").endswith("/modules/names")
+
+
+def _of_another_type(placed: Placed, module: Module, given: Mapping[str, Any], schema: Schema) -> Iterator[Finding]:
+    """Arguments that are one reference, to an object where a text is wanted for example."""
+    entries = schema["resource"].get(placed.block.labels[0], {})
+    for name, argument in placed.block.arguments.items():
+        entry = entries.get(name)
+        if argument.reference is None or not isinstance(entry, str):
+            continue
+        for parts in _meant(argument.reference.parts, placed, module, DEEPEST):
+            value = _given(parts[2:], given) if _of_names(parts, module) else None
+            for where, wrong in unlike(value, split(entry)[1]) if not isinstance(value, Lost) else ():
+                what = f"`{name}{where}` of {placed.address} is {wrong}, by {argument.reference}"
+                yield placed.finding(argument.line, what, f"write a {split(entry)[1]}")
 
 
 def _meant(parts: Parts, placed: Placed, module: Module, further: int) -> Iterator[Parts]:
@@ -61,8 +81,15 @@ def _meant(parts: Parts, placed: Placed, module: Module, further: int) -> Iterat
                     yield from _meant((*reference.parts, INDEX, *parts[2:]), placed, module, further - 1)
 
 
-def _lost(parts: Parts, value: Any) -> tuple[str, str] | None:
+class Lost(NamedTuple):
     """The first part that is not there, and the cure."""
+
+    part: str
+    cure: str
+
+
+def _given(parts: Parts, value: Any) -> Any:
+    """What is there, `None` where that is not known, or `Lost`."""
     for part in parts:
         if part in {INDEX, SPLAT}:
             inner = list(value.values() if isinstance(value, dict) else value) if isinstance(value, dict | list) else []
@@ -70,10 +97,10 @@ def _lost(parts: Parts, value: Any) -> tuple[str, str] | None:
                 return None
             value = inner[0]
         elif not isinstance(value, dict):
-            return part, "it ends before"
+            return Lost(part, "it ends before")
         elif part not in value:
             similar = difflib.get_close_matches(part, value, n=1)
-            return part, f"did you mean `{similar[0]}`?" if similar else f"there are {', '.join(value)}"
+            return Lost(part, f"did you mean `{similar[0]}`?" if similar else f"there are {', '.join(value)}")
         else:
             value = value[part]
-    return None
+    return value

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from tests.support.hcl import INDEX, Reference, Value
 from tests.support.terraform_check.arguments import mismatches
 from tests.support.terraform_check.model import Finding, Module, Placed, Schema
 from tests.support.terraform_schema import split
 
-SECRET = re.compile(r"(^|_)(token|secret|password|secret_id|private_key)$")
+SECRET = re.compile(r"(^|_)(token|jwt|secret|password|secret_id|private_key)$")
 VERSION = r">= \d+\.\d+(\.\d+)?"
 CALL = {"source", "providers", "count", "for_each", "depends_on"}
 
@@ -49,6 +49,8 @@ def _variable(name: str, placed: Placed) -> Iterator[Finding]:
             what = f"the default of variable `{name}`{where} is {wrong}"
             yield placed.finding(given["default"].line, what, f"its type is {given['type'].text}")
     secret = SECRET.search(name) and given.get("type") is not None and given["type"].text == "string"
+    if secret and "default" in given and given["default"].literal is not None:
+        yield placed.finding(given["default"].line, f"the default of variable `{name}` is a secret", "write `null`")
     for mark in ("sensitive", "ephemeral"):
         if secret and (mark not in given or given[mark].literal is not True):
             what = f"variable `{name}` holds a secret, by its name"
@@ -69,11 +71,18 @@ def _description(placed: Placed, what: str) -> Iterator[Finding]:
         yield placed.finding(description.line, f"the description of {what} is no sentence", "end it with a full stop")
 
 
-def sensitive(reference: Reference, module: Module, modules: Mapping[str, Module], schema: Schema) -> bool:
+DEEPEST: Final = 8
+"""Locals of locals, at most."""
+
+
+def sensitive(
+    reference: Reference, module: Module, modules: Mapping[str, Module], schema: Schema, further: int = DEEPEST
+) -> bool:
     """Whether what it refers to is secret: by the provider's schema, or by an output or variable marked so."""
     root, *rest = reference.parts
     if root == "local" and rest and rest[0] in module.locals:
-        return any(sensitive(one, module, modules, schema) for one in module.locals[rest[0]][1].references)
+        read = module.locals[rest[0]][1].references if further else ()
+        return any(sensitive(one, module, modules, schema, further - 1) for one in read)
     if root == "var" and rest and rest[0] in module.variables:
         return _marked(module.variables[rest[0]])
     names = [part for part in rest if not part.startswith("[")]
@@ -110,6 +119,9 @@ def calls(module: Module, modules: Mapping[str, Module]) -> Iterator[Finding]:
             if variable is None:
                 cure = f"there are {', '.join(target.variables)}"
                 yield call.finding(value.line, f"{target.folder} has no variable `{argument}`", cure)
+            elif value.literal is None and _never_null(variable):
+                what = f"`{argument}` of module `{name}` is null"
+                yield call.finding(value.line, what, f"{target.folder} needs a value: write one, or leave it out")
             elif "type" in variable.block.arguments:
                 kind = type_of(variable.block.arguments["type"])
                 for where, wrong in mismatches(value, kind):
@@ -120,6 +132,11 @@ def calls(module: Module, modules: Mapping[str, Module]) -> Iterator[Finding]:
             if "default" not in variable.block.arguments and argument not in call.block.arguments:
                 what = f"module `{name}` lacks `{argument}`"
                 yield call.finding(call.block.line, what, f"{target.folder} has no default for it")
+
+
+def _never_null(variable: Placed) -> bool:
+    nullable = variable.block.arguments.get("nullable")
+    return nullable is not None and nullable.literal is False and "default" not in variable.block.arguments
 
 
 def type_of(value: Value) -> str:

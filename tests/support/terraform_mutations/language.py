@@ -39,13 +39,15 @@ OF_LANGUAGE: Final = (
         "enable_task",
         ("no argument `enable_task_drivers`",),
     ),
-    Mutation("misspelt block", ROUTER, r"job_acl \{", "job_acls {", ("no block `job_acls`",)),
+    Mutation(
+        "misspelt block", ROUTER, r"job_acl \{", "job_acls {", ("no block `job_acls`", "gives nomad_job.this no rights")
+    ),
     Mutation(
         "block that is an argument",
         ROUTER,
         r"job_acl \{",
         "job_acl = {",
-        ("`job_acl` of nomad_acl_policy.this is a block",),
+        ("`job_acl` of nomad_acl_policy.this is a block", "gives nomad_job.this no rights"),
     ),
     Mutation(
         "argument that is a block",
@@ -229,6 +231,20 @@ OF_LANGUAGE: Final = (
         r"^  for_each = module.names.vault",
         r"  count    = 1\n\g<0>",
         ("`count` and `for_each`",),
+    ),
+    Mutation(
+        "things that wait for each other",
+        ENVIRONMENT,
+        r"^  policy = ",
+        "  depends_on = [nomad_namespace.this]\n  policy = ",
+        ("vault_policy.this waits for itself", "nomad_namespace.this waits for itself"),
+    ),
+    Mutation(
+        "null for what must be given",
+        MINIMAL,
+        r"= var.artifacts_store$",
+        "= null",
+        ("`artifacts_store` of module `router` is null",),
     ),
     Mutation(
         "for_each over a list",

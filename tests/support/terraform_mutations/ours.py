@@ -290,6 +290,22 @@ OF_OURS: Final = (
     Mutation(
         "role for every job", ENVIRONMENT, line("bound_claims"), "", ("has no `bound_claims`, which setup writes",)
     ),
+    Mutation("job that is never purged", ROUTER, line("purge_on_destroy"), "", ("keeps its namespace from going",)),
+    Mutation("policy of no job", ROUTER, r"^  job_acl \{.*?^  \}\n", "", ("gives nomad_job.this no rights",)),
+    Mutation(
+        "secret by default",
+        f"{MODULES}/router-job/variables.tf",
+        r'("consul_token".*?default +=) null',
+        r'\1 "a"',
+        ("the default of variable `consul_token` is a secret",),
+    ),
+    Mutation(
+        "token deep in a provider",
+        MINIMAL,
+        r'provider "vault" \{\n',
+        r'\g<0>  auth_login_jwt {\n    role = "a"\n    jwt  = "b"\n  }\n',
+        ("secret `jwt` of provider.vault is written out",),
+    ),
     Mutation(
         "name made by hand",
         ENVIRONMENT,
@@ -313,6 +329,13 @@ OF_PATHS: Final = (
         "this.vault_role.token_period",
         "this.vault_role.token_priod",
         ("did you mean `token_period`?",),
+    ),
+    Mutation(
+        "an object for a text",
+        ENVIRONMENT,
+        "= local.this.vault_policy.name",
+        "= local.this.vault_policy",
+        ("`name` of vault_policy.this is a map, by local.this.vault_policy",),
     ),
     Mutation(
         "by for_each",
