@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 from pydantic import SecretStr
 
 from modalnomad.hashicorp.setup.run import set_up
 from modalnomad.settings import ConsulSettings, NomadSettings, Settings, VaultSettings
 from tests.support.cluster import Cluster
-from tests.support.nomad_agent import nomad_program
-from tests.support.terraform import TERRAFORM, plugins_given
-from tests.support.terraform_cluster import Platform, bare
+from tests.support.terraform import TERRAFORM
+from tests.support.terraform_cluster import Platform, bare, servers_given
 
 NOT_MADE = {"nomad_scheduler_config", "nomad_job"}
 """What `setup` does not make."""
@@ -64,9 +62,7 @@ def identifier(found: Mapping[str, Any], consul: Mapping[str, Mapping[str, str]]
 
 
 async def test_nothing_that_setup_made_has_to_change(tmp_path: Path) -> None:
-    plugins = plugins_given()
-    if nomad_program() is None:
-        pytest.skip("no nomad on PATH")
+    plugins = servers_given()
     async with bare(tmp_path) as c:
         steps = [step async for step in set_up(settings(c), ["main"], router_job="modalnomad")]
         assert {step.outcome for step in steps} == {"made"}, steps
