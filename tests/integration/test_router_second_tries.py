@@ -52,6 +52,31 @@ async def test_a_replica_that_is_full_for_good_ends_the_wait_after_the_queue_tim
         assert answer["retry-after"] == "1"
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_request_that_crosses_with_the_goodbye_of_a_replica_goes_elsewhere_whatever_it_is(turns: int) -> None:
+    """A runner that ends refuses what may be on its way, on connections that are kept (its last word on each)."""
+
+    async def leaves(backend: raw.Replica, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if backend.connections > 1:
+            await raw.polite(backend, reader, writer)
+        await backend.read(reader)
+        writer.write(raw.answer())
+        await backend.release.wait()
+        writer.write(raw.answer(b"", "503 Service Unavailable", "Modalnomad-Busy: 1", "Connection: close"))
+
+    async with (
+        raw.replica(leaves) as backend,
+        served(backend.address) as router,
+        raw.client(router.port) as client,
+    ):
+        assert (await client.request(raw.get())).status == 200
+        await client.send(raw.post(b"hello"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        backend.release.set()
+        assert (await client.response()).body == b"hello"
+
+
 @pytest.mark.parametrize("request_", [raw.get(), handshake()], ids=["GET", "WebSocket"])
 async def test_a_connection_to_a_web_server_ends_with_its_request(request_: bytes) -> None:
     """It holds a place in the replica, whatever the user's server thinks of keeping it."""

@@ -7,9 +7,11 @@ They answer `ready` and `drain` as a runner does, and any other request with 200
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
+import select
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +30,8 @@ from modalnomad.model.routes import Route
 from modalnomad.router.table import Match
 
 PLATFORM_KEY = b"k" * 32
+LEAVE_TIME = 1.0
+"""Seconds one that leaves has for those who are there, as a runner has."""
 
 
 def make_match(
@@ -113,6 +117,29 @@ class StubReplica:
         task = self.tasks.spawn(self._serve(reader, writer), "connection")
         # Not a `finally` in the task: one that is cancelled before its first step never gets there.
         task.add_done_callback(lambda _: writer.close())
+
+    async def leave(self) -> None:
+        """End as a runner does that was drained: who has connected by now is answered, with a refusal, not cut off."""
+        self.busy = True
+        if self.sock is None:
+            self.path.unlink(missing_ok=True)  # nobody connects from here on
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_TIME):
+                while await self._someone():  # noqa: ASYNC110 - bounded
+                    await asyncio.sleep(0.005)
+        await self.close()
+
+    async def _someone(self) -> bool:
+        """Has somebody connected who is not answered yet?"""
+        waits = self._waits()
+        for _ in range(5):  # more turns than a connection takes from the backlog to its task
+            await asyncio.sleep(0)
+        return waits or self.tasks.running > 0
+
+    def _waits(self) -> bool:
+        """Is somebody not even accepted?"""
+        sockets = self.server.sockets if self.server is not None else ()
+        return bool(select.select(sockets, (), (), 0)[0])
 
     async def close(self) -> None:
         """Refuse connections, as when the process is gone."""
@@ -272,6 +299,7 @@ class StubEngine:
 
     async def _obey(self, stub: StubReplica) -> None:
         await stub.drained.wait()
+        await stub.leave()
         await self.end(stub.key)
 
     async def close(self) -> None:

@@ -12,6 +12,8 @@ from modalnomad_sdk.contract import DRAIN_PATH, HEADER_BUSY, HEADER_REPLICA, REA
 
 from .doors import Doors
 
+_REASONS = {200: b"OK", 202: b"Accepted", 400: b"Bad Request", 403: b"Forbidden", 404: b"Not Found", 409: b"Conflict"}
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -28,6 +30,12 @@ class Answer:
         if close:
             headers.append((b"connection", b"close"))
         return [*headers, *self.headers]
+
+    def last(self) -> bytes:
+        """As written on a connection that ends with it."""
+        lines = [b"HTTP/1.1 %d %s" % (self.status, _REASONS.get(self.status, b"Service Unavailable"))]
+        lines += [name + b": " + value for name, value in self.all_headers(close=True)]
+        return b"\r\n".join([*lines, b"", self.body])
 
 
 FORBIDDEN = Answer(403, b"This replica is reached through its router only.\n")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import cast
 
 from modalnomad_sdk.contract import CALL_PATH, HEADER_ENDPOINT, HEADER_TICKET, PREFIX
 
@@ -24,7 +24,6 @@ from .sockets import BACKLOG, HEAD_TIME, Strangers
 
 _TICKET, _ENDPOINT = HEADER_TICKET.encode(), HEADER_ENDPOINT.encode()
 _BAD = Answer(400, b"Not a request of the router.\n")
-_REASONS = {200: b"OK", 202: b"Accepted", 400: b"Bad Request", 403: b"Forbidden", 404: b"Not Found", 409: b"Conflict"}
 _RETRIES = 20
 _RETRY_EVERY = 0.05
 """Together a second: a server that replaces its workers refuses connections for a moment."""
@@ -50,10 +49,14 @@ class Relay:
         self.tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.AbstractServer | None = None
 
+    def protocol(self) -> asyncio.Protocol:
+        """A protocol for one connection."""
+        return Front(self)
+
     async def listen(self, listener: socket.socket) -> None:
         """Accept from here on."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Front(self), sock=listener, backlog=BACKLOG)
+        self._server = await loop.create_server(self.protocol, sock=listener, backlog=BACKLOG)
 
     def stop_listening(self) -> None:
         """Accept no more."""
@@ -247,7 +250,5 @@ class Front(_Side):
         self.waiting, self.answered = None, True
         if self.transport is None:
             return
-        lines: list[Any] = [b"HTTP/1.1 %d %s" % (answer.status, _REASONS.get(answer.status, b"Service Unavailable"))]
-        lines += [name + b": " + value for name, value in answer.all_headers(close=True)]
-        self.transport.write(b"\r\n".join([*lines, b"", answer.body]))
+        self.transport.write(answer.last())
         self.transport.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import faulthandler
 import gc
 import os
@@ -124,9 +125,7 @@ class FrontDoor:
         while self.doors.running > self.doors.stuck and await self._change(deadline - loop.time()):
             continue
         cut, stuck = self.doors.running, self.doors.stuck
-        await asyncio.sleep(0)  # what already waits in the backlog is refused by us, not cut off
-        refuse_newcomers(self.listener)
-        front.stop_listening()
+        await self._stop_listening(front, within=reserve / (4 if cut else 2))
         if self.server is not None:
             await self.server.close(within=reserve / 2)
         if relay is not None:
@@ -137,6 +136,20 @@ class FrontDoor:
             say(f"{cut} requests were still running when the grace period of {config.grace_period:g} s ended")
             return Exit.GRACE_EXPIRED
         return Exit.USER_CODE_FAILED if relay is not None and relay.failed else Exit.OK
+
+    async def _stop_listening(self, front: Relay | Server, within: float) -> None:
+        """Nobody connects any more. Who already did is refused, not cut off: of a request that is cut off no router can
+        know that it did not run. Routers send theirs as soon as they are connected."""
+        loop = asyncio.get_running_loop()
+        # asyncio loses, unclosed, a connection that it accepts in the turn in which its server is closed.
+        loop.remove_reader(self.listener)
+        await asyncio.sleep(0)
+        late = refuse_newcomers(self.listener)
+        front.stop_listening()
+        for sock in late:
+            with contextlib.suppress(OSError):  # it has left
+                await loop.connect_accepted_socket(front.protocol, sock)
+        await front.strangers.heard(within)
 
     def _relay(self) -> Relay | None:
         if not self.code.servers:

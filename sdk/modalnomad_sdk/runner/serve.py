@@ -16,6 +16,7 @@ from uvicorn.server import ServerState
 
 from modalnomad_sdk.contract import WEBSOCKET_MESSAGE_LIMIT
 
+from .door_answers import BUSY
 from .lifespan import App
 from .sockets import BACKLOG, HEAD_TIME, Strangers
 
@@ -74,6 +75,13 @@ def _guarded(base: Any, strangers: Strangers) -> Any:
     return Guarded
 
 
+def _is_idle(connection: Any, kind: Any) -> bool:
+    """An HTTP connection (not a WebSocket) on which no request runs."""
+    if not isinstance(connection, kind) or connection.transport.is_closing():
+        return False
+    return connection.cycle is None or bool(connection.cycle.response_complete)
+
+
 class Server:
     """Serves one ASGI app on connections."""
 
@@ -120,8 +128,14 @@ class Server:
 
     async def close(self, within: float) -> None:
         """End all connections: idle ones at once, WebSockets with code 1012, others with their request, and what is
-        left after `within` seconds with a cut that nobody takes for a clean end."""
+        left after `within` seconds with a cut that nobody takes for a clean end.
+
+        Idle ones end with a refusal: it answers the request that a router sends at this very moment, which nobody reads
+        here any more. Without it that router could not know that its request did not run. Where none is on its way, the
+        router takes it for the end of the connection."""
         for connection in list(self.state.connections):
+            if _is_idle(connection, self.config.http_protocol_class):
+                connection.transport.write(BUSY.last())
             connection.shutdown()
         deadline = asyncio.get_running_loop().time() + within
         while self.state.connections or self.state.tasks:

@@ -38,6 +38,14 @@ class Strangers:
         """Its head is there, or it has ended."""
         self._waiting.pop(transport, None)
 
+    async def heard(self, within: float) -> None:
+        """Return when each has sent its head or ended, at the latest after `within` seconds."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + within
+        await asyncio.sleep(0)  # what was accepted in this turn is among them after it
+        while self._waiting and loop.time() < deadline:  # noqa: ASYNC110 - bounded, once
+            await asyncio.sleep(0.005)
+
 
 def open_listener(listen: Listen) -> socket.socket:
     """The replica's listening socket, close-on-exec.
@@ -95,9 +103,24 @@ def _identity(fd: int) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def refuse_newcomers(sock: socket.socket) -> None:
-    """From here on connecting fails, whoever else still holds a copy of this socket."""
+def refuse_newcomers(sock: socket.socket) -> list[socket.socket]:
+    """From here on connecting fails, whoever else still holds a copy of this socket. Returns those that had connected
+    and were not accepted: closed with the listener, they would be cut off."""
+    sock.setblocking(False)
+    late = _not_accepted(sock)  # before: a TCP socket resets them as soon as it listens no more
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:
-        return  # ended already: nobody can connect
+        return late  # ended already: nobody can connect
+    return late + _not_accepted(sock)  # after: a Unix socket keeps who came between
+
+
+def _not_accepted(sock: socket.socket) -> list[socket.socket]:
+    found: list[socket.socket] = []
+    while True:
+        try:
+            found.append(sock.accept()[0])
+        except ConnectionAbortedError:
+            continue  # that one has left
+        except OSError:
+            return found
