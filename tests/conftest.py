@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
+from modalnomad.embedded.home import open_home
+
 if TYPE_CHECKING:
     from tests.support.openbao import OpenBao
 
@@ -61,6 +63,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         # Both short, because the paths of Unix sockets are bounded.
         os.environ[SHARED_HOME] = tempfile.mkdtemp(prefix="mn-")
+        # Marked as a home, whoever comes first: for nodes of clusters it is a store of theirs.
+        open_home(Path(os.environ[SHARED_HOME]))
         config.add_cleanup(lambda: shutil.rmtree(os.environ[SHARED_HOME], ignore_errors=True))
         if config.option.basetemp is None:
             config.option.basetemp = os.environ[OWN_TEMPORARY] = tempfile.mkdtemp(prefix="mt-")

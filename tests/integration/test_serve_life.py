@@ -19,6 +19,7 @@ import pytest
 
 from tests.support.leftovers import family, mentioning, sockets_below, wait_gone
 from tests.support.serve import Serve, command_environment, run_command, serve, shared_home
+from tests.support.up import own_home
 
 PROGRAM = """
 import modal, os, subprocess, sys, time
@@ -158,9 +159,8 @@ def test_a_second_ctrl_c_ends_it_at_once(program: Path) -> None:
     wait_gone(processes)
 
 
-def test_kill_9_leaves_nothing_behind(program: Path) -> None:
-    home = shared_home()
-    before = set((home / "run").iterdir()) if (home / "run").is_dir() else set()
+def test_kill_9_leaves_nothing_behind(program: Path, tmp_path: Path) -> None:
+    home = own_home(tmp_path)  # in the shared one others come and go
     s = serve(program, home=home).start()
     try:
         waiting, _ = later(s, "Server.slow")
@@ -175,8 +175,7 @@ def test_kill_9_leaves_nothing_behind(program: Path) -> None:
     # What a crash leaves on disk is cleared, at the latest by the next one.
     with serve(program, home=home) as after:
         assert get(after, "hello").status_code == 200
-    left = set((home / "run").iterdir()) - before if (home / "run").is_dir() else set()
-    assert not [path for path in left if sockets_below(path)]
+    assert not [path for path in (home / "run").iterdir() if sockets_below(path)]
 
 
 def sleeps(process: psutil.Process) -> bool:
