@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,8 @@ class Shaken:
         """Kill its only replica. Returns when the router knows."""
         before = len(self.router.errors)
         for process in await self.family(function):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it went with the one before
+                process.kill()
         await self.asleep(function)
         await self.router.told(" died: ", after=before)
 
