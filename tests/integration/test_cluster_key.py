@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 import pytest_asyncio
 from pydantic import SecretStr
@@ -23,7 +22,7 @@ from modalnomad.hashicorp.vault.platform_key import FIELD, PATH, PREVIOUS
 from modalnomad.render.cluster import META_KEY
 from modalnomad.settings import ConsulSettings, NomadSettings, Settings, VaultSettings
 from modalnomad.wiring.cluster import KEY_KEPT
-from tests.support.cluster import PATIENCE, Cluster, Router, cluster
+from tests.support.cluster import Cluster, Router, cluster, leader_of
 from tests.support.load import PROGRAM, SITE, Load, verdict
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -105,17 +104,6 @@ class World:
         await self.cluster.nomad.until(lambda state: set(self.marks(children=True).values()) == {mark})
 
 
-async def leads(one: Router, other: Router) -> bool:
-    """Whether the first of the two is the one that sends replicas away, once one of them is."""
-    async with asyncio.timeout(PATIENCE), aiohttp.ClientSession() as session:
-        while True:
-            for router in (one, other):
-                async with session.get(f"{router.admin_url}/debug") as answer:
-                    if (await answer.json())["may_drain"]:
-                        return router is one
-            await asyncio.sleep(0.05)
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     """One for all tests of this file."""
@@ -151,7 +139,7 @@ async def test_a_key_is_replaced_under_requests(world: World) -> None:
     first = world.record()[FIELD]
     kept = Path(world.cluster.env["MODALNOMAD_HOME"]) / KEY_KEPT
     async with world.router(serves_nodes=True) as one, world.router() as two:
-        leader, other = (one, two) if await leads(one, two) else (two, one)
+        leader, other = (one, two) if await leader_of((one, two)) is one else (two, one)
         assert await world.ask(one, "warm") == 200
         (old,) = set(world.marks(children=False).values())
         # One that other routers use all the time is let go after a minute: they rest now and then.

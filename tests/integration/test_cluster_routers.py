@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 import pytest_asyncio
 
-from tests.support.cluster import PATIENCE, Cluster, Router, cluster
+from tests.support.cluster import Cluster, Router, cluster, leader_of
 from tests.support.load import PROGRAM, SITE, Load, verdict
 from tests.support.nomad_calls import Calls
 
@@ -99,20 +98,6 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         yield found
 
 
-async def page(router: Router, path: str) -> Any:
-    """Of its admin listener."""
-    async with aiohttp.ClientSession() as session, session.get(router.admin_url + path) as answer:
-        return await answer.json()
-
-
-async def until(router: Router, path: str, holds: Callable[[Any], object]) -> Any:
-    """A page of the admin listener, as soon as it is that way."""
-    async with asyncio.timeout(PATIENCE):
-        while not holds(found := await page(router, path)):  # noqa: ASYNC110 - a page has no event to wait for
-            await asyncio.sleep(0.05)
-    return found
-
-
 def ready(site: str) -> Callable[[Any], list[str]]:
     """/debug → the ready replicas of a site."""
 
@@ -145,7 +130,7 @@ async def test_a_router_that_is_killed_takes_only_what_it_carried_and_another_on
 ) -> None:
     async with AsyncExitStack() as stack:
         routers = [await stack.enter_async_context(world.router()) for _ in range(3)]
-        holder = await _holder(routers)
+        holder = await leader_of(routers)
         others = [router for router in routers if router is not holder]
         async with world.load(others[0], "steady") as one, world.load(others[1], "steady") as other:
             async with world.load(holder, "steady") as killed:
@@ -158,18 +143,8 @@ async def test_a_router_that_is_killed_takes_only_what_it_carried_and_another_on
         found = verdict([one, other], world.seen)
         assert (found.lost, found.doubled) == ([], [])
         assert len(killed.verdict(world.seen, stopping=True).lost) <= len(ALL), "each client had one request on its way"
-        await _holder(others)
+        await leader_of(others)
         await world.asleep("steady")
-
-
-async def _holder(routers: Sequence[Router]) -> Router:
-    """The one that may send replicas away, as soon as one may."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            for router in routers:
-                if (await page(router, "/debug"))["may_drain"]:
-                    return router
-            await asyncio.sleep(0.05)
 
 
 def _end_sessions_of_the_lock(world: World) -> None:
@@ -188,10 +163,10 @@ async def test_a_router_started_without_consul_serves_its_last_table_and_says_si
         async with world.cluster.consul.gone():
             router = await stack.enter_async_context(world.router())
             assert await world.ask(router, "crowd") == 200
-            readyz, debug = await page(router, "/readyz"), await page(router, "/debug")
+            readyz, debug = await router.page("/readyz"), await router.page("/debug")
             assert (readyz["status"], list(readyz["stale"])) == ("ready", ["consul"])
             assert debug["stale"]["consul"]["since"] == readyz["stale"]["consul"]["since"] <= debug["time"]
-        await until(router, "/readyz", lambda found: "stale" not in found)
+        await router.shows("/readyz", lambda found: "stale" not in found)
 
 
 async def test_a_router_started_without_nomad_serves_the_replicas_that_consul_knows(world: World) -> None:
@@ -203,8 +178,8 @@ async def test_a_router_started_without_nomad_serves_the_replicas_that_consul_kn
         async with world.cluster.nomad.away():
             router = await stack.enter_async_context(world.router())
             assert await world.ask(router, "kept") == 200
-            assert list((await page(router, "/readyz"))["stale"]) == ["nomad"]
-        await until(router, "/readyz", lambda found: "stale" not in found)
+            assert list((await router.page("/readyz"))["stale"]) == ["nomad"]
+        await router.shows("/readyz", lambda found: "stale" not in found)
         assert await world.ask(router, "kept") == 200
         assert await world.children("kept") == before
 
@@ -226,8 +201,8 @@ async def test_a_pool_that_shrinks_under_load_loses_nothing(world: World) -> Non
     async with world.router() as router:
         async with world.load(router, "steady", ("raw",)) as few:
             async with world.load(router, "steady", ALL * 2) as many:
-                await until(router, "/debug", lambda debug: len(ready("steady")(debug)) == 4)
-            await until(router, "/debug", lambda debug: len(ready("steady")(debug)) == 1)
+                await router.shows("/debug", lambda debug: len(ready("steady")(debug)) == 4)
+            await router.shows("/debug", lambda debug: len(ready("steady")(debug)) == 1)
         found = verdict([few, many], world.seen)
         assert (found.lost, found.doubled) == ([], [])
 

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -236,6 +236,18 @@ class Router:
         (ready,) = [event for event in self.events if event["event"] == "ready"]
         return str(ready["admin_url"])
 
+    async def page(self, path: str) -> Any:
+        """Of its admin listener, such as `/debug`."""
+        async with aiohttp.request("GET", self.admin_url + path) as answer:
+            return await answer.json()
+
+    async def shows(self, path: str, holds: Callable[[Any], object]) -> Any:
+        """A page of its admin listener, as soon as it is that way."""
+        async with asyncio.timeout(PATIENCE):
+            while not holds(found := await self.page(path)):  # noqa: ASYNC110 - a page has no event to wait for
+                await asyncio.sleep(0.05)
+        return found
+
     async def get(self, host: str, path: str = "/", **how: Any) -> tuple[int, str]:
         """Status and text of one request, with a connection of its own."""
         if self._session is None:
@@ -254,6 +266,16 @@ class Router:
         """End its connections."""
         if self._session is not None:
             await self._session.close()
+
+
+async def leader_of(routers: Sequence[Router]) -> Router:
+    """The one that may send replicas away, as soon as one may."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            for router in routers:
+                if (await router.page("/debug"))["may_drain"]:
+                    return router
+            await asyncio.sleep(0.05)
 
 
 def free_port() -> int:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import psutil
 
 from tests.support.cluster import PATIENCE, Cluster, Router, cluster
@@ -68,13 +67,7 @@ class Shaken:
     async def listens(self) -> None:
         """Returns when the router follows both event streams, and has listed what was before them: after a fault of an
         earlier test it comes back in steps of up to 5 s."""
-        async with asyncio.timeout(PATIENCE), aiohttp.ClientSession() as session:
-            while True:
-                async with session.get(f"{self.router.admin_url}/debug") as answer:
-                    stale = (await answer.json())["stale"]
-                if "nomad" not in stale and self.faults.streams() == 2:
-                    return
-                await asyncio.sleep(0.05)
+        await self.router.shows("/debug", lambda debug: "nomad" not in debug["stale"] and self.faults.streams() == 2)
 
     async def asleep(self, function: str) -> None:
         """Returns when none of its replicas lives."""
