@@ -23,6 +23,7 @@ from typing import Any, Self
 import aiohttp
 import psutil
 
+from tests.support.certificates import Authority
 from tests.support.nomad_calls import Calls
 
 FAST_HEARTBEATS = {"heartbeat_grace": "1s", "min_heartbeat_ttl": "1s"}
@@ -45,18 +46,22 @@ class NomadAgent:
 
     `address`, `token` (management; empty without ACL), `node` (its id), `calls` (a client with that token).
 
-    `consul`: `host:port` of a Consul it registers services in, with `consul_token`. `vault`: the agent's `vault` stanza
-    as JSON. `meta`: the client's. `client`, `server`: more of these stanzas. `plugins`: configurations of task drivers,
-    by name. The agent's environment is empty but for PATH and HOME, as raw_exec hands it to each task. Its folder lies
-    directly in the temporary folder: paths of task sockets are bounded.
+    `consul`: `host:port` of a Consul it registers services in, or the agent's `consul` stanza, with `consul_token`.
+    `vault`: its `vault` stanza. `meta`: the client's. `client`, `server`: more of these stanzas. `plugins`:
+    configurations of task drivers, by name. The agent's environment is empty but for PATH and HOME, as raw_exec hands
+    it to each task. Its folder lies directly in the temporary folder: paths of task sockets are bounded.
+
+    `tls`: who signs its certificates; all it says is HTTPS then. `mutual`: its clients have to show one too.
     """
 
     def __init__(
         self,
         *,
         acl: bool = False,
-        consul: str = "",
+        consul: str | Mapping[str, Any] = "",
         consul_token: str = "",
+        tls: Authority | None = None,
+        mutual: bool = False,
         vault: Mapping[str, Any] | None = None,
         meta: Mapping[str, str] | None = None,
         client: Mapping[str, Any] | None = None,
@@ -64,7 +69,9 @@ class NomadAgent:
         plugins: Mapping[str, Any] | None = None,
     ) -> None:
         self.acl = acl
-        self._consul, self._vault, self._meta = {"address": consul or "127.0.0.1:1"}, vault, meta or {}
+        self._consul = dict(consul) if isinstance(consul, Mapping) else {"address": consul or "127.0.0.1:1"}
+        self._vault, self._meta, self._authority, self._mutual = vault, meta or {}, tls, mutual
+        self.tls = None if tls is None else tls.client(tls.issue("test.global.nomad"))
         if consul_token:
             self._consul["token"] = consul_token
         self._client, self._server = client or {}, server or {}
@@ -78,7 +85,7 @@ class NomadAgent:
     @property
     def address(self) -> str:
         """`http://127.0.0.1:<port>`, the same after a restart."""
-        return f"http://127.0.0.1:{self.ports[0]}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.ports[0]}"
 
     def log(self, part: str) -> str:
         """What its `server` or `client` said since it was last started."""
@@ -93,9 +100,9 @@ class NomadAgent:
                 (self.folder / f"{part}.json").write_text(json.dumps(self._configuration(part)))
             await self.start()
             if self.acl:
-                async with Calls(self.address) as calls:
+                async with Calls(self.address, tls=self.tls) as calls:
                     self.token = (await calls.put("/v1/acl/bootstrap"))["SecretID"]
-            self.calls = await self._open.enter_async_context(Calls(self.address, self.token))
+            self.calls = await self._open.enter_async_context(Calls(self.address, self.token, self.tls))
             nodes = await self.calls.until("/v1/nodes", lambda found: found and found[0]["Status"] == "ready")
             self.node = nodes[0]["ID"]
         except BaseException:
@@ -148,7 +155,7 @@ class NomadAgent:
     async def _leads(self) -> bool:
         """Its server answers, leads, and can sign what a client asks for when it comes."""
         try:
-            async with Calls(self.address) as calls:
+            async with Calls(self.address, tls=self.tls) as calls:
                 leader = (await calls.call("GET", "/v1/status/leader")).text
                 return leader not in {"", '""'} and '"kid"' in (await calls.call("GET", "/.well-known/jwks.json")).text
         except (aiohttp.ClientError, OSError):
@@ -218,6 +225,8 @@ class NomadAgent:
         }
         if self._vault is not None:
             configuration["vault"] = dict(self._vault)
+        if self._authority is not None:
+            configuration["tls"] = self._secured(part)
         if part == "server":
             own = {"rpc": rpc, "serf": serf}
             server = {"enabled": True, "bootstrap_expect": 1, "raft_multiplier": 1} | FAST_HEARTBEATS
@@ -239,6 +248,13 @@ class NomadAgent:
             "advertise": {"http": f"127.0.0.1:{client_http}", "rpc": "127.0.0.1", "serf": "127.0.0.1"},
             "client": client | dict(self._client),
         }
+
+    def _secured(self, part: str) -> dict[str, Any]:
+        assert self._authority is not None
+        pair = self._authority.issue(f"{part}.global.nomad")
+        files = {"ca_file": self._authority.cert, "cert_file": pair.cert, "key_file": pair.key}
+        switches = {"http": True, "rpc": True, "verify_server_hostname": True, "verify_https_client": self._mutual}
+        return switches | {name: str(path) for name, path in files.items()}
 
 
 def mounts(folder: Path) -> list[str]:

@@ -12,6 +12,7 @@ import asyncio
 import json
 import random
 import re
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Fault:
 
 class FakeConsul:
     """`acl`: requests need tokens; `management` has all rights, and is empty until `bootstrapped`. `ttl_min`: the least
-    TTL of a session, seconds."""
+    TTL of a session, seconds. `tls`: it is HTTPS."""
 
     def __init__(
         self,
@@ -56,7 +57,9 @@ class FakeConsul:
         ttl_min: float = 10.0,
         kv_limit: int = kv.KV_LIMIT,
         version: str = "1.22.5",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self.store = Store()
         self.acl = Acl(acl, bootstrapped=bootstrapped)
         self.ttl_min = ttl_min
@@ -76,7 +79,7 @@ class FakeConsul:
     @property
     def address(self) -> str:
         """`http://127.0.0.1:port`."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def management(self) -> str:
@@ -128,7 +131,7 @@ class FakeConsul:
         server = self._runner.server
         assert server is not None
         self._listening = await asyncio.get_running_loop().create_server(
-            lambda: _Lenient(server()), "127.0.0.1", self.port, reuse_address=True
+            lambda: _Lenient(server()), "127.0.0.1", self.port, reuse_address=True, ssl=self._tls
         )
         self.port = int(self._listening.sockets[0].getsockname()[1])
 

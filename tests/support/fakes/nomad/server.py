@@ -11,6 +11,7 @@ scaling, rescheduling, periodic jobs, preemption, variables, several servers or 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -52,7 +53,8 @@ class FakeNomad:
     TaskRunner of its own. `signer`: of workload identities; None: the runner's.
 
     `window` (seconds): how long a dispatch with a token does not see another one: see JobsApi.window.
-    `faults`: of requests. `connections`: how many at once, 0: any number. `state`: the tables, to look at.
+    `tls`: it is HTTPS. `faults`: of requests. `connections`: how many at once, 0: any number. `state`: the tables, to
+    look at.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class FakeNomad:
         signer: Signer | None = None,
         connections: int = 0,
         window: float = 0.0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self.state = State()
         self.faults = Faults()
         self.connections, self._window = connections, window
@@ -76,7 +80,7 @@ class FakeNomad:
     @property
     def address(self) -> str:
         """`http://127.0.0.1:<port>`."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._port}"
 
     async def __aenter__(self) -> Self:
         runner = self._runner or TaskRunner(Path(tempfile.mkdtemp(prefix="mn-nodes-")), signer=self.signer)
@@ -181,7 +185,9 @@ class FakeNomad:
 
     async def _listen(self) -> None:
         loop = asyncio.get_running_loop()
-        self._listening = await loop.create_server(self._accepted, "127.0.0.1", self._port, reuse_address=True)
+        self._listening = await loop.create_server(
+            self._accepted, "127.0.0.1", self._port, reuse_address=True, ssl=self._tls
+        )
         self._port = self._listening.sockets[0].getsockname()[1]
 
     def _accepted(self) -> asyncio.BaseProtocol:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +33,8 @@ class TaskRunner:
     that of a task's Unix socket is bounded.
 
     `inherited`: environment of the agent, which every task gets (raw_exec does that); only PATH and HOME by default.
-    `late`: see LATE; 0 spares tests the wait. Memory and CPU limits are not enforced, nothing is restarted.
+    `late`: see LATE; 0 spares tests the wait. `tls`: how the agent trusts Consul and Vault. Memory and CPU limits are
+    not enforced, nothing is restarted.
     """
 
     def __init__(
@@ -45,7 +47,9 @@ class TaskRunner:
         vault: VaultAccess | None = None,
         signer: Signer | None = None,
         late: float = 0.0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self.folder = folder
         self.consul = Consul(consul, consul_token)
         self.vault = vault
@@ -64,7 +68,9 @@ class TaskRunner:
 
     def _world(self) -> World:
         if self._session is None:
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, force_close=True, ssl=self._tls or True)
+            )
         return World(
             folder=self.folder,
             session=self._session,
