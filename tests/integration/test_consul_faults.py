@@ -223,6 +223,25 @@ async def test_a_token_that_loses_its_rights_empties_nothing() -> None:
             assert watcher.apps == ["a", "b"]
 
 
+async def test_a_router_without_a_token_serves_its_last_table_and_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To who shows no token Consul leaves everything out, and does not say so."""
+    async with fake_consul(acl=True) as consul:
+        path, token = tmp_path / "routes.json", consul.fake.token(ROUTER, "router")
+        async with watching(consul.discovery(token=token, cache=path)) as watcher:
+            await publish(consul.discovery(token=consul.fake.management), "a")
+            await watcher.until("a")
+            await until(lambda: path.exists() and b"main/a" in path.read_bytes())
+
+        discovery = consul.discovery(cache=path)
+        async with watching(discovery) as watcher:
+            await watcher.until("a")
+            await until(lambda: "anonymous token lacks permission 'key:read'" in caplog.text)
+            assert discovery.stale_since is not None
+        assert watcher.all == [["a"]]
+
+
 # --- what is kept on disk ------------------------------------------------------------------------------------
 
 

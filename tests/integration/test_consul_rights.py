@@ -90,3 +90,5 @@ async def test_a_stranger_sees_and_writes_nothing(consul: Consul, secret: str) -
         await publish(discovery, "b")
     with pytest.raises(BackendError):
         await discovery.app("a", "main")
+    await refused(discovery.apps())
+    await refused(discovery.tokens("main"))

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from modalnomad.hashicorp.consul.api import ConsulApi, Entry, Found, Op, TxnRefused
+from modalnomad.hashicorp.consul.api import LONGEST_WAIT, ConsulApi, Entry, Found, Op, TxnRefused
 from modalnomad.hashicorp.consul.cache import Cache, Table
 from modalnomad.hashicorp.consul.following import Follower
 from modalnomad.hashicorp.consul.lock import hold
@@ -118,7 +118,7 @@ class ConsulDiscovery(Discovery):
 
         follower = Follower(
             f"records below {self._keys.folder(kind)}",
-            partial(self._api.tree, self._keys.folder(kind)),
+            partial(self._seen, kind),
             reconcile=self._reconcile,
             known=self._known.get(kind),
             on_doubt=doubt,
@@ -187,8 +187,15 @@ class ConsulDiscovery(Discovery):
         records = self._readers[TOKENS].records((await self._tree(TOKENS)).items)
         return tuple(t for t in records if isinstance(t, Token) and t.environment == environment)
 
+    async def _seen(self, kind: str, *, index: int = 0, wait: float = LONGEST_WAIT, consistent: bool) -> Found[Entry]:
+        found = await self._api.tree(self._keys.folder(kind), index=index, wait=wait, consistent=consistent)
+        if not found.items and not found.filtered:
+            # Who shows no token is not told that keys were left out. A read of one key is refused.
+            await self._api.get(self._keys.guard(kind), consistent=consistent)
+        return found
+
     async def _tree(self, kind: str) -> Found[Entry]:
-        found = await self._api.tree(self._keys.folder(kind), consistent=True)
+        found = await self._seen(kind, consistent=True)
         if found.filtered:
             raise BackendRefused(
                 f"{self._api.where} shows this token only a part of the keys below {self._keys.folder(kind)}",

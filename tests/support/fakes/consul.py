@@ -259,7 +259,7 @@ class FakeConsul:
             rights.filtered = False
             index, value = read()
         answer = _answer(404 if value is None else 200, _body(value), index)
-        if rights.filtered and rights.accessor:
+        if rights.filtered and secret_of(request):  # who shows no token is not told that there is more
             answer.headers["X-Consul-Results-Filtered-By-ACLs"] = "true"
         return answer
 

@@ -104,9 +104,11 @@ class Rights:
             raise self._refusal(resource, policy, prefix)
 
     def _refusal(self, resource: str, policy: str, name: str) -> Refused:
-        who = "anonymous token" if self.accessor == ANONYMOUS else f"token with AccessorID '{self.accessor}'"
+        nobody = self.accessor == ANONYMOUS
+        who = "anonymous token" if nobody else f"token with AccessorID '{self.accessor}'"
         on = f' on "{name}"' if name else ""
-        return Refused(403, f"Permission denied: {who} lacks permission '{resource}:{policy}'{on}")
+        more = ". The anonymous token is used implicitly when a request does not specify a token." if nobody else ""
+        return Refused(403, f"Permission denied: {who} lacks permission '{resource}:{policy}'{on}{more}")
 
 
 @dataclass
