@@ -26,8 +26,10 @@ import aiohttp
 
 from modalnomad.hashicorp.artifact_server import ArtifactServer
 from modalnomad.hashicorp.artifacts import ObjectArtifacts
+from modalnomad.hashicorp.setup.platform import wanted
 from modalnomad.kit.tasks import Tasks
-from modalnomad.settings import ArtifactSettings
+from modalnomad.settings import ArtifactSettings, Settings
+from tests.support.cluster_tls import CONSUL_NAME, NOMAD_NAME, Secured
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.nomad.server import FakeNomad
 from tests.support.fakes.tasks.runner import TaskRunner
@@ -79,6 +81,8 @@ class Cluster:
     tasks: Tasks
     router_env: dict[str, str] = field(default_factory=dict)
     """Of routers, over that of all commands."""
+    secured: Secured | None = None
+    """With TLS."""
 
     async def cli(self, *arguments: str, code: int | None = 0, env: Mapping[str, str] | None = None) -> Result:
         """`modalnomad ARGUMENTS`; fails unless it ends with `code` (None: any)."""
@@ -290,6 +294,7 @@ def vault_stanza(vault: OpenBao) -> dict[str, Any]:
     return {
         "enabled": True,
         "address": vault.address,
+        **({"ca_file": str(vault.ca_cert)} if vault.ca_cert else {}),
         "jwt_auth_backend_path": "jwt-nomad",
         "create_from_role": "modalnomad-main",
         "default_identity": {"aud": ["vault.io"], "ttl": "1h"},
@@ -305,16 +310,25 @@ async def cluster(
     kept: bool = False,
     environments: tuple[str, ...] = ("main",),
     plugins: Mapping[str, Any] | None = None,
+    secured: Secured | None = None,
     **settings: str,
 ) -> AsyncIterator[Cluster]:
     """Everything, set up. `real`: a real Nomad. `acl`: commands have a deployer's rights and routers a router's, and no
-    others (in a Consul beside a real Nomad: all). `plugins`: the real Nomad's. `kept`: Vault outlives being stopped.
-    `settings`: more environment variables of the commands."""
+    others; so have Nomad's agents in Consul. `plugins`: the real Nomad's. `kept`: Vault outlives being stopped.
+    `secured`: with TLS. `settings`: more environment variables of the commands."""
     async with AsyncExitStack() as stack:
-        consul = await stack.enter_async_context(FakeConsul(acl=acl and not real))
+        tls = None if secured is None else secured.listener(CONSUL_NAME)
+        consul = await stack.enter_async_context(FakeConsul(acl=acl, tls=tls))
         (folder / "vault").mkdir()
-        vault = stack.enter_context(OpenBao(folder / "vault", kept=kept))
-        nomad = await stack.enter_async_context(_nomad(consul, vault, real=real, acl=acl, plugins=plugins))
+        vault = stack.enter_context(OpenBao(folder / "vault", kept=kept, tls=secured is not None))
+        if secured is not None and vault.ca_cert is not None:
+            secured.trust_vault(vault.ca_cert)
+            settings = secured.variables(vault.ca_cert) | settings
+        nomad = await stack.enter_async_context(
+            _nomad(consul, vault, real=real, acl=acl, plugins=plugins, secured=secured)
+        )
+        if secured is not None:
+            settings["MODALNOMAD_VAULT__JWKS_URL"] = await stack.enter_async_context(secured.keys(nomad.address))
         env = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
@@ -332,11 +346,10 @@ async def cluster(
             **settings,
         }
         tasks = await stack.enter_async_context(Tasks("cluster"))
-        made = Cluster(folder, consul, vault, nomad, env, tasks)
+        made = Cluster(folder, consul, vault, nomad, env, tasks, secured=secured)
         management = {}
         if acl:
             management["NOMAD_TOKEN"] = nomad.token if real else nomad.management
-        if acl and not real:
             management["CONSUL_HTTP_TOKEN"] = consul.management
         await made.cli("setup", *(word for name in environments for word in ("--env", name)), env=management)
         if acl:
@@ -348,34 +361,57 @@ async def cluster(
 async def _tokens(made: Cluster, management: Mapping[str, str], policy: str) -> dict[str, str]:
     """With the rights of a policy that `setup` made, in each server."""
     found = {"VAULT_TOKEN": made.vault.token(policy, ttl="24h")}
-    async with aiohttp.ClientSession() as session:
+    tls = made.secured.clients if made.secured is not None else True
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as session:
         headers = {"X-Nomad-Token": management["NOMAD_TOKEN"]}
         body: dict[str, Any] = {"Name": policy, "Type": "client", "Policies": [policy]}
         async with session.post(f"{made.nomad.address}/v1/acl/token", json=body, headers=headers) as answer:
             found["NOMAD_TOKEN"] = (await answer.json())["SecretID"]
-        if secret := management.get("CONSUL_HTTP_TOKEN"):
-            body = {"Description": policy, "Policies": [{"Name": policy}]}
-            headers = {"X-Consul-Token": secret}
-            async with session.put(f"{made.consul.address}/v1/acl/token", json=body, headers=headers) as answer:
-                found["CONSUL_HTTP_TOKEN"] = (await answer.json())["SecretID"]
+        body = {"Description": policy, "Policies": [{"Name": policy}]}
+        headers = {"X-Consul-Token": management["CONSUL_HTTP_TOKEN"]}
+        async with session.put(f"{made.consul.address}/v1/acl/token", json=body, headers=headers) as answer:
+            found["CONSUL_HTTP_TOKEN"] = (await answer.json())["SecretID"]
     return found
 
 
 @asynccontextmanager
 async def _nomad(
-    consul: FakeConsul, vault: OpenBao, *, real: bool, acl: bool, plugins: Mapping[str, Any] | None
+    consul: FakeConsul,
+    vault: OpenBao,
+    *,
+    real: bool,
+    acl: bool,
+    plugins: Mapping[str, Any] | None,
+    secured: Secured | None,
 ) -> AsyncIterator[Any]:
     """With one node."""
+    token = _agents_token(consul) if acl else ""
     if real:
-        address = consul.address.removeprefix("http://")
-        async with NomadAgent(acl=acl, consul=address, vault=vault_stanza(vault), plugins=plugins) as agent:
+        address: Any = consul.address.removeprefix("http://")
+        how: dict[str, Any] = {"consul_token": token}
+        if secured is not None:
+            address = secured.consul_stanza(consul.address)
+            how |= {"tls": secured.authority, "mutual": True}
+        async with NomadAgent(acl=acl, consul=address, vault=vault_stanza(vault), plugins=plugins, **how) as agent:
             yield agent
         return
     folder = Path(tempfile.mkdtemp(prefix="mn-nodes-"))
-    token = consul.management if acl else ""
-    runner = TaskRunner(folder, consul=consul.address, consul_token=token, vault=VaultAccess(vault.address))
-    async with FakeNomad(acl=acl, runner=runner) as nomad:
+    runner = TaskRunner(
+        folder,
+        consul=consul.address,
+        consul_token=token,
+        vault=VaultAccess(vault.address),
+        tls=None if secured is None else secured.clients,
+    )
+    tls = None if secured is None else secured.listener(NOMAD_NAME)
+    async with FakeNomad(acl=acl, runner=runner, tls=tls) as nomad:
         nomad.add_node(
             "one", attributes={"consul.version": "1.22.5", "vault.version": "2.7.2", "vault.accessible": "true"}
         )
         yield nomad
+
+
+def _agents_token(consul: FakeConsul) -> str:
+    """With the rights that Nomad's agents are to have; they run before anything is set up."""
+    (policy,) = [one for one in wanted(Settings(), ()).consul_policies if one.name == "modalnomad-nomad-agent"]
+    return consul.token(policy.text, policy.name)
