@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import html
 import math
 import os
 import re
@@ -40,6 +41,10 @@ ABANDONED: Final = 86400.0
 WORDS: Final = 600
 """Characters of a store's own words that an error shows."""
 AGAIN: Final = "deploy the App again"
+REFUSED: Final = "status code: 4"
+"""Stands in what obstore says of an answer 4xx."""
+SHUT: Final = re.compile(r"Bucket|Container|Account|AccessKey|User")
+"""In codes of answers 404 that are not about the object: NoSuchBucket, ContainerNotFound and the like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +117,9 @@ class ObjectArtifacts(Artifacts):
         only large ones that were put a short while ago are believed."""
         with self._translated(f"store {file}"):
             digest = await asyncio.to_thread(_digest_of, file)
-            found = await self._found(digest)
             size = (await asyncio.to_thread(file.stat)).st_size
-            if found and size >= LARGE and found.st_size == size and time.time() - found.st_mtime < FRESH:
+            found = await self._found(digest) if size >= LARGE else None
+            if found and found.st_size == size and time.time() - found.st_mtime < FRESH:
                 return digest
             await obstore.put_async(self._store, digest, _content(file, digest, size), chunk_size=PIECE)
         return digest
@@ -136,6 +141,8 @@ class ObjectArtifacts(Artifacts):
                         hasher.update(chunk)
                         await asyncio.to_thread(out.write, chunk)
                 except FileNotFoundError as error:
+                    if SHUT.search(_code(error)):
+                        raise
                     raise self._unknown(digest) from error
             if hasher.hexdigest() != digest:
                 raise NotFound(f"artifact {digest} in {self.place} is damaged", AGAIN)
@@ -213,8 +220,16 @@ class ObjectArtifacts(Artifacts):
         if DIGEST.fullmatch(digest) is None:
             return None
         try:
-            meta = await obstore.head_async(self._store, digest)
-        except FileNotFoundError:
+            try:
+                meta = await obstore.head_async(self._store, digest)
+            except (FileNotFoundError, BaseError) as error:
+                if REFUSED not in str(error):
+                    raise
+                # An answer to HEAD has no body: only to GET it is said why, and whether there is such a bucket at all.
+                meta = (await obstore.get_async(self._store, digest)).meta
+        except FileNotFoundError as error:
+            if SHUT.search(_code(error)):
+                raise
             return None
         return Stored(meta["size"], meta["last_modified"].timestamp())
 
@@ -271,8 +286,18 @@ def _verified(file: Path, digest: Digest) -> Iterator[bytes]:
         raise _Changed(str(file))
 
 
+def _code(error: Exception) -> str:
+    """Of the answer's body; empty: it has none."""
+    found = re.search(r"<Code>([^<]+)</Code>", str(error))
+    return found[1] if found else ""
+
+
 def _words(error: Exception) -> str:
-    """The first line, without what follows a `?` in addresses: signatures stand there."""
+    """The first line, and of a body its code and message. Without what follows a `?` in addresses, and without the
+    rest of the body: signatures stand there."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    line = text.strip().partition("\n")[0]
-    return re.sub(r"\?\S+", "?…", line)[:WORDS] or type(error).__name__
+    words = re.sub(r"\?\S+", "?…", re.split(r"[\n<]", text.strip(), maxsplit=1)[0]).rstrip(": ")
+    if code := _code(error):
+        message = re.search(r"<Message>([^<]+)</Message>", text)
+        words += f": {code}" + (f": {' '.join(html.unescape(message[1]).split())}" if message else "")
+    return words[:WORDS] or type(error).__name__

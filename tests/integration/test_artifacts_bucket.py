@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from modalnomad.hashicorp.artifacts import ObjectArtifacts, nodes_url
+from modalnomad.hashicorp.artifacts import LARGE, ObjectArtifacts, nodes_url
 from modalnomad.model.errors import BackendRefused, NotFound, UserError
 from modalnomad.model.ids import Digest
 from modalnomad.settings import ArtifactSettings
-from tests.support.fakes.bucket import FakeBucket
+from tests.support.fakes.bucket import BAD_KEY, FakeBucket
 
 STORE = ArtifactSettings(store="s3://bucket/some/folder")
+UNKNOWN = Digest("0" * 64)
 
 
 @pytest.fixture
@@ -43,25 +44,57 @@ async def test_what_was_put_comes_back(bucket: FakeBucket, tmp_path: Path, size:
     assert not (tmp_path / "home").exists(), "nothing is kept here"
 
 
-async def test_a_bucket_that_refuses_is_said_without_the_credentials(bucket: FakeBucket, tmp_path: Path) -> None:
+def asked(artifacts: ObjectArtifacts, tmp_path: Path, size: int = 1) -> dict[str, Callable[[], Awaitable[object]]]:
+    """All that can be asked of a bucket."""
+    (tmp_path / "file").touch()
+    os.truncate(tmp_path / "file", size)
+    return {
+        "put": lambda: artifacts.put(tmp_path / "file"),
+        "locate": lambda: artifacts.locate(UNKNOWN),
+        "get": lambda: artifacts.get(UNKNOWN, tmp_path / "copy"),
+        "stored": lambda: asyncio.to_thread(artifacts.stored),
+    }
+
+
+async def told(what: Awaitable[object], place: str) -> str:
+    """By a refusal, which names the bucket."""
+    with pytest.raises(BackendRefused, match=place) as refused:
+        await what
+    return f"{refused.value.message} {refused.value.hint}"
+
+
+@pytest.mark.parametrize(
+    ("what", "size"), [("put", 1), ("put", 9_000_000), ("put", LARGE), ("locate", 1), ("get", 1), ("stored", 1)]
+)
+async def test_a_bucket_that_refuses_is_said_in_its_words_and_without_the_credentials(
+    bucket: FakeBucket, tmp_path: Path, what: str, size: int
+) -> None:
     artifacts = ObjectArtifacts(STORE, tmp_path / "home")
-    (tmp_path / "file").write_bytes(b"x")
-    bucket.status = 403
+    bucket.refusal = BAD_KEY
 
-    with pytest.raises(BackendRefused, match="s3://bucket/some/folder") as refused:
-        await artifacts.put(tmp_path / "file")
+    words = await told(asked(artifacts, tmp_path, size)[what](), "s3://bucket/some/folder")
 
-    told = f"{refused.value.message} {refused.value.hint}"
-    assert "403" in told
-    assert "very-secret" not in told
-    assert "Signature" not in told
+    assert 'SignatureDoesNotMatch: The request signature we calculated does not match "yours".' in words
+    assert "403" in words
+    assert not [each for each in ("very-secret", "AWS4", "Signature=", "<", "Debug") if each in words]
+
+
+@pytest.mark.parametrize("what", ["put", "locate", "get", "stored"])
+async def test_a_bucket_that_there_is_not_is_said(bucket: FakeBucket, tmp_path: Path, what: str) -> None:
+    artifacts = ObjectArtifacts(ArtifactSettings(store="s3://another/folder"), tmp_path / "home")
+
+    words = await told(asked(artifacts, tmp_path)[what](), "s3://another/folder")
+
+    assert "NoSuchBucket: The specified bucket does not exist" in words
 
 
 async def test_what_is_not_there_is_not_found(bucket: FakeBucket, tmp_path: Path) -> None:
     artifacts = ObjectArtifacts(STORE, tmp_path / "home")
 
     with pytest.raises(NotFound, match="no artifact"):
-        await artifacts.get(Digest("0" * 64), tmp_path / "copy")
+        await artifacts.get(UNKNOWN, tmp_path / "copy")
+    with pytest.raises(NotFound, match="no artifact"):
+        await artifacts.locate(UNKNOWN)
 
 
 def test_only_stores_that_there_are(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -13,12 +14,34 @@ NAME = "bucket"
 TYPE = "application/xml"
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """As servers say no: a code and a message on the second line of the body, which a HEAD has not."""
+
+    status: int
+    code: str
+    message: str
+
+    def answer(self, method: str) -> web.Response:
+        """To a request."""
+        told = f"<Code>{self.code}</Code><Message>{self.message}</Message><StringToSign>AWS4-HMAC</StringToSign>"
+        text = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>{told}</Error>'
+        return web.Response(status=self.status, text="" if method == "HEAD" else text, content_type=TYPE)
+
+
+NO_KEY = Refusal(404, "NoSuchKey", "The specified key does not exist.")
+NO_BUCKET = Refusal(404, "NoSuchBucket", "The specified bucket does not exist")
+BAD_KEY = Refusal(403, "SignatureDoesNotMatch", "The request signature we calculated does not match &#34;yours&#34;.")
+
+
 class FakeBucket:
-    """`objects`: key → content. `status`: what every request is answered with; 0: rightly."""
+    """`objects`: key → content. `refusal`: what every request is answered with; None: rightly."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
-        self.status = 0
+        self.refusal: Refusal | None = None
+        self.asked: list[str] = []
+        """Methods and paths of all requests."""
         self.aborted = 0
         """Uploads in parts that were given up."""
         self._parts: dict[str, dict[int, bytes]] = {}
@@ -37,6 +60,7 @@ class FakeBucket:
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=1 << 28)
         app.router.add_route("*", f"/{NAME}{{slash:/?}}{{key:.*}}", self._answer)
+        app.router.add_route("*", "/{other:.*}", self._no_bucket)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -48,10 +72,14 @@ class FakeBucket:
     ) -> None:
         await self._runner.cleanup()
 
+    async def _no_bucket(self, request: web.Request) -> web.Response:
+        return NO_BUCKET.answer(request.method)
+
     async def _answer(self, request: web.Request) -> web.Response:
         body = await request.read()
-        if self.status:
-            return web.Response(status=self.status, text="<Error><Code>AccessDenied</Code></Error>", content_type=TYPE)
+        self.asked.append(f"{request.method} {request.path}")
+        if self.refusal is not None:
+            return self.refusal.answer(request.method)
         key, query = request.match_info["key"], request.query
         if request.method == "POST" and "uploads" in query:
             number = str(len(self._parts))
@@ -72,7 +100,7 @@ class FakeBucket:
             self.objects[key] = body
             return web.Response(headers={"ETag": '"e"'})
         if key not in self.objects:
-            return web.Response(status=404, text="<Error><Code>NoSuchKey</Code></Error>", content_type=TYPE)
+            return NO_KEY.answer(request.method)
         if request.method == "DELETE":
             del self.objects[key]
             return web.Response(status=204)
