@@ -12,7 +12,7 @@ from aiohttp import web
 
 from modalnomad.hashicorp.consul.api import ConsulApi, Op, TxnRefused
 from modalnomad.hashicorp.http import ServerRefused
-from tests.support.consul import CONSULS, Consul, consul_for_test
+from tests.support.consul import CONSULS, Consul, consul_for_test, until
 from tests.support.engines import within
 
 
@@ -92,6 +92,19 @@ async def test_a_blocking_query_waits_for_a_change_of_its_key(api: ConsulApi) ->
 
     assert waiting.result().items[0].value == b"2"
     assert waiting.result().index > before.index
+
+
+async def test_a_blocking_query_for_an_absent_key_waits_for_that_key(consul: Consul, api: ConsulApi) -> None:
+    await api.put("u/other", b"0")
+    index = (await api.get("t/a")).index
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(api.get("t/a", index=index))
+        await (asyncio.sleep(0.2) if consul.own is None else until(lambda: consul.fake.waiting))
+        await api.put("u/other", b"1")
+        assert (await api.get("u/other")).index > index
+        await api.put("t/a", b"1")
+
+    assert [entry.value for entry in waiting.result().items] == [b"1"]
 
 
 async def test_a_blocking_query_on_a_tree_sees_puts_and_deletions(api: ConsulApi) -> None:
@@ -182,6 +195,19 @@ async def test_the_end_of_a_session_removes_what_it_held(api: ConsulApi) -> None
     assert await api.renew_session(other)
 
 
+async def test_all_that_a_session_held_goes_at_one_index(api: ConsulApi) -> None:
+    session = await api.create_session("one", ttl=10, lock_delay=0)
+    for key in ("t/a", "t/b"):
+        await api.put(key, b"", acquire=session)
+    before = await api.tree("t/")
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(api.tree("t/", index=before.index))
+        group.create_task(api.end_session(session))
+
+    assert waiting.result().items == ()
+    assert waiting.result().index == (await api.tree("t/")).index
+
+
 async def test_a_lock_delay_holds_others_off_only_without_a_release(api: ConsulApi) -> None:
     sessions = [await api.create_session(f"s{n}", ttl=10, lock_delay=1) for n in range(3)]
     await api.put("t/lock", b"", acquire=sessions[0])
@@ -252,6 +278,23 @@ async def test_a_service_is_seen_when_its_check_passes_and_until_it_goes(consul:
             assert (answer.status, (await answer.text()).split(".")[0]) == (404, 'Unknown service ID "one"')
     await until_service(api, 0, passing=False, count=0)
     await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("meta", "why"),
+    [
+        ({"a": "x" * 513}, "Value is too long (limit: 512 characters)"),
+        ({"a.b": ""}, "Key contains invalid characters"),
+        ({str(number): "" for number in range(65)}, "cannot contain more than 64 key/value pairs"),
+    ],
+)
+async def test_a_service_tells_only_so_much_of_itself(consul: Consul, meta: dict[str, str], why: str) -> None:
+    async with (
+        aiohttp.ClientSession(consul.address) as http,
+        http.put("/v1/agent/service/register", json={"Name": "svc", "Meta": meta}) as answer,
+    ):
+        assert answer.status == 400
+        assert why in await answer.text()
 
 
 async def until_service(api: ConsulApi, index: int, *, passing: bool, count: int) -> dict[str, Any]:

@@ -342,6 +342,27 @@ async def test_registrations_stay_while_consul_is_gone_or_wrong(consul: Consul) 
     assert len(doubts) >= 5
 
 
+async def test_registrations_stay_when_a_token_may_no_longer_see_them() -> None:
+    """What waits is answered from a stream, which leaves them out without a word."""
+    async with fake_consul(acl=True) as consul:
+        fake, doubts = consul.fake, list[str]()
+        api = consul.api(
+            fake.token('service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }', "router")
+        )
+        (policy,) = [one for one in fake.acl.policies.values() if one["Name"] == "router"]
+        fake.agent.register(service(0))
+        async with aclosing(watch_registrations(api, on_doubt=doubts.append)) as watch:  # type: ignore[type-var]
+            assert await within(anext(watch), 5) == (registered(0),)
+            rules, policy["Rules"] = policy["Rules"], ""
+            waiting = asyncio.ensure_future(anext(watch))
+            fake.agent.update(f"c{registered(0).key}", "passing", "")
+            await until(lambda: doubts)
+            policy["Rules"] = rules
+
+            assert await within(waiting, 20) == (registered(0, True),)
+        assert "its token may not read all of it" in doubts
+
+
 async def test_a_catalog_that_lost_everything_is_believed_when_it_insists(consul: Consul) -> None:
     fake = consul.fake
     fake.agent.register(service(0))

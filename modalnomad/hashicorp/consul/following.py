@@ -131,7 +131,7 @@ class Follower(Generic[T]):
             again = await self._ask(index=0, wait=0.0, consistent=True)
             if not again.items and not again.filtered and again.index >= found.index:
                 return ""
-            verdict = Verdict.DOUBT
+            verdict, reason = Verdict.DOUBT, judge(self._known, again)[1] or reason
         if verdict is Verdict.TAKE:
             return ""
         now = time.monotonic()

@@ -31,6 +31,10 @@ from tests.support.fakes.consul_state import Refused, Store
 
 DEFAULT_WAIT, LONGEST_WAIT = 300.0, 600.0
 NODE = "fake-consul"
+ENTERPRISE = (
+    ("ns", "X-Consul-Namespace", "Namespaces"),
+    ("partition", "X-Consul-Partition", "Partitions"),
+)
 
 
 @dataclass
@@ -217,6 +221,10 @@ class FakeConsul:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         self.requests.append(f"{request.method} {request.path_qs}")
+        for name, header, what in ENTERPRISE:
+            if request.query.get(name) or request.headers.get(header):
+                where = f'query parameter: "{name}"' if request.query.get(name) else f'header: "{header}"'
+                return web.Response(status=400, text=f"Invalid {where} - {what} are a Consul Enterprise feature")
         fault = self._fault(request)
         if fault is not None and not fault.after:
             return await fault.respond(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 NODE_ID = "5b9c1b1e-6a52-4c1e-9b6a-6f0f5a0c0001"
 DATACENTER = "dc1"
+META_KEY = re.compile(r"[a-zA-Z0-9_-]+")
 
 
 class Agent:
@@ -45,6 +47,7 @@ class Agent:
         name = wanted.get("Name", "")
         if not name:
             raise Refused(400, "Missing service name")
+        _meta(wanted.get("Meta") or {})
         id = wanted.get("ID") or name
         checks = [*(wanted.get("Checks") or ()), *([wanted["Check"]] if wanted.get("Check") else ())]
         old = self.services.get(id)
@@ -130,9 +133,8 @@ class Agent:
             task.cancel()
 
     def update(self, id: str, status: str, output: str) -> None:
-        """Only a change of status wakes anybody. Raises Refused."""
-        if (check := self.checks.get(id)) is None:
-            raise Refused(404, f'Unknown check ID "{id}". Ensure that the check ID is passed, not the check name.')
+        """Only a change of status wakes anybody."""
+        check = self.checks[id]
         check["Output"] = output
         if check["Status"] != status:
             check["Status"], check["ModifyIndex"] = status, self._store.bump("checks")
@@ -162,8 +164,10 @@ class Agent:
                     self._http = aiohttp.ClientSession(headers={"User-Agent": "Consul Health Check"})
                 method, url = wanted.get("Method") or "GET", wanted["HTTP"]
                 # A connection for each run, as Consul has it.
-                headers = {"Connection": "close"}
-                async with self._http.request(method, url, headers=headers, allow_redirects=False) as answer:
+                headers = [("Connection", "close")]
+                headers += [(name, one) for name, all in (wanted.get("Header") or {}).items() for one in all]
+                how = {"headers": headers, "data": wanted.get("Body") or None, "allow_redirects": False}
+                async with self._http.request(method, url, **how) as answer:
                     text = (await answer.content.read(4096)).decode("utf-8", "replace")
                     status = "passing" if answer.ok else "warning" if answer.status == 429 else "critical"
                     return status, f"HTTP {method} {url}: {answer.status} {answer.reason} Output: {text}"
@@ -180,7 +184,10 @@ class Agent:
         """GET /v1/health/service/:name, with its index."""
         tables = self._store.tables
         found = [one for one in self.services.values() if one["Service"] == name]
-        index = tables.get(f"service.{name}", 0) if found else tables.get("extinction", 0)
+        if found:
+            index = tables[f"service.{name}"]
+        elif not (index := tables.get("extinction", 0)):  # no service ever went: whatever is in the catalog counts
+            index = max(tables.get(table, 0) for table in ("services", "checks"))
         shown = []
         for service in sorted(found, key=lambda one: str(one["ID"])):
             checks = [{**SERF, "Node": self.node}]
@@ -188,6 +195,19 @@ class Agent:
             if not passing or all(check["Status"] == "passing" for check in checks):
                 shown.append({"Node": self.node_json(), "Service": service, "Checks": checks})
         return max(index, 1), shown
+
+
+def _meta(meta: dict[str, str]) -> None:
+    """https://developer.hashicorp.com/consul/api-docs/agent/service#meta"""
+    if len(meta) > 64:
+        raise Refused(400, "Invalid Service Meta: Node metadata cannot contain more than 64 key/value pairs")
+    for key, value in meta.items():
+        why = "Key contains invalid characters" if not META_KEY.fullmatch(key) else ""
+        why = why or ("Key is too long (limit: 128 characters)" if len(key) > 128 else "")
+        why = why or ("Key prefix 'consul-' is reserved for internal use" if key.startswith("consul-") else "")
+        why = why or ("Value is too long (limit: 512 characters)" if len(value.encode()) > 512 else "")
+        if why:
+            raise Refused(400, f"Invalid Service Meta: Couldn't load metadata pair ('{key}', '{value}'): {why}")
 
 
 SERF = {
@@ -266,13 +286,27 @@ class AgentRoutes:
         return web.Response()
 
     async def deregister_check(self, request: web.Request) -> web.Response:
-        self.consul._rights(request).need("node", "write", self.agent.node)
-        self.agent.remove_check(request.match_info["id"])
+        self.agent.remove_check(self._own_check(request))
         return web.Response()
+
+    def _own_check(self, request: web.Request) -> str:
+        """Its id: it is there, and who asks may write it. Raises Refused."""
+        id = request.match_info["id"]
+        rights = self.consul._rights(request)
+        if (check := self.agent.checks.get(id)) is None:
+            raise Refused(404, f'Unknown check ID "{id}". Ensure that the check ID is passed, not the check name.')
+        if check["ServiceName"]:
+            rights.need("service", "write", check["ServiceName"])
+        else:
+            rights.need("node", "write", self.agent.node)
+        return id
 
     async def set_check(self, request: web.Request) -> web.Response:
         status = {"pass": "passing", "warn": "warning", "fail": "critical"}[request.match_info["how"]]
-        self.agent.update(request.match_info["id"], status, request.query.get("note", ""))
+        id = self._own_check(request)
+        if self.agent.checks[id]["Type"] != "ttl":
+            raise Refused(500, f'CheckID "{id}" does not have associated TTL')
+        self.agent.update(id, status, request.query.get("note", ""))
         return web.Response()
 
     async def health(self, request: web.Request) -> web.Response:
@@ -288,7 +322,12 @@ class AgentRoutes:
                 return index, []
             return index, [one for one in found if keep(one)]
 
-        return await self.consul.blocking(request, look, rights)
+        answer = await self.consul.blocking(request, look, rights)
+        if request.query.get("index", "0") != "0":
+            # Agents answer these from a stream of events (use_streaming_backend), which does not tell what it left out.
+            answer.headers.popall("X-Consul-Results-Filtered-By-ACLs", None)
+            answer.headers["X-Consul-Query-Backend"] = "streaming"
+        return answer
 
     async def catalog(self, request: web.Request) -> web.Response:
         rights = self.consul._rights(request)

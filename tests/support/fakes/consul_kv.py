@@ -18,7 +18,7 @@ from tests.support.fakes.consul_state import Entry, Refused, Store
 KV_LIMIT = 512 * 1024
 """Bytes of a value, and of a transaction's body."""
 TXN_OPERATIONS = 128
-DOCS = "https://developer.hashicorp.com/docs/agent/config/config-files#kv_max_value_size"
+DOCS = "https://developer.hashicorp.com/docs/agent/config/config-files"
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 LIKE_A_FILE = (".js", ".css", ".html", ".json", ".txt", ".py", ".sh", ".com", ".exe", ".zip", ".png")
@@ -47,9 +47,9 @@ def seconds(text: Any) -> float:
     return sum(float(number) * UNITS[unit] for number, unit in parts)
 
 
-def too_large(length: int, limit: int) -> Refused:
+def too_large(length: int, limit: int, setting: str = "kv_max_value_size") -> Refused:
     """A body over a limit."""
-    return Refused(413, f"Request body({length} bytes) too large, max size: {limit} bytes. See {DOCS}.")
+    return Refused(413, f"Request body({length} bytes) too large, max size: {limit} bytes. See {DOCS}#{setting}.")
 
 
 def get(store: Store, request: web.Request, rights: Rights) -> Read:
@@ -62,11 +62,15 @@ def get(store: Store, request: web.Request, rights: Rights) -> Read:
     if not key:
         raise Refused(400, "Missing key name")
     rights.need("key", "read", key)
+    absent: int | None = None
 
     def read() -> tuple[int, Any]:
+        nonlocal absent
         index, entry = store.get(key)
         if entry is None:
-            return index, None
+            # Who waits for it goes on waiting, whatever else is written.
+            absent = index if absent is None else absent
+            return absent, None
         return index, entry.value if "raw" in query else [entry.json()]
 
     return read
@@ -146,13 +150,16 @@ async def txn(store: Store, request: web.Request, rights: Rights, limit: int) ->
     """PUT /v1/txn → status and body. All of it or nothing."""
     raw = await request.read()
     if len(raw) > limit:
-        raise too_large(len(raw), limit)
+        raise too_large(len(raw), limit, "txn_max_req_len")
     try:
         operations = json.loads(raw)
     except ValueError as error:
         raise Refused(400, f"Failed to parse body: {error}") from None
     if len(operations) > TXN_OPERATIONS:
         raise Refused(413, f"Transaction contains too many operations ({len(operations)} > {TXN_OPERATIONS})")
+    for operation in operations:
+        if operation["KV"]["Key"].startswith("/"):
+            raise Refused(400, "Invalid key in transaction: invalid key name, must not begin with a '/'")
     denied = [
         {"OpIndex": n, "What": refusal.text}
         for n, operation in enumerate(operations)

@@ -167,9 +167,11 @@ class Store:
 
     def acquire(self, key: str, value: bytes, flags: int, session: str) -> bool:
         """False: another session holds it, or its lock delay is not over. Raises Refused."""
+        if time.monotonic() < self.delays.get(key, 0.0):
+            return False
         self.session(session)
         old = self.keys.get(key)
-        if time.monotonic() < self.delays.get(key, 0.0) or (old and old.session not in {"", session}):
+        if old and old.session not in {"", session}:
             return False
         self.put(key, value, flags, session=session)
         return True
@@ -201,10 +203,11 @@ class Store:
         self.wake()
 
     def end_session(self, id: str) -> None:
-        """What it holds is released or removed, and nobody gets it for the lock delay."""
+        """What it holds is released or removed in the same write, and nobody gets it for the lock delay."""
         if (session := self.sessions.pop(id, None)) is None:
             return
         self.bump("sessions")
+        self.together = True
         for key in [key for key, entry in self.keys.items() if entry.session == id]:
             if session.lock_delay:
                 self.delays[key] = time.monotonic() + session.lock_delay
@@ -213,6 +216,7 @@ class Store:
             else:
                 entry = self.keys[key]
                 self.put(key, entry.value, entry.flags, session="")
+        self.together = False
 
     async def expire(self) -> None:
         """Ends sessions that were not renewed. Until cancelled."""
