@@ -63,7 +63,7 @@ def test_a_child_is_starting_with_its_address_before_nomad_calls_it_running() ->
         ("gpu", FAILED, "unplaceable", "no node has the GPU it asks for"),
         ("pool", FAILED, "unplaceable", "none in node pool gpu is ready to take work"),
         ("docker", FAILED, "unplaceable", "no node has the driver it needs"),
-        ("vault", FAILED, "start_failed", "the secret db does not exist"),
+        ("vault", FAILED, "start_failed", "e-node could not read the secret db: it is not there, or"),
         ("tmpl", FAILED, "start_failed", "its secrets could not be read"),
     ],
 )

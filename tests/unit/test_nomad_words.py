@@ -9,6 +9,10 @@ import pytest
 from modalnomad.hashicorp.nomad.shapes import Allocation, allocation_of
 from modalnomad.hashicorp.nomad.words import Placement, failure_of, placement, says_what_runs, shown, trouble
 
+FETCH = f'failed to download artifact "http://h:1/artifacts/{"ab" * 32}.tar.gz": getter subprocess failed: '
+SHORT = f"http://h:1/artifacts/{'ab' * 6}….tar.gz"
+DEPLOY = "`modalnomad deploy` puts it there again"
+
 
 def allocation(*events: tuple[str, str] | tuple[str, str, dict[str, str]], client: str = "pending") -> Allocation:
     shapes = [
@@ -32,7 +36,9 @@ def allocation(*events: tuple[str, str] | tuple[str, str, dict[str, str]], clien
         ("Killing", "Template failed: vault.read(secret/data/modalnomad/main/db): no secret exists at secret/data/…",
          "the secret db does not exist, or not any more"),
         ("Template", "Missing: vault.read(secret/data/modalnomad/main/_anonymous/abc)",
-         "an anonymous secret does not exist, or not any more"),
+         "n1 could not read an anonymous secret: it is not there, or Vault refuses it or does not answer"),
+        ("Killing", "Template failed: vault.read(secret/data/modalnomad/main/sealed): no secret exists at secret/…",
+         "the secret sealed does not exist, or not any more"),
         ("Killing", 'Template failed: vault.read(secret/data/modalnomad/main/db): Code: 403. Errors:\n* no',
          "Vault does not let it read the secret db"),
         ("Killing", 'Vault: failed to derive vault token: Code: 400. Errors: role "x" could not be found',
@@ -47,11 +53,35 @@ def allocation(*events: tuple[str, str] | tuple[str, str, dict[str, str]], clien
         ("Driver Failure", 'failed to launch: rpc error: code = Unknown desc = binary "python9" could not be found',
          "n1 has no program python9 (the setting nomad.python)"),
         ("Driver Failure", "Failed to pull `shop:1`: denied", "n1 could not start it: Failed to pull `shop:1`: denied"),
+        ("Failed Artifact Download", f"{FETCH}exit status 1: failed to download artifact: bad response code: 404",
+         f"n1 could not fetch its code from {SHORT}: bad response code: 404 ({DEPLOY})"),
+        ("Failed Artifact Download", f"{FETCH}exit status 1: failed to download artifact: Checksums did not match for "
+         f"/alloc/archive.\nExpected: {'0' * 64}\nGot: {'1' * 64}\n*sha256.Digest",
+         f"n1 could not fetch its code: {SHORT} is not what was deployed (another checksum; {DEPLOY})"),
+        ("Failed Artifact Download", f'{FETCH}exit status 1: failed to download artifact: Get "http://h:1/artifacts/'
+         f'{"ab" * 32}.tar.gz": dial tcp 127.0.0.1:1: connect: connection refused',
+         f"n1 could not fetch its code from {SHORT}: dial tcp 127.0.0.1:1: connect: connection refused"),
+        ("Failed Artifact Download", "some other text", "n1 could not fetch its code: some other text"),
         ("Failed Validation", "1 error occurred:\n\t* bad key\n\n", "n1 refused it: 1 error occurred: * bad key"),
     ],
 )  # fmt: skip
 def test_why_a_task_will_never_run(kind: str, text: str, said: str) -> None:
     assert trouble(allocation(("Received", "Task received by client"), (kind, text))) == said
+
+
+def test_a_login_that_is_refused_is_told_once_though_nomad_tells_it_twice() -> None:
+    text = (
+        'failed to derive Vault token for identity vault_default: Code: 400. Errors:\n\n* role "x" could not be found'
+    )
+    told = (("Killing", f"Vault: failed to derive vault token: {text}"), ("Task hook failed", f"vault: {text}"))
+
+    said = "Vault does not know the role it reads secrets with (`modalnomad setup` makes it)"
+    assert (
+        trouble(allocation(*told))
+        == trouble(allocation(*told, ("Not Restarting", "Policy allows no restarts")))
+        == said
+    )
+    assert trouble(allocation(("Task hook failed", "consul: no"))) == "n1 could not prepare it: consul: no"
 
 
 def test_what_is_usual_is_no_trouble() -> None:

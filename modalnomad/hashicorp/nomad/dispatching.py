@@ -39,7 +39,14 @@ SecretTexts = Callable[[RevisionId], Awaitable[str]]
 
 
 AGAIN: Final = "deploy the App again"
-FINAL: Final = ("is stopped", "Dispatch request", "validation failed", "Permission denied")
+FINAL: Final = (
+    "is stopped",
+    "Dispatch request",
+    "Dispatch did not",
+    "Payload",
+    "validation failed",
+    "Permission denied",
+)
 """In texts of 500 that a repetition does not change."""
 
 

@@ -122,12 +122,14 @@ def _words(event: TaskEvent, allocation: Allocation) -> str | None:
                 return f"{node} has no program {found[1]} (the setting nomad.python)"
             return f"{node} could not start it: {shown(text.rpartition('desc = ')[2])}"
         case "Failed Artifact Download":
-            return f"{node} could not fetch its code: {shown(text)}"
+            return f"{node} could not fetch its code{_download(text)}"
         case "Failed Validation" | "Setup Failure":
             return f"{node} refused it: {shown(text)}"
-        case "Template" if text.startswith("Missing:"):
-            return _secret(text)
+        case "Template" if text.startswith("Missing:"):  # told after 3 s, whatever the reason is
+            return f"{node} could not read {_named(text)}: it is not there, or Vault refuses it or does not answer"
         case "Killing" if text.startswith(("Template failed", "Vault")) or event.details.get("fails_task") == "true":
+            return _secret(text)
+        case "Task hook failed" if text.startswith("vault: "):  # comes after the `Killing` of a login that was refused
             return _secret(text)
         case "Task hook failed":
             return f"{node} could not prepare it: {shown(text)}"
@@ -135,8 +137,8 @@ def _words(event: TaskEvent, allocation: Allocation) -> str | None:
 
 
 _SECRET: Final = (
-    (r"sealed", "{secret} cannot be read: Vault is sealed"),
-    (r"no secret exists|^Missing:", "{secret} does not exist, or not any more"),
+    (r"is sealed", "{secret} cannot be read: Vault is sealed"),
+    (r"no secret exists", "{secret} does not exist, or not any more"),
     (r"role .* could not be found", "Vault does not know the role it reads secrets with (`modalnomad setup` makes it)"),
     (r"claim .* does not match", "Vault refuses its identity: it belongs to another environment"),
     (r"Code: 403|permission denied", "Vault does not let it read {secret}"),
@@ -149,17 +151,38 @@ _SECRET: Final = (
 
 
 def _secret(text: str) -> str:
-    path = re.search(r"vault\.read\(([^)]*)\)", text)
-    name = path[1].rpartition("/")[2] if path else ""
-    secret = (
-        "an anonymous secret" if path and "/_anonymous/" in path[1] else f"the secret {name}" if name else "a secret"
-    )
     for pattern, words in _SECRET:
         if re.search(pattern, text):
-            return words.format(secret=secret)
+            return words.format(secret=_named(text))
     return f"its secrets could not be read: {shown(text)}"
 
 
+def _named(text: str) -> str:
+    path = re.search(r"vault\.read\(([^)]*)\)", text)
+    if path is None:
+        return "a secret"
+    return "an anonymous secret" if "/_anonymous/" in path[1] else f"the secret {path[1].rpartition('/')[2]}"
+
+
+_DOWNLOAD: Final = re.compile(
+    r'failed to download artifact "([^"]*)": (?:getter subprocess failed: )?(?:exit status \d+: )?'
+    r"(?:failed to download artifact: )?(?:Get \"[^\"]*\": )?(.*)",
+    re.DOTALL,
+)
+_DEPLOY: Final = "`modalnomad deploy` puts it there again"
+
+
+def _download(text: str) -> str:
+    """From where, and why not."""
+    if (found := _DOWNLOAD.fullmatch(text)) is None:
+        return f": {shown(text)}"
+    source, why = _DIGEST.sub(r"\1…", found[1]), found[2]
+    if why.startswith("Checksums did not match"):
+        return f": {source} is not what was deployed (another checksum; {_DEPLOY})"
+    return f" from {source}: {shown(why)}" + (f" ({_DEPLOY})" if why.endswith(": 404") else "")
+
+
+_DIGEST: Final = re.compile(r"(?<![0-9a-f])([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])")
 _HOST_PATH: Final = re.compile(r"(?<![\w:/.-])/(?:[^\s/:\"'`]+/)+([^\s/:\"'`]+)")
 
 
