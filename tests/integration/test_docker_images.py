@@ -85,6 +85,13 @@ async def test_an_image_is_built_pushed_and_pinned_to_what_the_registry_calls_it
     assert build.files[".modalnomad/sdk/__main__.py"] == b"pass\n"
 
 
+async def test_where_a_push_does_not_tell_the_digest_the_registry_does(bench: Bench) -> None:
+    bench.engine.containerd = True
+    made = await bench.make()
+    assert bench.engine.registry is not None
+    assert made.reference == f"registry.test/team/images@{bench.engine.registry[bench.engine.pushes[0]]}"
+
+
 async def test_without_a_registry_it_stays_and_is_pinned_by_its_id(bench: Bench) -> None:
     made = await bench.make(registry="")
     assert made.reference == bench.engine.images[f"localhost/modalnomad/images:{made.digest[:40]}"]["Id"]

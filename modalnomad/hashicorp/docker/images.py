@@ -126,8 +126,9 @@ class DockerImages:
         report(f"pushing {name}")
         progress = Progress(report, f"the registry of {name}")
         await self._engine.push(repository, tag or "latest", progress.take)
-        if progress.digest:
-            return f"{repository}@{progress.digest}"
+        # Engines that keep images in containerd's store (the usual one from 29 on) tell it in words only.
+        if digest := progress.digest or await self._engine.remote_digest(name):
+            return f"{repository}@{digest}"
         raise BackendRefused(f"{name} was pushed, and its registry did not say under which digest", "deploy it again")
 
     # --- building ----------------------------------------------------------------------------------------------------

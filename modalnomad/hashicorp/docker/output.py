@@ -91,7 +91,7 @@ class BuildOutput:
 
 
 class Progress:
-    """Events of a pull or a push. `digest`: what the registry calls what was pushed."""
+    """Events of a pull or a push. `digest`: what the registry calls what was pushed; empty: the engine did not tell."""
 
     def __init__(self, report: Callable[[str], None], whom: str) -> None:
         self._report = report

@@ -52,6 +52,8 @@ class FakeDocker:
         self.pulls: list[str] = []
         self.pushes: list[str] = []
         self.push_error = ""
+        self.containerd = False
+        """Images are kept in containerd's store, as by engines from 29 on: a push tells its digest in words only."""
         self.refuses = ""
         """Text with which the next build is answered 400."""
         self.silent = False
@@ -144,7 +146,10 @@ class FakeDocker:
         assert self.registry is not None
         digest = "sha256:" + self.images[name]["Id"].removeprefix("sha256:")[::-1]
         self.registry[name] = digest
-        pushed = {"progressDetail": {}, "aux": {"Tag": request.query["tag"], "Digest": digest, "Size": 1}}
+        tag = request.query["tag"]
+        pushed: Event = {"progressDetail": {}, "aux": {"Tag": tag, "Digest": digest, "Size": 1}}
+        if self.containerd:
+            pushed = {"status": f"{tag}: digest: {digest} size: 1"}
         return await self._say(request, [{"status": "Pushed", "id": "aa11", "progressDetail": {}}, pushed])
 
     async def _say(self, request: web.Request, events: Sequence[Event | asyncio.Event]) -> web.StreamResponse:
