@@ -382,5 +382,12 @@ async def test_a_plan_tells_what_would_be_and_does_nothing(nomad: Nomad) -> None
     new = await calls.put("/v1/job/q/plan", parent("q") | {"Diff": True})
     assert (new["Diff"]["Type"], new["JobModifyIndex"]) == ("Added", 0)
     assert [job["ID"] for job in await calls.get("/v1/jobs")] == ["p"]
+    more = {"Resources": {"CPU": 20, "MemoryMB": 32, "MemoryMaxMB": -1}}
+    for path in ("/v1/validate/job", "/v1/job/q/plan"):
+        assert (await calls.put(path, parent("q")))["Warnings"] == ""
+        assert (await calls.put(path, parent("q", task=more)))["Warnings"] == (
+            '1 warning:\n\n* Memory oversubscription is not enabled; Task "replica.app" memory_max value will be '
+            "ignored. Update the Scheduler Configuration to allow oversubscription."
+        )
     checked = await calls.put("/v1/validate/job", parent("a b"))
     assert (checked["ValidationErrors"], checked["DriverConfigValidated"]) == (["Job ID contains a space"], True)

@@ -67,6 +67,7 @@ async def servers(bao: OpenBao) -> AsyncIterator[Cluster]:
 
 async def set_up_all(servers: Cluster) -> None:
     servers.nomad.add_node("one", attributes=SEES)
+    servers.nomad.state.oversubscription = True
     steps = [step async for step in set_up(servers.settings, ["main"])]
     assert {step.outcome for step in steps} <= {"made", "there"}, steps  # a dev server has its store
 
@@ -112,6 +113,17 @@ async def test_before_setup_each_missing_thing_names_the_command(servers: Cluste
     assert bad["node vault"].level == bad["node consul"].level == "problem"
     assert "vault {" in bad["node vault"].fix
     assert "values" in bad["vault acl"].message, "root may read them"
+
+
+async def test_a_scheduler_that_holds_replicas_to_what_is_reserved_is_a_warning(servers: Cluster) -> None:
+    await set_up_all(servers)
+    servers.nomad.state.oversubscription = False
+    for role in ("modalnomad-deployer", "modalnomad-router"):
+        bad = wrong(await examine_cluster(servers.of_role(role)))
+
+        assert set(bad) == {"memory"}
+        assert "nomad.memory = 256 MiB" in bad["memory"].message
+        assert "-memory-oversubscription=true" in bad["memory"].fix
 
 
 async def test_another_environment_lacks_its_own_things_alone(servers: Cluster) -> None:

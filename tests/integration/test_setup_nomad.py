@@ -154,6 +154,7 @@ async def test_what_doctor_sees_with_each_role(roles: Roles) -> None:
     for seen in says.values():
         assert seen["namespace"].level == seen["nodes"].level == seen["driver"].level == "ok"
         assert seen["node vault"].level == "problem", "it has none"
+        assert "-memory-oversubscription=true" in seen["memory"].fix
     assert "everything" in next(f for f in managing if f.check == "nomad acl").message
     assert "does not know this token" in unknown[-1].message
     assert (await roles.api(roles.management).jobs("*")).items == (), "looking registers nothing"
@@ -167,10 +168,18 @@ async def test_settings_of_a_real_node_are_seen_with_agent_read() -> None:
         fits = await nomad_checks(roles.api(agent.token).http, roles.settings, "main")
         longer = roles.settings.model_copy(update={"grace_period": 45.0})
         cut = await nomad_checks(roles.api(agent.token).http, longer, "main")
+        scheduler = (await agent.calls.get("/v1/operator/scheduler/configuration"))["SchedulerConfig"]
+        more = scheduler | {"MemoryOversubscriptionEnabled": True}
+        await agent.calls.put("/v1/operator/scheduler/configuration", more)
+        allowed = await nomad_checks(roles.api(agent.token).http, roles.settings, "main")
         await roles.close()
 
     assert next(found for found in fits if found.check == "agents").message == "settings of 1 nodes fit"
     assert "(30 s)" in next(found for found in cut if found.check == "agents").message
+    assert [next(found for found in each if found.check == "memory").level for each in (fits, allowed)] == [
+        "warning",
+        "ok",
+    ]
 
 
 async def test_a_real_task_reads_its_environments_secrets_with_what_setup_made(openbao: OpenBao) -> None:

@@ -24,6 +24,8 @@ AGENT_LIMIT: Final = 3.0
 """Seconds for the answer of one node's own agent."""
 PROBE: Final = "modalnomad-doctor-probe"
 """A job that does not exist."""
+NO_MORE_MEMORY: Final = "Memory oversubscription is not enabled"
+"""What Nomad warns of, of a job whose tasks may take more than is reserved for them."""
 
 
 async def nomad_checks(http: HttpClient, settings: NomadSettings, environment: str) -> list[Finding]:
@@ -37,6 +39,8 @@ async def nomad_checks(http: HttpClient, settings: NomadSettings, environment: s
     rights = await _rights(http, environment)
     found.append(_acl(http, who, rights))
     found.append(await _namespace(http, environment))
+    if rights["jobs"] and (memory := await _memory(http, settings, environment)) is not None:
+        found.append(memory)
     if rights["nodes"]:
         nodes = (await http.request("GET", "/v1/nodes", params={"resources": True})).json() or []
         found += await _nodes(http, nodes, settings)
@@ -62,22 +66,11 @@ def _no_token(http: HttpClient) -> Finding:
 async def _rights(http: HttpClient, environment: str) -> dict[str, bool]:
     """What the token may do in the environment; every probe is one that changes nothing."""
     space = {"namespace": namespace_of(environment)}
-    # Whole, because a job that is wrong is refused before rights are looked at.
-    task: dict[str, Any] = {"Name": "probe", "Driver": "raw_exec", "Config": {"command": "true"}}
-    group = {"Name": "probe", "Tasks": [task]}
-    job: dict[str, Any] = {
-        "ID": PROBE,
-        "Name": PROBE,
-        "Namespace": space["namespace"],
-        "Type": "batch",
-        "Datacenters": ["*"],
-    }
-    job["TaskGroups"] = [group]
     probes: dict[str, tuple[str, str, Any]] = {
         "nodes": ("GET", "/v1/nodes", None),
         "jobs": ("GET", "/v1/jobs", None),
         "dispatch": ("POST", f"/v1/job/{PROBE}/dispatch", {}),
-        "deploy": ("POST", f"/v1/job/{PROBE}/plan", {"Job": job}),
+        "deploy": ("POST", f"/v1/job/{PROBE}/plan", {"Job": _probe(environment)}),
     }
     rights = {}
     for name, (method, path, body) in probes.items():
@@ -88,6 +81,38 @@ async def _rights(http: HttpClient, environment: str) -> dict[str, bool]:
             # Anything but a refusal means that it was let in: there is no such job.
             rights[name] = error.status != 403 and "Permission denied" not in error.text
     return rights
+
+
+def _probe(environment: str, **more: Any) -> Mapping[str, Any]:
+    """Whole, because a job that is wrong is refused before rights are looked at. `more`: of its resources."""
+    resources = {"CPU": 10, "MemoryMB": 10, **more}
+    task = {"Name": "probe", "Driver": "raw_exec", "Config": {"command": "true"}, "Resources": resources}
+    return {
+        "ID": PROBE,
+        "Name": PROBE,
+        "Namespace": namespace_of(environment),
+        "Type": "batch",
+        "Datacenters": ["*"],
+        "TaskGroups": [{"Name": "probe", "Tasks": [task]}],
+    }
+
+
+async def _memory(http: HttpClient, settings: NomadSettings, environment: str) -> Finding | None:
+    """May replicas take more than is reserved for them? The scheduler's settings say it to operators only, but of each
+    job Nomad warns who may look at jobs. None: it does not tell."""
+    job = {**_probe(environment, MemoryMaxMB=-1), "NodePool": settings.node_pool}
+    space = {"namespace": namespace_of(environment)}
+    answer = await http.request("POST", "/v1/validate/job", params=space, data={"Job": job}, ok=(200, 403, 500))
+    if answer.status != 200:
+        return None
+    if NO_MORE_MEMORY not in (answer.json().get("Warnings") or ""):
+        return ok("memory", "replicas may take more than is reserved for them")
+    return warning(
+        "memory",
+        "Nomad kills replicas that take more memory than is reserved for them (memory=, else nomad.memory = "
+        f"{settings.memory} MiB), whatever limit they have: its scheduler does not allow memory oversubscription",
+        "`nomad operator scheduler set-config -memory-oversubscription=true`, or reserve what they need",
+    )
 
 
 def _acl(http: HttpClient, who: Mapping[str, Any], rights: Mapping[str, bool]) -> Finding:

@@ -266,7 +266,7 @@ class ClusterApi:
         kinds = ("BatchScheduler", "ServiceScheduler", "SysBatchScheduler", "SystemScheduler")
         config = {
             "CreateIndex": 4,
-            "MemoryOversubscriptionEnabled": False,
+            "MemoryOversubscriptionEnabled": self._state.oversubscription,
             "ModifyIndex": 4,
             "PauseEvalBroker": False,
             "PreemptionConfig": {f"{kind}Enabled": kind == "SystemScheduler" for kind in kinds},

@@ -37,6 +37,10 @@ VOLATILE: Final = (
 )
 """Not of the specification."""
 _JOB: Final = r"/v1/job/(?P<id>.+)"
+OVERSUBSCRIBED: Final = (
+    'Memory oversubscription is not enabled; Task "{}.{}" memory_max value will be ignored. Update the Scheduler '
+    "Configuration to allow oversubscription."
+)
 
 
 class JobsApi:
@@ -214,7 +218,7 @@ class JobsApi:
                 "Index": index,
                 "JobModifyIndex": index,
                 "NextPeriodicLaunch": None,
-                "Warnings": "",
+                "Warnings": self._warnings(job),
             },
             index,
         )
@@ -230,9 +234,18 @@ class JobsApi:
                 "DriverConfigValidated": True,
                 "Error": several(wrong) if wrong else "",
                 "ValidationErrors": wrong or None,
-                "Warnings": "",
+                "Warnings": self._warnings(job),
             },
         )
+
+    def _warnings(self, job: Shape) -> str:
+        """Of a job that is fine."""
+        if self._state.oversubscription:
+            return ""
+        tasks = [(group["Name"], task) for group in job["TaskGroups"] for task in group["Tasks"]]
+        told = [OVERSUBSCRIBED.format(group, task["Name"]) for group, task in tasks if task["Resources"]["MemoryMaxMB"]]
+        count = f"{len(told)} warning{'s' if len(told) > 1 else ''}:\n\n"
+        return count + "\n".join(f"* {line}" for line in told) if told else ""
 
     async def evaluate(self, ask: Ask) -> web.StreamResponse:
         """`PUT /v1/job/:id/evaluate`."""

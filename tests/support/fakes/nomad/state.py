@@ -80,6 +80,8 @@ class State:
     """By accessor."""
     roles: dict[str, Shape] = field(default_factory=dict)
     methods: dict[str, Shape] = field(default_factory=dict)
+    oversubscription: bool = False
+    """Of memory: tasks may have a limit above what is reserved."""
     tables: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     """Index of the last change of each."""
     ring: deque[Line] = field(default_factory=lambda: deque(maxlen=RING))
