@@ -43,6 +43,8 @@ WORDS: Final = 600
 AGAIN: Final = "deploy the App again"
 REFUSED: Final = "status code: 4"
 """Stands in what obstore says of an answer 4xx."""
+CAUSE: Final = re.compile(r'(?:message|error): "([^"]+)"|(InvalidCertificate)\(\s*(\w+)')
+"""In what obstore tells of an exchange that failed: the system's words, or what is wrong with a certificate."""
 SHUT: Final = re.compile(r"Bucket|Container|Account|AccessKey|User")
 """In codes of answers 404 that are not about the object: NoSuchBucket, ContainerNotFound and the like."""
 
@@ -293,11 +295,13 @@ def _code(error: Exception) -> str:
 
 
 def _words(error: Exception) -> str:
-    """The first line, and of a body its code and message. Without what follows a `?` in addresses, and without the
-    rest of the body: signatures stand there."""
+    """The first line, and of a body its code and message, else the innermost cause. Without what follows a `?` in
+    addresses, and without the rest of the body: signatures stand there."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     words = re.sub(r"\?\S+", "?…", re.split(r"[\n<]", text.strip(), maxsplit=1)[0]).rstrip(": ")
     if code := _code(error):
         message = re.search(r"<Message>([^<]+)</Message>", text)
         words += f": {code}" + (f": {' '.join(html.unescape(message[1]).split())}" if message else "")
+    elif causes := CAUSE.findall(text):
+        words += f": {' '.join(filter(None, causes[-1]))}"
     return words[:WORDS] or type(error).__name__

@@ -13,6 +13,7 @@ from modalnomad.hashicorp.artifacts import LARGE, ObjectArtifacts, nodes_url
 from modalnomad.model.errors import BackendRefused, NotFound, UserError
 from modalnomad.model.ids import Digest
 from modalnomad.settings import ArtifactSettings
+from tests.support import objects
 from tests.support.fakes.bucket import BAD_KEY, FakeBucket
 
 STORE = ArtifactSettings(store="s3://bucket/some/folder")
@@ -86,6 +87,62 @@ async def test_a_bucket_that_there_is_not_is_said(bucket: FakeBucket, tmp_path: 
     words = await told(asked(artifacts, tmp_path)[what](), "s3://another/folder")
 
     assert "NoSuchBucket: The specified bucket does not exist" in words
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "another"}, "SignatureDoesNotMatch"),
+        ({"AWS_REGION": "us-west-2"}, "AuthorizationHeaderMalformed"),
+        ({"BUCKET": "another"}, "NoSuchBucket"),
+    ],
+)
+async def test_a_real_server_says_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str], words: str
+) -> None:
+    if why := objects.missing():
+        pytest.skip(why)
+    async with objects.object_server(tmp_path / "objects") as environment:
+        for name, value in {**environment, **wrong}.items():
+            monkeypatch.setenv(name, value)
+        place = f"s3://{wrong.get('BUCKET', objects.BUCKET)}/folder"
+        artifacts = ObjectArtifacts(ArtifactSettings(store=place), tmp_path / "home")
+
+        for size in (1, 9_000_000):
+            for what in asked(artifacts, tmp_path, size).values():
+                assert words in await told(what(), place)
+
+
+async def test_what_was_put_comes_back_from_a_real_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if why := objects.missing():
+        pytest.skip(why)
+    async with objects.object_server(tmp_path / "objects") as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        artifacts = ObjectArtifacts(ArtifactSettings(store=f"s3://{objects.BUCKET}/folder"), tmp_path / "home")
+        for size in (0, 5, 20_000_000, LARGE):
+            (tmp_path / "file").write_bytes(os.urandom(size))
+            digest = await artifacts.put(tmp_path / "file")
+            assert await artifacts.put(tmp_path / "file") == digest
+            await artifacts.get(digest, tmp_path / "copy")
+            assert (tmp_path / "copy").read_bytes() == (tmp_path / "file").read_bytes()
+        with pytest.raises(NotFound, match="no artifact"):
+            await artifacts.locate(UNKNOWN)
+
+        assert len(await asyncio.to_thread(artifacts.stored)) == 4
+        assert await artifacts.prune({digest}) == 20_000_005
+        assert list(await asyncio.to_thread(artifacts.stored)) == [digest]
+
+
+async def test_nobody_at_the_buckets_address_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**FakeBucket().environment, "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}.items():
+        monkeypatch.setenv(name, value)
+    artifacts = ObjectArtifacts(STORE, tmp_path / "home")
+
+    words = await told(artifacts.locate(UNKNOWN), "s3://bucket/some/folder")
+
+    assert "http://127.0.0.1:1/bucket" in words
+    assert "Connection refused" in words
 
 
 async def test_what_is_not_there_is_not_found(bucket: FakeBucket, tmp_path: Path) -> None:
