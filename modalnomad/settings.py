@@ -159,7 +159,9 @@ class ServerSettings(Group):
     client_cert: Path | None = None
     """PEM file of the client's own certificate, with `client_key`; None: none is shown."""
     client_key: Path | None = None
-    """PEM file of its private key."""
+    """PEM file of its private key, without a passphrase."""
+    tls_server_name: str = ""
+    """Name that the server's certificate has to be for, such as `server.global.nomad`; empty: the host of `address`."""
 
     @field_validator("token_file", "ca_cert", "client_cert", "client_key", mode="before")
     @classmethod
@@ -173,7 +175,7 @@ class NomadSettings(ServerSettings):
 
     address: str = "http://127.0.0.1:4646"
     """URL of any of its agents. NOMAD_ADDR is honoured, as are NOMAD_TOKEN, NOMAD_REGION, NOMAD_CACERT,
-    NOMAD_CLIENT_CERT and NOMAD_CLIENT_KEY."""
+    NOMAD_CLIENT_CERT, NOMAD_CLIENT_KEY and NOMAD_TLS_SERVER_NAME."""
     region: str = ""
     """Region of the jobs; empty: the agent's own."""
     datacenters: tuple[str, ...] = ("*",)
@@ -205,7 +207,7 @@ class ConsulSettings(ServerSettings):
 
     address: str = "http://127.0.0.1:8500"
     """URL of an agent. CONSUL_HTTP_ADDR is honoured, as are CONSUL_HTTP_TOKEN, CONSUL_HTTP_TOKEN_FILE, CONSUL_HTTP_SSL,
-    CONSUL_CACERT, CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY."""
+    CONSUL_CACERT, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY and CONSUL_TLS_SERVER_NAME."""
     prefix: str = Field(default="modalnomad", pattern=NAMES)
     """Keys of the platform begin with this and a slash."""
     auth_method: str = Field(default="nomad-workloads", pattern=r"^[a-zA-Z0-9_-]{1,128}$")
@@ -222,8 +224,8 @@ class VaultSettings(ServerSettings):
     """Vault or OpenBao, which keeps secrets."""
 
     address: str = "http://127.0.0.1:8200"
-    """URL. VAULT_ADDR is honoured, as are VAULT_TOKEN, VAULT_NAMESPACE, VAULT_CACERT, VAULT_CLIENT_CERT and
-    VAULT_CLIENT_KEY."""
+    """URL. VAULT_ADDR is honoured, as are VAULT_TOKEN, VAULT_NAMESPACE, VAULT_CACERT, VAULT_CLIENT_CERT,
+    VAULT_CLIENT_KEY and VAULT_TLS_SERVER_NAME."""
     namespace: str = ""
     """Of Vault Enterprise or OpenBao; empty: the root."""
     mount: str = Field(default="secret", pattern=NAMES)
@@ -302,18 +304,21 @@ STANDARD: Final = {
     "NOMAD_CACERT": ("nomad", "ca_cert"),
     "NOMAD_CLIENT_CERT": ("nomad", "client_cert"),
     "NOMAD_CLIENT_KEY": ("nomad", "client_key"),
+    "NOMAD_TLS_SERVER_NAME": ("nomad", "tls_server_name"),
     "CONSUL_HTTP_ADDR": ("consul", "address"),
     "CONSUL_HTTP_TOKEN": ("consul", "token"),
     "CONSUL_HTTP_TOKEN_FILE": ("consul", "token_file"),
     "CONSUL_CACERT": ("consul", "ca_cert"),
     "CONSUL_CLIENT_CERT": ("consul", "client_cert"),
     "CONSUL_CLIENT_KEY": ("consul", "client_key"),
+    "CONSUL_TLS_SERVER_NAME": ("consul", "tls_server_name"),
     "VAULT_ADDR": ("vault", "address"),
     "VAULT_TOKEN": ("vault", "token"),
     "VAULT_NAMESPACE": ("vault", "namespace"),
     "VAULT_CACERT": ("vault", "ca_cert"),
     "VAULT_CLIENT_CERT": ("vault", "client_cert"),
     "VAULT_CLIENT_KEY": ("vault", "client_key"),
+    "VAULT_TLS_SERVER_NAME": ("vault", "tls_server_name"),
 }
 """Variables that the servers' own commands honour → group and field."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ssl
 from contextlib import suppress
 from pathlib import Path
 
 from modalnomad.hashicorp.http import Server
+from modalnomad.hashicorp.tls import trust_of
 from modalnomad.model.errors import BackendRefused
 from modalnomad.settings import ServerSettings
 
@@ -22,7 +22,7 @@ def server_of(settings: ServerSettings, address: str, *, name: str, header: str,
         address=address.rstrip("/"),
         setting=f"{of_address} ({group}.address)",
         headers=lambda: {header: now} if (now := token.now()) else {},
-        tls=tls_of(settings, group),
+        trust=trust_of(settings, group),
         token_setting=f"{of_token} ({group}.token)" if settings.token_file is None else f"{group}.token_file",
     )
 
@@ -57,22 +57,6 @@ def _read(file: Path) -> str:
     return text
 
 
-def tls_of(settings: ServerSettings, group: str) -> ssl.SSLContext | None:
-    """None: the system's certificates, and none of our own. `group`: `nomad`, for errors. Raises BackendRefused."""
-    if settings.ca_cert is None and settings.client_cert is None:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=settings.ca_cert)
-    except OSError as error:
-        raise _unusable(settings.ca_cert, f"{group}.ca_cert", error) from error
-    if settings.client_cert is not None:
-        try:
-            context.load_cert_chain(settings.client_cert, settings.client_key)
-        except OSError as error:
-            raise _unusable(settings.client_cert, f"{group}.client_cert, {group}.client_key", error) from error
-    return context
-
-
-def _unusable(path: Path | None, setting: str, error: Exception) -> BackendRefused:
+def _unusable(path: Path, setting: str, error: Exception) -> BackendRefused:
     what = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return BackendRefused(f"cannot use {path}: {what}", f"the path comes from the setting {setting}")

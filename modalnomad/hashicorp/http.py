@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ from typing import Any, Final
 
 import aiohttp
 
-from modalnomad.model.errors import BackendRefused, BackendUnreachable
+from modalnomad.hashicorp.tls import PLAIN_TO_TLS, Trust, failed_tls
+from modalnomad.model.errors import BackendError, BackendRefused, BackendUnreachable
 
 CONNECT_LIMIT: Final = 3.0
 """Seconds to connect."""
@@ -38,8 +38,8 @@ class Server:
     """What to correct when it does not answer: `NOMAD_ADDR (nomad.address)`."""
     headers: Callable[[], Mapping[str, str]] = field(default=dict, repr=False)
     """Asked before each request: what is sent along. Holds the token, which may be another one by now."""
-    tls: ssl.SSLContext | None = None
-    """None: the system's certificates."""
+    trust: Trust | None = None
+    """With https. None: the system's certificates."""
     token_setting: str = ""
     """`NOMAD_TOKEN (nomad.token)`."""
 
@@ -77,6 +77,7 @@ class HttpClient:
 
     def __init__(self, server: Server) -> None:
         self.server = server
+        self._trust = server.trust or Trust(server.name.lower())
         self._session: aiohttp.ClientSession | None = None
 
     async def request(
@@ -122,6 +123,7 @@ class HttpClient:
                 headers=self.server.headers(),
                 data=body,
                 timeout=timeout,
+                server_hostname=self._trust.server_name,
                 allow_redirects=False,  # the token would go along, to whatever is named
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -135,26 +137,27 @@ class HttpClient:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
-            connector = aiohttp.TCPConnector(limit=0, ssl=self.server.tls if self.server.tls is not None else True)
+            connector = aiohttp.TCPConnector(limit=0, ssl=self._trust.context or True)
             self._session = aiohttp.ClientSession(connector=connector, read_bufsize=1 << 20, auto_decompress=True)
         return self._session
 
     def _unreachable(self, method: str, path: str, error: BaseException) -> BackendUnreachable:
         server = self.server
-        what = broken(error)
-        if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
-            hint = f"is {server.setting} right, and its certificate signed by an authority this machine trusts?"
-        else:
-            hint = f"is {server.name} running there? the address comes from {server.setting}"
+        what, hint = self._trust.told(error, server.address, server.setting) or (
+            broken(error),
+            f"is {server.name} running there? the address comes from {server.setting}",
+        )
         return BackendUnreachable(f"{server.name} at {server.address} does not answer {method} {path}: {what}", hint)
 
-    async def _refused(self, method: str, path: str, response: aiohttp.ClientResponse) -> ServerRefused:
+    async def _refused(self, method: str, path: str, response: aiohttp.ClientResponse) -> BackendError:
         server = self.server
         try:
             async with asyncio.timeout(ANSWER_LIMIT):
                 text = (await response.read()).decode("utf-8", "replace").strip()
         except (aiohttp.ClientError, TimeoutError, OSError):
             text = ""
+        if PLAIN_TO_TLS in text:
+            return speaks_tls(server.name, server.address, f"{method} {path}", server.setting)
         shown = " ".join(text.split())[:TEXT_SHOWN] or "no reason"
         hint = None
         if response.status in {401, 403}:
@@ -188,22 +191,17 @@ def broken(error: BaseException) -> str:
         return "no answer in time"
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the connection broke off"
-    cause = error
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        cause = error.certificate_error
-    elif isinstance(error, aiohttp.ClientConnectorError):
-        cause = error.os_error
-    if isinstance(cause, ssl.SSLError):
-        return tls_words(cause)
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if (tls := failed_tls(error)) is not None:
+        return (tls.reason or str(tls)).replace("_", " ").lower()  # its errno is none of the operating system's
     if isinstance(cause, OSError) and cause.errno is not None:
         return os.strerror(cause.errno) if cause.errno > 0 else cause.strerror or str(cause)
     return str(cause) or type(cause).__name__
 
 
-def tls_words(error: ssl.SSLError) -> str:
-    """Why there is no TLS connection. An SSLError's errno is none of the operating system's."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted: {error.verify_message}"
-    if error.reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST"}:
-        return "it speaks no TLS there: is it http://?"
-    return (error.reason or str(error)).replace("_", " ").lower()
+def speaks_tls(name: str, address: str, what: str, setting: str) -> BackendUnreachable:
+    """What to say when plain HTTP came to a port of TLS."""
+    return BackendUnreachable(
+        f"{name} at {address} does not answer {what}: it speaks TLS there, and was asked in plain HTTP",
+        f"make it https:// in {setting}",
+    )

@@ -83,13 +83,14 @@ def check_artifacts(settings: ArtifactSettings, place: str) -> Finding:
 
 
 async def _routers(settings: Settings) -> Finding:
-    http = HttpClient(consul_server(settings.consul))
     try:
-        return check_routers(await routers(ConsulApi(http), settings.consul.prefix))
+        http = HttpClient(consul_server(settings.consul))
+        try:
+            return check_routers(await routers(ConsulApi(http), settings.consul.prefix))
+        finally:
+            await http.close()
     except ModalNomadError:
         return warning("routers", "it cannot be told which run: Consul does not answer", "see its own line")
-    finally:
-        await http.close()
 
 
 def check_routers(found: Sequence[RouterInfo]) -> Finding:

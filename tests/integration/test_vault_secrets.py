@@ -310,7 +310,7 @@ async def test_certificates_are_verified(tmp_path: Path) -> None:
                 await store.list("main")
 
     assert "VAULT_CACERT (vault.ca_cert)" in str(refused.value.hint)
-    with pytest.raises(BackendRefused, match="no such file"):
+    with pytest.raises(BackendRefused, match="No such file"):
         VaultSecrets(VaultSettings(ca_cert=tmp_path / "none.pem"))
 
 

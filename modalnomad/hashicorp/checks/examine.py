@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from modalnomad.hashicorp.checks.common import check_clocks, check_names, skew
@@ -12,7 +13,7 @@ from modalnomad.hashicorp.checks.consul import consul_checks
 from modalnomad.hashicorp.checks.nomad import nomad_checks
 from modalnomad.hashicorp.checks.vault import vault_checks
 from modalnomad.hashicorp.consul.server import consul_server
-from modalnomad.hashicorp.http import Answer, HttpClient
+from modalnomad.hashicorp.http import HttpClient
 from modalnomad.hashicorp.nomad.server import nomad_server
 from modalnomad.hashicorp.vault.client import HEALTH, VaultClient
 from modalnomad.kit.finding import Finding, problem
@@ -85,25 +86,20 @@ async def _consul(settings: Settings) -> Sequence[Finding]:
 
 async def _clocks(settings: Settings) -> Sequence[Finding]:
     """Of those that answer; that one does not is said elsewhere."""
-    nomad = HttpClient(nomad_server(settings.nomad))
-    consul = HttpClient(consul_server(settings.consul))
-    vault = VaultClient(settings.vault)
-    anything = tuple(range(100, 600))
-    asked: dict[str, Callable[[], Awaitable[Answer]]] = {
-        "Nomad": lambda: nomad.request("GET", "/v1/status/leader", ok=anything),
-        "Vault": lambda: vault.request("GET", HEALTH, ok=anything),
-        "Consul": lambda: consul.request("GET", "/v1/status/leader", ok=anything),
+    opened: dict[str, Callable[[], HttpClient | VaultClient]] = {
+        "Nomad": lambda: HttpClient(nomad_server(settings.nomad)),
+        "Vault": lambda: VaultClient(settings.vault),
+        "Consul": lambda: HttpClient(consul_server(settings.consul)),
     }
     ahead = {}
-    try:
-        for name, ask in asked.items():
+    for name, open_client in opened.items():
+        with suppress(ModalNomadError):
+            client = open_client()
             try:
-                answer = await ask()
-            except ModalNomadError:
-                continue
+                path = HEALTH if isinstance(client, VaultClient) else "/v1/status/leader"
+                answer = await client.request("GET", path, ok=tuple(range(100, 600)))
+            finally:
+                await client.close()
             if (seconds := skew(answer.headers, time.time())) is not None:
                 ahead[name] = seconds
-    finally:
-        for client in (nomad, consul, vault):
-            await client.close()
     return [check_clocks(ahead)]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
-
-import aiohttp
+from urllib.parse import urlsplit
 
 from modalnomad.hashicorp.checks.common import check_version
 from modalnomad.hashicorp.checks.key import check_key
+from modalnomad.hashicorp.http import Answer, HttpClient, Server
 from modalnomad.hashicorp.setup.platform import jwks_url
+from modalnomad.hashicorp.tls import trust_of
 from modalnomad.hashicorp.vault.client import HEALTH, VaultClient, words
 from modalnomad.hashicorp.vault.platform_key import PATH
 from modalnomad.hashicorp.vault.secrets import ROOT
 from modalnomad.kit.finding import Finding, ok, problem, warning
+from modalnomad.model.errors import BackendError, BackendUnreachable
 from modalnomad.model.ids import env_flag
 from modalnomad.render.cluster import vault_role
 from modalnomad.settings import Settings
@@ -143,11 +146,22 @@ async def _store(client: VaultClient) -> Finding:
     )
 
 
+def _not_signed() -> str:
+    """An identity in form, that nobody signed: to refuse it, Vault has to read Nomad's keys."""
+    parts = b'{"alg":"RS256","typ":"JWT"}', b'{"aud":"vault.io","sub":"doctor-probe"}', bytes(256)
+    return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
+
+
 async def _identity(client: VaultClient, environment: str) -> Finding:
     """A login with what is no identity: how it is refused tells what is there, and needs no right."""
     mount, role = client.settings.auth_mount, vault_role(environment)
-    path = f"auth/{mount}/login"
-    answer = await client.request("POST", path, {"role": role, "jwt": "a.b.c"}, ok=(200, 400, 403, 404, 500))
+    body = {"role": role, "jwt": _not_signed()}
+    reach = "Vault itself asks there: give an address it reaches (vault.jwks_url, then modalnomad setup --only vault)"
+    try:
+        answer = await client.request("POST", f"auth/{mount}/login", body, ok=(200, 400, 403, 404, 500))
+    except BackendUnreachable as error:
+        what = "perhaps it waits for Nomad's public keys"
+        return problem("identity", f"replicas get no secrets: {error.message}; {what}", reach)
     said = words(answer)
     fix = f"modalnomad setup --only vault{env_flag(environment)}"
     if answer.status in {403, 404}:
@@ -156,6 +170,9 @@ async def _identity(client: VaultClient, environment: str) -> Finding:
         return problem("identity", f"the login has no role {role}: replicas get no secrets", fix)
     if "could not load configuration" in said or "not configured" in said:
         return problem("identity", f"the login auth/{mount} has no keys to check identities with", fix)
+    if "fetching keys" in said:
+        why = said.rpartition("fetching keys")[2].strip()
+        return problem("identity", f"Vault cannot read Nomad's public keys, replicas get no secrets: {why}", reach)
     return ok("identity", f"tasks can log in at auth/{mount} with the role {role}")
 
 
@@ -163,25 +180,28 @@ async def _keys_of_nomad(settings: Settings) -> Finding:
     """From here; Vault reads them itself, from where it is."""
     url = jwks_url(settings)
     try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=KEYS_LIMIT)) as session,
-            session.get(url, ssl=_tls(settings)) as response,
-        ):
-            keys = json.loads(await response.read()).get("keys")
-            status = response.status
-    except (TimeoutError, aiohttp.ClientError, OSError, ValueError, AttributeError) as error:
+        answer = await _as_vault_asks(settings, url)
+        keys = answer.json().get("keys")
+    except (BackendError, ValueError, AttributeError) as error:
+        why = error.message if isinstance(error, BackendError) else "what is there is not JSON of keys"
         return warning(
             "jwks",
-            f"Nomad's public keys cannot be read at {url} from here: {error or type(error).__name__}",
-            "where Vault is they must be: vault.jwks_url, and Nomad's servers running",
+            f"Nomad's public keys cannot be read at {url} from here: {why}",
+            "where Vault is they must be, without a certificate of the reader's: vault.jwks_url, and Nomad's servers "
+            "running",
         )
-    if status != 200 or not keys:
-        return warning("jwks", f"{url} answers {status} without keys", "give Nomad's own: vault.jwks_url")
+    if answer.status != 200 or not keys:
+        return warning("jwks", f"{url} answers {answer.status} without keys", "give Nomad's own: vault.jwks_url")
     return ok("jwks", f"Nomad shows {len(keys)} public keys at {url}")
 
 
-def _tls(settings: Settings) -> Any:
-    from modalnomad.hashicorp.nomad.server import nomad_server
-
-    context = nomad_server(settings.nomad).tls
-    return context if context is not None else True
+async def _as_vault_asks(settings: Settings, url: str) -> Answer:
+    """It shows no certificate, and believes one for the host of the URL alone. Raises BackendError."""
+    parts = urlsplit(url)
+    base = f"{parts.scheme}://{parts.netloc}"
+    trust = replace(trust_of(settings.nomad, "nomad", shows=False), server_name=None)
+    http = HttpClient(Server("Nomad", base, "vault.jwks_url", trust=trust))
+    try:
+        return await http.request("GET", url.removeprefix(base), ok=tuple(range(100, 600)), limit=KEYS_LIMIT)
+    finally:
+        await http.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from modalnomad.hashicorp.http import HttpClient, ServerRefused
-from modalnomad.hashicorp.setup.jwks import signer_of, unreadable
+from modalnomad.hashicorp.setup.jwks import believes, signer_of, unreadable
 from modalnomad.hashicorp.setup.platform import Policy, Wanted
 from modalnomad.hashicorp.setup.steps import Done, Todo, change, create, different
 
@@ -71,20 +71,21 @@ async def _policy(http: HttpClient, policy: Policy, dry: bool) -> Done:
 async def _auth_method(http: HttpClient, wanted: Object, url_is_set: bool, nomad_ca: Path | None, dry: bool) -> Done:
     """One that is there serves others too, and Consul replaces it without asking: it is left as it is."""
     url = str(wanted["config"]["JWKSURL"])
+    ca = await signer_of(url, nomad_ca)
     answer = await http.request("GET", f"/v1/acl/auth-method/{wanted['name']}", ok=(200, 404))
     if answer.status == 200:
-        wrong = _unfit(wanted, answer.json(), url_is_set)
+        wrong = _unfit(wanted, answer.json(), url_is_set, ca)
         if wrong:
             return Done("left", wrong, f"correct it, or take another one: {ANOTHER}")
         return Done("there", f"from {answer.json()['Config'].get('JWKSURL') or 'other keys than a URL'}")
     config = dict(wanted["config"])
-    if (ca := await signer_of(url, nomad_ca)) is not None:
+    if ca is not None:
         config["JWKSCACert"] = ca
     body = {"Name": wanted["name"], "Type": wanted["type"], "Description": wanted["description"], "Config": config}
     return await create(dry, lambda: _make_auth_method(http, body, url), f"from {url}")
 
 
-def _unfit(wanted: Object, found: Object, url_is_set: bool) -> str:
+def _unfit(wanted: Object, found: Object, url_is_set: bool, ca: str | None) -> str:
     """Why identities of routers cannot log in with the method that is there; empty: they can."""
     if found.get("Type") != wanted["type"]:
         return f"it is of type {found.get('Type')}, not {wanted['type']}"
@@ -93,6 +94,8 @@ def _unfit(wanted: Object, found: Object, url_is_set: bool) -> str:
     url = config.get("JWKSURL")
     if url and url_is_set and url != needs["JWKSURL"]:
         return f"it has its keys from {url}, not from {needs['JWKSURL']}"
+    if url == needs["JWKSURL"] and not believes(config.get("JWKSCACert"), ca):
+        return f"it believes others than who signed {url} (nomad.ca_cert)"
     audiences = config.get("BoundAudiences") or []
     if not set(needs["BoundAudiences"]) & set(audiences):
         return f"it takes identities for {', '.join(audiences) or 'nobody'}, not for {needs['BoundAudiences'][0]}"
@@ -109,7 +112,7 @@ async def _make_auth_method(http: HttpClient, body: Object, url: str) -> None:
     except ServerRefused as error:
         if "JWKS" not in error.text:
             raise
-        raise unreadable("Consul", url, error) from error
+        raise unreadable("Consul", url, error, body["Config"].get("JWKSCACert")) from error
 
 
 async def _role(http: HttpClient, wanted: Object, dry: bool) -> Done:

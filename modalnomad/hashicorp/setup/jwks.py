@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
+from typing import Final
 
 from modalnomad.hashicorp.http import ServerRefused
 from modalnomad.model.errors import BackendRefused
+
+CERTIFICATE: Final = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+"""What is said beside them is for people."""
 
 
 async def signer_of(url: str, nomad_ca: Path | None) -> str | None:
@@ -15,15 +20,28 @@ async def signer_of(url: str, nomad_ca: Path | None) -> str | None:
     if nomad_ca is None or not url.startswith("https"):
         return None
     try:
-        return await asyncio.to_thread(nomad_ca.read_text, "ascii")
-    except (OSError, ValueError) as error:
-        raise BackendRefused(f"cannot read {nomad_ca}: {error}", "correct NOMAD_CACERT (nomad.ca_cert)") from error
+        text = await asyncio.to_thread(nomad_ca.read_text, "ascii", "replace")
+    except OSError as error:
+        raise BackendRefused(
+            f"cannot use {nomad_ca}: {error.strerror}", "the path comes from NOMAD_CACERT (nomad.ca_cert)"
+        ) from error
+    return "".join(f"{certificate}\n" for certificate in CERTIFICATE.findall(text))
 
 
-def unreadable(server: str, url: str, error: ServerRefused) -> BackendRefused:
-    """What to say when `server` cannot read them at `url`."""
+def believes(found: object, ca: str | None) -> bool:
+    """Whether who has this certificate, or these, believes what `ca` signed; None: whatever it believes is right."""
+    return ca is None or all(certificate in str(found or "") for certificate in CERTIFICATE.findall(ca))
+
+
+def unreadable(server: str, url: str, error: ServerRefused, ca: str | None) -> BackendRefused:
+    """What to say when `server` cannot read them at `url`, where it believes `ca`."""
+    hint = f"{server} itself asks there: give an address it reaches (vault.jwks_url), with Nomad's servers running"
+    if url.startswith("https:"):
+        whom = "who is in NOMAD_CACERT (nomad.ca_cert)" if ca else "whom its machine knows: no NOMAD_CACERT is given"
+        hint += (
+            "; Nomad must not want a certificate from it (verify_https_client), and its own has to be for that host, "
+            f"signed by {whom}"
+        )
     return BackendRefused(
-        f"{server} cannot read Nomad's public keys at {url}: {error.text}",
-        f"{server} itself asks there: give an address it reaches (vault.jwks_url), with Nomad's servers running, and "
-        "run this command again",
+        f"{server} cannot read Nomad's public keys at {url}: {error.text}", f"{hint}; then run this command again"
     )

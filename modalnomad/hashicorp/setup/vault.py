@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from modalnomad.hashicorp.http import ServerRefused
-from modalnomad.hashicorp.setup.jwks import signer_of, unreadable
+from modalnomad.hashicorp.setup.jwks import believes, signer_of, unreadable
 from modalnomad.hashicorp.setup.platform import Policy, Wanted
 from modalnomad.hashicorp.setup.steps import Done, SomebodyElses, Todo, change, create
 from modalnomad.hashicorp.vault.client import VaultClient
@@ -102,7 +102,10 @@ async def _config(client: VaultClient, wanted: Wanted, url_is_set: bool, nomad_c
     if not any(found.get(source) for source in KEY_SOURCES):
         return await create(dry, lambda: _write_config(client, path, config), f"from {url}")
     if found.get("jwks_url") == url:
-        return Done("there", f"from {url}")
+        if believes(found.get("jwks_ca_pem"), ca):
+            return Done("there", f"from {url}")
+        detail = f"it believed others than who signed {url}"
+        return await change(dry, lambda: _write_config(client, path, config), detail)
     source = found.get("jwks_url") or next(name for name in KEY_SOURCES if found.get(name))
     if not url_is_set:
         return Done("left", f"it has its keys from {source}", f"for {url} instead, set vault.jwks_url to that")
@@ -115,7 +118,7 @@ async def _write_config(client: VaultClient, path: str, config: Mapping[str, Any
     except ServerRefused as error:
         if error.status != 400 or "jwks" not in error.text:
             raise
-        raise unreadable("Vault", str(config["jwks_url"]), error) from error
+        raise unreadable("Vault", str(config["jwks_url"]), error, config.get("jwks_ca_pem")) from error
 
 
 async def _policy(client: VaultClient, policy: Policy, dry: bool) -> Done:

@@ -17,11 +17,13 @@ from typing import Any, Final
 
 import hvac
 import requests
+import requests.adapters
 from hvac.adapters import RawAdapter
 from hvac.exceptions import VaultError
 
-from modalnomad.hashicorp.http import TEXT_SHOWN, Answer, ServerRefused, tls_words
-from modalnomad.model.errors import BackendError, BackendRefused, BackendUnreachable, UserError
+from modalnomad.hashicorp.http import TEXT_SHOWN, Answer, ServerRefused, broken, speaks_tls
+from modalnomad.hashicorp.tls import PLAIN_TO_TLS, trust_of
+from modalnomad.model.errors import BackendError, BackendUnreachable, UserError
 from modalnomad.settings import VaultSettings
 
 CONNECT_LIMIT: Final = 3.0
@@ -32,6 +34,7 @@ CALL_LIMIT: Final = 10.0
 """Seconds for a call with all that it waits for, a free thread included."""
 THREADS: Final = 4
 HEALTH: Final = "sys/health"
+ADDRESS: Final = "VAULT_ADDR (vault.address)"
 NO_NAMESPACE: Final = "namespace not found"
 TOKEN: Final = re.compile(r"[!-~]*")
 COUNTED: Final = re.compile(r"\d+ errors? occurred:\s*\* ")
@@ -57,6 +60,21 @@ class CarefulSession(requests.Session):
         super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call]
 
 
+class TrustingAdapter(requests.adapters.HTTPAdapter):
+    """Connections by the same rules as those of the other servers."""
+
+    def __init__(self, context: ssl.SSLContext, server_name: str | None) -> None:
+        self._tls: dict[str, Any] = {"ssl_context": context, "server_hostname": server_name}
+        super().__init__()
+
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **more: Any) -> None:
+        """See HTTPAdapter."""
+        super().init_poolmanager(connections, maxsize, block, **more, **self._tls)
+
+    def cert_verify(self, *given: Any) -> None:
+        """See HTTPAdapter: it would add authorities of its own to those of the context, which verifies."""
+
+
 class VaultClient:
     """Connections to one server. Any loop may call it; `close` ends them."""
 
@@ -64,7 +82,8 @@ class VaultClient:
         self.settings = settings
         self.address = settings.address.rstrip("/")
         self.token = read_token(settings)
-        self._verify = trusted(settings)
+        self._trust = trust_of(settings, "vault")
+        self._tls: ssl.SSLContext | None = None
         self._threads = ThreadPoolExecutor(THREADS, "vault")
         self._idle: list[hvac.Client] = []
         self._lock = threading.Lock()
@@ -89,6 +108,8 @@ class VaultClient:
             self.token = await asyncio.to_thread(read_token, self.settings)
             if self.token != token:
                 answer = await self._call(method, path, data)
+        if answer.status == 400 and PLAIN_TO_TLS in answer.text:
+            raise speaks_tls("Vault", self.address, f"{method} {path}", ADDRESS)
         if answer.status not in ok or (answer.status == 404 and NO_NAMESPACE in answer.text):
             raise self._refused(method, path, answer, hidden)
         return answer
@@ -124,13 +145,11 @@ class VaultClient:
                 client.adapter.close()
 
     def _open(self) -> hvac.Client:
-        settings = self.settings
         session = CarefulSession()
         # Neither proxies nor a .netrc: the same rules as for the other servers.
         session.trust_env = False
-        session.verify = self._verify
-        if settings.client_cert is not None and settings.client_key is not None:
-            session.cert = (str(settings.client_cert), str(settings.client_key))
+        self._tls = self._tls or self._trust.context or ssl.create_default_context()
+        session.mount("https://", TrustingAdapter(self._tls, self._trust.server_name))
         return hvac.Client(
             self.address,
             "",
@@ -142,14 +161,11 @@ class VaultClient:
     # --- errors ----------------------------------------------------------------------------------------------
 
     def _unreachable(self, method: str, path: str, error: BaseException) -> BackendUnreachable:
+        hint = f"is Vault or OpenBao running there? the address comes from {ADDRESS}"
         if isinstance(error, TimeoutError | requests.exceptions.Timeout):
             what = "no answer in time"
         else:
-            what = _innermost(error)
-        if isinstance(error, requests.exceptions.SSLError):
-            hint = "is VAULT_ADDR right, and its certificate signed by VAULT_CACERT (vault.ca_cert)?"
-        else:
-            hint = "is Vault or OpenBao running there? the address comes from VAULT_ADDR (vault.address)"
+            what, hint = self._trust.told(error, self.address, ADDRESS) or (_innermost(error), hint)
         return BackendUnreachable(f"Vault at {self.address} does not answer {method} {path}: {what}", hint)
 
     def _refused(self, method: str, path: str, answer: Answer, hidden: Iterable[str]) -> ServerRefused:
@@ -231,26 +247,8 @@ def read_token(settings: VaultSettings) -> str:
     return token
 
 
-def trusted(settings: VaultSettings) -> str | bool:
-    """What a certificate must be signed by, as requests takes it. Raises BackendRefused."""
-    for path in (settings.ca_cert, settings.client_cert, settings.client_key):
-        if path is not None and not path.is_file():
-            raise BackendRefused(
-                f"{path}: no such file",
-                "correct VAULT_CACERT (vault.ca_cert), VAULT_CLIENT_CERT and VAULT_CLIENT_KEY: PEM files",
-            )
-    if settings.ca_cert is not None:
-        return str(settings.ca_cert)
-    system = ssl.get_default_verify_paths()
-    return system.cafile or system.capath or True
-
-
 def _innermost(error: BaseException) -> str:
     """`Connection refused`, without the chain of wrappers around it."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
-    if isinstance(error, ssl.SSLError):
-        return tls_words(error)
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+    return broken(error)
