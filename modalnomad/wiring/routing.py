@@ -109,7 +109,7 @@ async def open_router(
         stack.push_async_callback(parts.router.stop, wait=False)
         tasks.spawn(death.watch("router", parts.router.died()), "router")
         schedules = ClusterSchedules(cluster.consul, settings.consul.prefix)
-        scheduler = Scheduler(parts.discovery, parts.router.caller, schedules)
+        scheduler = Scheduler(parts.discovery, parts.router.caller, schedules, may_run=lambda: parts.leader.held)
         tasks.guard(parts.leader.while_held(scheduler.run), "schedules")
         if parts.rotation is not None:
             tasks.guard(parts.leader.while_held(parts.rotation.run), "rotation")

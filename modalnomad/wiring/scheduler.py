@@ -23,6 +23,8 @@ logger = logging.getLogger("modalnomad.schedules")
 
 AT_ONCE: Final = 10
 """Runs of one Function under way; past that the next one is left out, which is logged."""
+DOUBT: Final = 0.5
+"""Seconds between two looks whether it may run what is due: usually it is cancelled before."""
 
 
 def steady_clock() -> float:
@@ -58,12 +60,15 @@ class Scheduler:
         *,
         wall: Callable[[], float] = time.time,
         steady: Callable[[], float] = steady_clock,
+        may_run: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`may_run`: false while another one may be running what is due."""
         self._discovery = discovery
         self._caller = caller
         self._records = records
         self._wall = wall
         self._steady = steady
+        self._may_run = may_run
         self._timetable = Timetable()
         self._revisions: Mapping[RevisionId, Revision] = {}
         self._jobs: dict[JobKey, Job] = {}
@@ -76,13 +81,17 @@ class Scheduler:
         """How runs ended (`result`, `raised`, `timeout`, `failed`), and those `left_out`."""
 
     async def run(self) -> None:
-        """Until cancelled; then runs under way are cancelled too."""
+        """Until cancelled; then runs under way are cancelled too. It may be run again after that."""
         self._saved = await self._records.load()
-        self._timetable.memory = dict(self._saved)
-        async with Tasks("scheduler") as loops, self._tasks:
+        # Not what an earlier run knew: another one may have run it all since.
+        self._timetable, self._jobs, self._seen = Timetable(memory=dict(self._saved)), {}, False
+        async with Tasks("scheduler") as loops, Tasks("schedules") as self._tasks:
             follow = loops.spawn(self._follow(), "follow")
             while not follow.done():
                 self._changed.clear()
+                if not self._may_run():
+                    await self._sleep(DOUBT)
+                    continue
                 starts, wait = self._timetable.tick(self._wall(), self._steady())
                 for job in starts:
                     self._start(job)

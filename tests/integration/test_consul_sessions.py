@@ -6,6 +6,7 @@ Sessions live 0.6 s here, and end 0.9 s after their last renewal.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -16,12 +17,19 @@ from modalnomad.hashicorp.consul.leader import Leader
 from modalnomad.hashicorp.consul.registrations import Registration, watch_registrations
 from modalnomad.hashicorp.consul.routers import RouterInfo, RouterPresence, routers
 from modalnomad.kit.tasks import Tasks
+from modalnomad.kit.watch import Cell
 from modalnomad.model.errors import BackendConflict, BackendUnreachable
 from modalnomad.model.ids import RevisionId
+from modalnomad.model.manifest import Function, Schedule, Source
 from modalnomad.model.replica import PoolKey, ReplicaKey, TcpAddress
+from modalnomad.model.revision import BuiltImage, Revision
+from modalnomad.model.routes import RouteSnapshot
 from modalnomad.render.cluster import encode
+from modalnomad.router.calls import Call, Outcome
+from modalnomad.wiring.cluster_schedules import ClusterSchedules
+from modalnomad.wiring.scheduler import Scheduler
 from tests.support.consul import Consul, fake_consul, until
-from tests.support.engines import within
+from tests.support.engines import IMAGE, within
 
 TTL = 0.6
 KEY = "modalnomad/locks/drains"
@@ -195,6 +203,50 @@ async def test_work_of_a_leader_that_fails_is_told() -> None:
         tasks.spawn(leader.run(), "run")
         with pytest.raises(ValueError, match="broken"):
             await within(leader.while_held(work), 5)
+
+
+class Runs:
+    """Whom schedules call: whether the leader was certain that it led, at each run."""
+
+    def __init__(self, leader: Leader, due: float) -> None:
+        self.leader = leader
+        self.certain: list[bool] = []
+        self.snapshots = Cell(scheduled(due))
+
+    def watch(self) -> AsyncIterator[RouteSnapshot]:
+        return self.snapshots.watch()
+
+    async def call(self, call: Call, on_retry: object = None) -> Outcome:
+        self.certain.append(self.leader.held)
+        return Outcome("result", b"")
+
+
+def scheduled(due: float) -> RouteSnapshot:
+    """One Function that runs each hour, next at this Unix time."""
+    made = Revision.make(
+        app="app",
+        environment="main",
+        function=Function(tag="f", schedule=Schedule(kind="period", period={"hours": 1})),
+        source=Source(mode="script", entry="app.py", root="/x", module="app"),
+        bundle=IMAGE,
+        image=BuiltImage(digest=IMAGE, python="3.11"),
+    )
+    return RouteSnapshot(revisions={made.id: made}, deployed_at={made.id: due - 3600})
+
+
+async def test_a_leader_that_was_stopped_for_a_while_runs_no_schedule_that_may_be_another_s(consul: Consul) -> None:
+    leader = Leader(consul.api(), KEY, ttl=TTL)
+    runs = Runs(leader, time.time() + 0.7)
+    schedules = ClusterSchedules(consul.api(), "modalnomad")
+    scheduler = Scheduler(runs, runs, schedules, may_run=lambda: leader.held)  # type: ignore[arg-type]
+    async with Tasks("test") as tasks:
+        tasks.spawn(leader.while_held(scheduler.run), "work")
+        tasks.spawn(leader.run(), "run")
+        await until(lambda: scheduler.due)
+        time.sleep(2 * TTL)  # noqa: ASYNC251 - as SIGSTOP does
+
+        await until(lambda: runs.certain)
+        assert runs.certain == [True]
 
 
 # --- presence ------------------------------------------------------------------------------------------------

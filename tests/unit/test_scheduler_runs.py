@@ -120,6 +120,20 @@ async def test_a_restart_remembers(world: World, tmp_path: Path) -> None:
         assert len(again.calls) == 1
 
 
+async def test_what_another_one_ran_meanwhile_is_not_run_again(world: World) -> None:
+    """One of several routers that leads, another one that does, and the first one again."""
+    async with running(world):
+        await world.look(3600)
+    world.clock.advance(3600)
+    await world.records.save({KEY: Memory(1000.0, world.clock.now)})
+    async with running(world):
+        await world.look(1800)
+        assert len(world.calls) == 1
+        assert await world.records.load() == {KEY: Memory(1000.0, 1000.0 + 7200)}
+        await world.look(1800)
+        assert len(world.calls) == 2
+
+
 async def test_records_that_cannot_be_read_are_said_and_passed_over(
     world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
