@@ -72,6 +72,16 @@ async def test_prewarming_makes_all_that_a_start_needs(node: Node) -> None:
     assert "virtual" not in out
 
 
+async def test_everything_is_compiled_whatever_the_agents_variables_say(tmp_path: Path) -> None:
+    command = 'echo x = 1 >"$(python -c "import sysconfig; print(sysconfig.get_path(\'purelib\'))")/made.py"'
+    async with node_at(tmp_path, {**MARKER, "command": command}) as node:
+        code, out, err = await run(node, "prewarm", PYTHONDONTWRITEBYTECODE="1", PYTHONPYCACHEPREFIX="/nowhere")
+
+        assert code == 0, (out, err)
+        assert list(image(node).glob("lib/*/site-packages/__pycache__/made.*.pyc"))
+        assert list(node.store.glob("sdk/*/modalnomad_sdk/runner/__pycache__/gate.*.pyc"))
+
+
 async def test_a_start_on_a_bare_node_makes_everything_and_becomes_the_runner(node: Node) -> None:
     code, out, err = await run(node, **{c.ENV_TICKET_SHA256: "0"})
 
@@ -336,6 +346,42 @@ async def test_a_store_that_cannot_be_written_is_said(node: Node) -> None:
     assert code == c.Exit.ENVIRONMENT_FAILED
     assert str(node.store) in err
     assert "Traceback" not in err
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+
+
+@as_root
+async def test_a_store_of_somebody_elses_is_not_believed(node: Node) -> None:
+    """What lies in it runs as whoever the task runs as."""
+    await warm(node)
+    (sdk,) = (node.store / "sdk").glob("?" * 64)
+    (sdk / "modalnomad_sdk" / "node" / "launch.py").write_text("import os; os.write(1, b'planted')")
+    os.chown(node.store, 65534, -1)
+    node.store.chmod(0o777)
+
+    for what in ("launch", "prewarm"):
+        code, out, err = await run(node, what)
+
+        assert code == c.Exit.ENVIRONMENT_FAILED
+        assert (out, "Traceback" in err) == ("", False)
+        assert f"{node.store} belongs to user 65534" in err
+        assert "nomad.node_store" in err
+    assert stat.S_IMODE(node.store.stat().st_mode) == 0o777
+
+
+@as_root
+@pytest.mark.parametrize(("mode", "believed"), [(0o755, True), (0o775, False), (0o757, False)])
+def test_of_roots_store_another_user_believes_what_only_root_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, believed: bool
+) -> None:
+    from modalnomad_sdk.node.__main__ import distrusted
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    tmp_path.chmod(mode)
+
+    assert (distrusted(str(tmp_path)) == "") is believed
+    assert distrusted(str(tmp_path / "none")) == ""
 
 
 @pytest.mark.parametrize("name", [c.ENV_SDK, c.ENV_IMAGE])

@@ -9,6 +9,7 @@ import os
 import sys
 
 BAD_CONFIGURATION = 71
+ENVIRONMENT_FAILED = 80
 OLDEST = (3, 10)
 
 
@@ -22,6 +23,23 @@ def package_folder(here: str, environ: "os._Environ[str]") -> str:
     return os.path.join(here, "modalnomad_sdk")
 
 
+def distrusted(store: str) -> str:
+    """Why nothing may be run from this folder: somebody else than root and this task's user may have put it there.
+    Empty: it may, or there is none."""
+    try:
+        found = os.stat(store)
+    except OSError:
+        return ""
+    us = os.geteuid()
+    if found.st_uid == us or (found.st_uid == 0 and not found.st_mode & 0o022):
+        return ""
+    whose = f"belongs to user {found.st_uid}" if found.st_uid else "can be written by others than root"
+    return (
+        f"{store} {whose}, and what lies in it would run as user {us}: give it to user {us} alone, or name another "
+        "folder with nomad.node_store"
+    )
+
+
 def main(arguments: "list[str]") -> int:
     """The exit code; a replica that starts never returns."""
     if sys.version_info < OLDEST:
@@ -31,6 +49,10 @@ def main(arguments: "list[str]") -> int:
             "oldest that can: set nomad.python to a newer one\n"
         )
         return BAD_CONFIGURATION
+    why = distrusted(os.environ.get("MODALNOMAD_NODE_STORE", ""))
+    if why:
+        sys.stderr.write(f"modalnomad: {why}\n")
+        return ENVIRONMENT_FAILED
     here = os.path.dirname(os.path.abspath(__file__))
     # In place of the package's own __init__, which is for programs and would take its time.
     package = type(sys)("modalnomad_sdk")
