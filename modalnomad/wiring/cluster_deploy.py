@@ -23,7 +23,7 @@ from modalnomad.settings import Settings
 from modalnomad.wiring.building import builder_of
 from modalnomad.wiring.cluster import Cluster, open_cluster, public_port, renderer
 from modalnomad.wiring.cluster_images import cluster_images, in_containers
-from modalnomad.wiring.cluster_stage import open_cluster_stage
+from modalnomad.wiring.cluster_stage import ClusterStage, open_cluster_stage
 from modalnomad.wiring.deploy_parts import DeployParts, Listener
 from modalnomad.wiring.home import image_store
 from modalnomad.wiring.program_text import program_text
@@ -39,18 +39,7 @@ async def open_cluster_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
     async with open_cluster(settings) as cluster:
         store = image_store(settings)
         images = Images(store)
-        keys = await cluster.platform_keys()
-        rendering = renderer(cluster, keys, deployer(), partial(program_text, cluster.artifacts))
-
-        def engine() -> NomadEngine:
-            return NomadEngine(
-                api=cluster.nomad,
-                rendering=rendering,
-                version_of=cluster.next_version,
-                router=DEPLOYER + deployer(),
-            )
-
-        asked = engine()  # never opened: it watches nothing
+        asked = await _engine(cluster)  # never opened: it watches nothing
         builder = builder_of(
             settings,
             engine=asked,
@@ -72,7 +61,7 @@ async def open_cluster_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
                         secrets=cluster.secrets,
                         has_image=partial(_has_image, cluster),
                     ),
-                    stage=lambda: open_cluster_stage(cluster, engine()),
+                    stage=partial(_stage, cluster),
                     keep=settings.nomad.keep_versions,
                     prewarm=partial(_prewarm, cluster, asked),
                     listener=partial(_listener, cluster),
@@ -80,6 +69,25 @@ async def open_cluster_deploy(settings: Settings) -> AsyncIterator[DeployParts]:
         finally:
             images.close()
             await asked.close()
+
+
+async def _engine(cluster: Cluster) -> NomadEngine:
+    """One that registers jobs, with the platform key as it is now."""
+    keys = await cluster.platform_keys()
+    return NomadEngine(
+        api=cluster.nomad,
+        rendering=renderer(cluster, keys, deployer(), partial(program_text, cluster.artifacts)),
+        version_of=cluster.next_version,
+        router=DEPLOYER + deployer(),
+    )
+
+
+@asynccontextmanager
+async def _stage(cluster: Cluster) -> AsyncIterator[ClusterStage]:
+    """The key is read anew: the App is held by now, and as long as one is, no key is forgotten. One that was read
+    before, the other engine's, may be gone."""
+    async with open_cluster_stage(cluster, await _engine(cluster)) as stage:
+        yield stage
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,6 +241,42 @@ async def test_keys_that_cannot_be_read_from_here_are_a_warning(servers: Cluster
 
     assert bad["jwks"].level == "warning"
     assert "http://127.0.0.1:9/keys" in bad["jwks"].message
+
+
+async def test_keys_that_vault_itself_does_not_reach_are_told(
+    servers: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, answers = asyncio.Event(), True
+
+    async def keys(request: web.Request) -> web.Response:
+        if not answers:
+            await over.wait()
+        return web.json_response(servers.nomad.signer.jwks())
+
+    app = web.Application()
+    app.router.add_get("/keys", keys)
+    runner = web.AppRunner(app, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/keys"
+    monkeypatch.setattr("modalnomad.hashicorp.vault.client.ANSWER_LIMIT", 1.0)
+    try:
+        # Vault looks there when it is told to, so the keys go afterwards.
+        servers.settings = servers.changed(vault={"jwks_url": url})
+        await set_up_all(servers)
+        servers.settings = servers.changed(vault={"jwks_url": ""})
+        assert set(wrong(await examine_cluster(servers.settings))) == {"vault acl"}, "root may read values"
+        answers = False
+        hanging = wrong(await examine_cluster(servers.settings))
+    finally:
+        over.set()
+        await runner.cleanup()
+    gone = wrong(await examine_cluster(servers.settings))
+
+    for bad, said in ((hanging, "no answer in time"), (gone, f'Get "{url}"')):
+        assert set(bad) == {"identity", "vault acl"}
+        assert said in bad["identity"].message
+        assert "vault.jwks_url" in bad["identity"].fix
 
 
 async def test_what_is_no_server_of_ours_is_told_for_each(bao: OpenBao) -> None:

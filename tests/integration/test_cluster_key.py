@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -18,15 +19,27 @@ from pydantic import SecretStr
 from modalnomad.hashicorp.checks.key import check_key
 from modalnomad.hashicorp.setup.key import change_key
 from modalnomad.hashicorp.vault.client import VaultClient
-from modalnomad.hashicorp.vault.platform_key import FIELD, PATH, PREVIOUS
+from modalnomad.hashicorp.vault.platform_key import FIELD, PATH, PREVIOUS, PlatformKeys
 from modalnomad.render.cluster import META_KEY
 from modalnomad.settings import ConsulSettings, NomadSettings, Settings, VaultSettings
 from modalnomad.wiring.cluster import KEY_KEPT
 from tests.support.cluster import Cluster, Router, cluster, leader_of
 from tests.support.load import PROGRAM, SITE, Load, verdict
+from tests.support.nomad_calls import Calls
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+SLOW = """
+import os, pathlib, modal
+app = modal.App("slow")
+if "MODALNOMAD_REPLICA" not in os.environ:
+    pathlib.Path("{described}").read_text()
+
+@app.function()
+@modal.fastapi_endpoint()
+def f():
+    return "hello"
+"""
 SITES = {
     "warm": {"window": 600, "most": 3, "least": 2, "inputs": 16},
     "cold": {"window": 2, "most": 1, "least": 0, "inputs": 16},
@@ -116,6 +129,26 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
             "VAULT_TOKEN": made.vault.root_token,
         }
         yield World(made, folder / "seen", management)
+
+
+async def test_a_deploy_takes_the_key_that_is_there_when_it_holds_the_app(world: World) -> None:
+    described = world.cluster.folder / "described"
+    os.mkfifo(described)
+    file = world.cluster.folder / "slow.py"
+    file.write_text(SLOW.format(described=described))
+    deploy = world.cluster.tasks.spawn(world.cluster.cli("deploy", str(file)), "deploy")
+    with await asyncio.to_thread(described.open, "w"):  # the program is being described: the deploy holds nothing yet
+        for forget in (False, True):
+            (step,) = [step async for step in change_key(world.settings(), forget=forget)]
+            assert step.outcome == "changed"
+    await deploy
+
+    key = PlatformKeys(bytes.fromhex(world.record()[FIELD]))
+    assert set(world.marks(children=False).values()) == {key.mark}, "no router knows a ticket of another"
+    assert "the platform key is there" in await world.doctor()
+    await world.cluster.cli("app", "stop", "slow", "--yes")
+    async with Calls(world.cluster.nomad.address, world.management["NOMAD_TOKEN"]) as calls:
+        await calls.call("DELETE", "/v1/job/slow.f.r1", namespace="modalnomad-main", purge=True)
 
 
 async def test_routers_that_find_no_key_make_one_and_who_deploys_is_told_so(world: World) -> None:
