@@ -42,7 +42,13 @@ MEANING = """
 
 * Who may deploy to an environment can use its secrets: a program they deploy may print them. What they cannot do is
   read them from the server, or use those of an environment they may not deploy to. For people of one environment only,
-  copy the policies and put its name in place of `modalnomad-*` and below `…/modalnomad/`.
+  copy the policies of `modalnomad-deployer`: in Nomad with its namespace in place of `modalnomad-*`, in Vault with its
+  name below `…/modalnomad/`, and in Consul with `read` on `modalnomad/` and `write` on `modalnomad/apps/NAME/`,
+  `modalnomad/tokens/NAME/`, `modalnomad/locks/deploy-NAME-` and the keys `modalnomad/apps/_guard` and
+  `modalnomad/tokens/_guard`. They see what all environments serve.
+* In Consul a session belongs to a node, not to who made it: who may make them on all nodes, as the policies say, may
+  end anybody's, and with it a lock. Where others keep locks in the same Consul, name the nodes whose agents routers and
+  deployers ask: `session "NODE"` in place of `session_prefix ""`.
 * `alloc-lifecycle` lets a router end any replica of the platform; there is no smaller right to send a signal.
 * `alloc-exec` belongs to nobody here: whoever has it sees the environment of a running replica.
 * Tasks of `raw_exec` without a `user` of their own run as the agent's user, mostly root: they can read each other.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -19,6 +20,7 @@ from modalnomad.ports.discovery import PutToken, WithdrawApp
 from modalnomad.settings import Settings
 from tests.support.consul import Consul, fake_consul, publish, until, watching
 from tests.support.engines import within
+from tests.support.fakes.consul import NODE
 
 
 @pytest.fixture
@@ -80,6 +82,21 @@ async def test_a_router_reads_records_and_writes_only_what_is_its_own(consul: Co
         await refused(api.put("modalnomad/apps/main/a", b"mine"))
         await refused(api.put("modalnomad/tokens/main/wk-1", b"mine"))
         await refused(api.put("other/key", b""))
+
+
+@pytest.mark.parametrize("role", ["deployer", "router"])
+async def test_sessions_of_the_node_that_is_asked_are_enough(consul: Consul, role: str) -> None:
+    (policy,) = [one for one in wanted(Settings(), ()).consul_policies if one.name == f"modalnomad-{role}"]
+    rules = {kind: rule for kind, rule in policy.rules.items() if kind != "session_prefix"}
+    for node, holds in ((NODE, True), ("another", False)):
+        narrow = json.dumps({**rules, "session": {node: {"policy": "write"}}})
+        discovery = consul.discovery(token=consul.fake.token(narrow, f"{role}-{node}"))
+        holding = discovery.lock(f"of-{node}", lifetime=5)
+        if holds:
+            async with holding:
+                pass
+        else:
+            await refused(holding.__aenter__())
 
 
 @pytest.mark.parametrize("secret", ["", "11111111-1111-1111-1111-111111111111"])

@@ -50,6 +50,14 @@ def test_old_versions_are_told(version: str, level: str | None) -> None:
     assert (found.level if found else None) == level
 
 
+def test_a_version_that_was_never_tried_is_not_said_to_be() -> None:
+    old = check_version("consul", "Consul", "1.15.2", "1.16.0")
+
+    assert old is not None
+    assert old.fix == "take 1.16.0 or newer"
+    assert check_version("consul", "Consul", "1.16.0", "1.16.0") is None
+
+
 @pytest.mark.parametrize(
     ("ahead", "level", "said"),
     [

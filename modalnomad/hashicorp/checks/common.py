@@ -26,14 +26,15 @@ def version_of(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found.groups(default="0")) if found else ()
 
 
-def check_version(check: str, name: str, version: str, least: str, tried: str) -> Finding | None:
-    """None: it is new enough. `least`: works; `tried`: what the tests run with."""
+def check_version(check: str, name: str, version: str, least: str, tried: str = "") -> Finding | None:
+    """None: it is new enough. `least`: has all that is asked of it; `tried`: what the tests run with, if with any."""
     found = version_of(version)
     if not found:
         return None
     if found < version_of(least):
-        return problem(check, f"{name} {version} is too old", f"take {least} or newer; {tried} is tried")
-    if found[0] < version_of(tried)[0]:
+        seen = f"; {tried} is tried" if tried else ""
+        return problem(check, f"{name} {version} is too old", f"take {least} or newer{seen}")
+    if tried and found[0] < version_of(tried)[0]:
         return warning(check, f"{name} {version} is older than what is tried here ({tried})", f"take {tried} or newer")
     return None
 

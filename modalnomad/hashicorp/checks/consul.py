@@ -11,7 +11,6 @@ from modalnomad.kit.finding import Finding, ok, problem, warning
 from modalnomad.settings import ConsulSettings
 
 LEAST: Final = "1.16.0"
-TRIED: Final = "1.22.6"
 NOT_THERE: Final = 1
 """An index that no key which is not there has: writing with it changes nothing."""
 
@@ -31,7 +30,7 @@ async def consul_checks(http: HttpClient, settings: ConsulSettings) -> list[Find
             "look at the servers' logs, and start more",
         )
     ]
-    if old := check_version("consul", "Consul", version, LEAST, TRIED):
+    if old := check_version("consul", "Consul", version, LEAST):
         found.append(old)
     return [*found, await _acl(http, settings)]
 

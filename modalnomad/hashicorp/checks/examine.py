@@ -45,7 +45,7 @@ async def _guarded(name: str, check: Callable[[], Awaitable[Sequence[Finding]]])
     except TimeoutError:
         return [problem(name, f"it cannot be told within {LIMIT:g} s", "look whether the server or the network hangs")]
     except ModalNomadError as error:
-        return [problem(name, error.message, error.hint or "")]
+        return [problem(name, error.message, error.hint or ODD)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return [problem(name, f"its answer cannot be read: {type(error).__name__} {error}", ODD)]
 

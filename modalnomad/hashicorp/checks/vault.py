@@ -24,7 +24,7 @@ from modalnomad.settings import Settings
 
 LEAST: Final = {"Vault": "1.11.0", "OpenBao": "2.0.0"}
 """`subkeys`, and versions that Nomad takes."""
-TRIED: Final = {"Vault": "1.21.0", "OpenBao": "2.7.2"}
+TRIED: Final = {"OpenBao": "2.7.2"}
 HEALTHS: Final = (200, 429, 472, 473, 501, 503)
 DAY: Final = 86400
 PROBE: Final = "doctor-probe"
@@ -63,7 +63,7 @@ async def _health(client: VaultClient) -> list[Finding]:
         return [problem("vault", f"{shown} is not initialised", "`bao operator init`, then unseal it")]
     standby = ", a standby that passes requests on" if answer.status != 200 else ""
     found = [ok("vault", f"{shown} answers at {client.address}{standby}")]
-    if old := check_version("vault", name, version, LEAST[name], TRIED[name]):
+    if old := check_version("vault", name, version, LEAST[name], TRIED.get(name, "")):
         found.append(old)
     return found
 
