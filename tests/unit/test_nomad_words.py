@@ -139,6 +139,18 @@ def test_folders_of_a_machine_are_not_shown() -> None:
     assert len(shown("x" * 1000)) == 301
 
 
+def test_the_cause_at_the_end_of_a_long_text_is_shown() -> None:
+    """As Docker engines from 29 on say that an image is not in its registry."""
+    image = f"registry.internal.example.org:5000/platform/modalnomad/images@sha256:{'b9' * 32}"
+    text = f'Failed to pull `{image}`: Error response from daemon: failed to resolve reference "{image}": {image}: gone'
+
+    found = shown(text)
+
+    assert found.startswith("Failed to pull `registry.internal.example.org:5000/platform/modalnomad/images@sha256:b9")
+    assert found.endswith(": gone")
+    assert len(found) <= 301
+
+
 def test_the_first_line_of_a_task_is_known() -> None:
     assert says_what_runs(f"modalnomad: shop.resize, revision {'0a' * 16}, replica 0.1: requests: 1 waiting")
     assert not says_what_runs("modalnomad: the runner cannot be unpacked")

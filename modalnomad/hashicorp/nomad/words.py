@@ -187,9 +187,11 @@ _HOST_PATH: Final = re.compile(r"(?<![\w:/.-])/(?:[^\s/:\"'`]+/)+([^\s/:\"'`]+)"
 
 
 def shown(text: str) -> str:
-    """One line, cut, without folders of the machine it comes from."""
-    line = _HOST_PATH.sub(r"…/\1", " ".join(text.split()))
-    return line if len(line) <= TEXT_SHOWN else f"{line[:TEXT_SHOWN]}…"
+    """One line, without folders of the machine it comes from. A long one without its middle: what was wanted stands at
+    the beginning, the cause at the end."""
+    line = _DIGEST.sub(r"\1…", _HOST_PATH.sub(r"…/\1", " ".join(text.split())))
+    half = TEXT_SHOWN // 2
+    return line if len(line) <= TEXT_SHOWN else f"{line[:half]}…{line[-half:]}"
 
 
 _FIRST_LINE: Final = re.compile(r"modalnomad: \S.*, revision [0-9a-f]{32}, replica [0-9]+\.[0-9]+(: |$)")
