@@ -20,7 +20,7 @@ async def all_records(discovery: Discovery) -> tuple[AppRecord, ...]:
     if problems:
         raise BackendRefused(
             f"nothing that an App may need is removed, because a record cannot be read: {problems[0]}",
-            "restore it from a copy or remove it, then prune again",
+            "prune again once it can be",
         )
     return await discovery.apps()
 

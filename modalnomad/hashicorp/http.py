@@ -161,9 +161,10 @@ class HttpClient:
         shown = " ".join(text.split())[:TEXT_SHOWN] or "no reason"
         hint = None
         if response.status in {401, 403}:
-            hint = (
-                f"the token comes from {server.token_setting or server.setting}; `modalnomad doctor` tells its rights"
-            )
+            origin = server.token_setting or server.setting
+            hint = f"the token comes from {origin}; `modalnomad doctor` tells its rights"
+            if not server.headers():
+                hint = f"no token is given: {origin}"
         elif "leader" in text:
             hint = f"too few of {server.name}'s servers run, or they are electing a leader just now: try again"
         if 300 <= response.status < 400:

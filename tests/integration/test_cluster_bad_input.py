@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.support.certificates import Authority
 from tests.support.cluster_shop import World, shop, words
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.nomad.server import FakeNomad
@@ -71,26 +70,33 @@ async def test_https_where_there_is_none(world: World, fresh: dict[str, str]) ->
     )
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on this machine to make a certificate with")
-async def test_a_certificate_nobody_knows(world: World, fresh: dict[str, str], tmp_path: Path) -> None:
-    async with secured(tmp_path) as address:
-        says = "its certificate is not trusted: self-signed certificate", "signed by"
-        await refused(world, *((home(name, fresh) | {SERVERS[name]: address}, says) for name in SERVERS))
+async def test_tls_that_does_not_come_about(world: World, fresh: dict[str, str], tmp_path: Path) -> None:
+    """Everything else that can go wrong with it is in `test_cluster_tls`."""
+    ours = Authority(tmp_path)
+    signed = "its certificate is not trusted: ", "_CACERT (", "a PEM file; none is given"
+    asked = "does not answer GET /v1/jobs: it ", "NOMAD_CLIENT_CERT (nomad.client_cert), NOMAD_CLIENT_KEY"
+    async with secured(ours.issue("server").listener()) as at, secured(ours.issue("other").listener(ours)) as mutual:
+        await refused(
+            world,
+            *((home(name, fresh) | {SERVERS[name]: at}, signed) for name in SERVERS),
+            ({"NOMAD_ADDR": mutual, "NOMAD_CACERT": str(ours.cert)}, asked),
+        )
 
 
 @asynccontextmanager
-async def secured(folder: Path) -> AsyncIterator[str]:
-    """A server with a certificate of its own making."""
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    subject = ("-days", "3", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
-    made = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    command = (*made, *subject, "-keyout", str(key), "-out", str(cert))
-    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, timeout=30)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(cert, key)
+async def secured(context: ssl.SSLContext) -> AsyncIterator[str]:
+    """A server with this certificate, which says nothing."""
     server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0, ssl=context)
     async with server:
         yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_variables_that_are_none(world: World, fresh: dict[str, str]) -> None:
+    await refused(
+        world,
+        ({"NOMAD_ADDR": "http://127.0.0.1:99999"}, ("no address of a server: NOMAD_ADDR (nomad.address)",)),
+        ({"NOMAD_TOKEN": "a\nb"}, ("NOMAD_TOKEN (nomad.token) holds no token", "line ends")),
+    )
 
 
 async def test_tokens_that_may_not(world: World, fresh: dict[str, str]) -> None:
@@ -109,6 +115,7 @@ async def test_tokens_that_may_not(world: World, fresh: dict[str, str]) -> None:
         await refused(
             world,
             (at_nomad | {"NOMAD_TOKEN": looks}, ("with 403: Permission denied", NO_RIGHTS)),
+            (at_nomad, ("with 403: Permission denied", "no token is given: NOMAD_TOKEN (nomad.token)")),
             (fresh | {"VAULT_TOKEN": weak}, ("modalnomad-platform/key with 403", "VAULT_TOKEN", NO_RIGHTS)),
             (fresh | {"VAULT_TOKEN": ""}, ("with 403", "no token is given: VAULT_TOKEN")),
         )

@@ -8,8 +8,9 @@ import pytest
 from pydantic import SecretStr
 
 from modalnomad.hashicorp.consul.server import consul_server
+from modalnomad.hashicorp.vault.client import VaultClient
 from modalnomad.model.errors import BackendRefused
-from modalnomad.settings import ConsulSettings
+from modalnomad.settings import ConsulSettings, VaultSettings
 
 
 def test_the_address_and_the_token_are_the_settings() -> None:
@@ -55,6 +56,24 @@ def test_what_is_no_token_is_refused_unseen(tmp_path: Path) -> None:
     with pytest.raises(BackendRefused, match="it holds more than a token") as refused:
         consul_server(ConsulSettings(token_file=file))
     assert "first" not in str(refused.value)
+
+
+@pytest.mark.parametrize("token", ["first\nsecond", "first second", "grün"])
+def test_a_variable_that_holds_no_token_is_refused_unseen(token: str) -> None:
+    with pytest.raises(BackendRefused, match=r"CONSUL_HTTP_TOKEN \(consul.token\) holds no token") as refused:
+        consul_server(ConsulSettings(token=SecretStr(token)))
+    assert token not in str(refused.value)
+
+
+@pytest.mark.parametrize("address", ["", "https://", "http://127.0.0.1:99999", "ftp://here:1", "unix:///run/it", "a:b"])
+def test_what_is_no_address_of_a_server_is_told_with_its_setting(address: str) -> None:
+    with pytest.raises(BackendRefused) as refused:
+        consul_server(ConsulSettings(address=address))
+    with pytest.raises(BackendRefused) as also:
+        VaultClient(VaultSettings(address=address))
+
+    assert str(refused.value) == f"{address!r} is no address of a server: CONSUL_HTTP_ADDR (consul.address)"
+    assert str(also.value) == f"{address!r} is no address of a server: VAULT_ADDR (vault.address)"
 
 
 @pytest.mark.parametrize("field", ["token_file", "ca_cert"])

@@ -21,6 +21,7 @@ import requests.adapters
 from hvac.adapters import RawAdapter
 from hvac.exceptions import VaultError
 
+from modalnomad.hashicorp.access import TOKEN, address_of
 from modalnomad.hashicorp.http import TEXT_SHOWN, Answer, ServerRefused, broken, speaks_tls
 from modalnomad.hashicorp.tls import PLAIN_TO_TLS, trust_of
 from modalnomad.model.errors import BackendError, BackendUnreachable, UserError
@@ -36,7 +37,6 @@ THREADS: Final = 4
 HEALTH: Final = "sys/health"
 ADDRESS: Final = "VAULT_ADDR (vault.address)"
 NO_NAMESPACE: Final = "namespace not found"
-TOKEN: Final = re.compile(r"[!-~]*")
 COUNTED: Final = re.compile(r"\d+ errors? occurred:\s*\* ")
 SHORTEST_HIDDEN: Final = 4
 """Characters: shorter values are not looked for in what the server says."""
@@ -80,7 +80,7 @@ class VaultClient:
 
     def __init__(self, settings: VaultSettings) -> None:
         self.settings = settings
-        self.address = settings.address.rstrip("/")
+        self.address = address_of(settings.address, ADDRESS)
         self.token = read_token(settings)
         self._trust = trust_of(settings, "vault")
         self._tls: ssl.SSLContext | None = None
@@ -242,7 +242,6 @@ def read_token(settings: VaultSettings) -> str:
                 "correct vault.token_file, or give the token as VAULT_TOKEN",
             ) from error
     if not TOKEN.fullmatch(token):
-        # Said here: the HTTP library would show it.
         raise UserError(f"{origin} holds no token: there are blanks, line ends or other letters in it", "correct it")
     return token
 
