@@ -44,6 +44,12 @@ variable "user" {
   description = "User of its nodes that it runs as, who has to be let through the folders of Nomad's data_dir; empty: that of Nomad's agent."
 }
 
+variable "uid" {
+  type        = number
+  default     = -1
+  description = "Number of that user on its nodes, for consul_login = variable: only it can read the token then. -1: unknown, and whoever is let through the folders can."
+}
+
 variable "domain" {
   type        = string
   default     = "localhost"
@@ -260,7 +266,8 @@ job "modalnomad-router" {
         content {
           destination = "secrets/consul.token"
           data        = "{{ with nomadVar \"nomad/jobs/modalnomad-router\" }}{{ .consul_token }}{{ end }}"
-          perms       = var.user == "" ? "0400" : "0444"
+          uid         = var.uid
+          perms       = var.user == "" || var.uid >= 0 ? "0400" : "0444"
           change_mode = "noop"
         }
       }

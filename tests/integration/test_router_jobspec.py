@@ -150,6 +150,20 @@ def test_its_knobs_fit_each_other_and_the_defaults() -> None:
 
 
 @pytest.mark.parametrize(
+    ("user", "uid", "perms"), [("", -1, "0400"), ("modalnomad", -1, "0444"), ("modalnomad", 987, "0400")]
+)
+def test_a_token_of_consul_is_for_the_routers_user_alone_where_its_number_is_known(
+    user: str, uid: int, perms: str
+) -> None:
+    variables = {"consul_login": "variable", "user": user, "uid": uid}
+    given = [word for name, value in variables.items() for word in ("-var", f"{name}={value}")]
+    (task,) = rendered(*given)["TaskGroups"][0]["Tasks"]
+
+    (template,) = task["Templates"]
+    assert (template["Uid"], template["Perms"]) == (uid, perms)
+
+
+@pytest.mark.parametrize(
     ("login", "templates", "file"), [("variable", 1, "${NOMAD_SECRETS_DIR}/consul.token"), ("none", 0, "")]
 )
 def test_without_a_login_to_consul(login: str, templates: int, file: str) -> None:

@@ -34,6 +34,7 @@ locals {
     instances       = var.instances
     command         = var.command
     user            = var.user
+    uid             = var.uid
     domain          = var.domain
     port            = var.port
     admin_port      = var.admin_port

@@ -176,6 +176,12 @@ variable "user" {
   description = "User of the nodes that routers run as; folders of Nomad's `data_dir` have to let it through. Null: that of Nomad's agent."
 }
 
+variable "uid" {
+  type        = number
+  default     = null
+  description = "Number of that user on the nodes, where its token of Consul is a variable of Nomad: only it can read the token then. Null: unknown, and whoever is let through the folders can."
+}
+
 variable "port" {
   type        = number
   default     = null
