@@ -8,19 +8,21 @@ import logging
 import secrets
 import stat
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
 import pytest
 
-from modalnomad.hashicorp.consul.api import Entry, Found
+from modalnomad.hashicorp.consul import following
+from modalnomad.hashicorp.consul.api import ConsulApi, Entry, Found, Op
 from modalnomad.hashicorp.consul.cache import Cache, Table
+from modalnomad.hashicorp.consul.discovery import ConsulDiscovery
 from modalnomad.hashicorp.consul.records import encode
 from modalnomad.hashicorp.http import ServerRefused
 from modalnomad.model.errors import BackendConflict, BackendRefused, BackendUnreachable
 from modalnomad.model.routes import Token
 from modalnomad.ports.discovery import DeleteToken, PublishApp, PutToken, WithdrawApp
-from tests.support.consul import Consul, app_record, fake_consul, publish, until, watching
+from tests.support.consul import PREFIX, Consul, app_record, fake_consul, publish, until, watching
 from tests.support.engines import within
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.consul_state import Store
@@ -49,9 +51,9 @@ async def test_what_was_seen_stays_while_consul_is_gone(consul: Consul) -> None:
             assert before <= (discovery.stale_since or 0) <= time.time()
             with pytest.raises(BackendUnreachable, match="Consul at http://127"):
                 await discovery.apps()
+        await until(lambda: discovery.stale_since is None)
         await publish(discovery, "c")
         await watcher.until("a", "b", "c")
-        await until(lambda: discovery.stale_since is None)
 
     assert watcher.all == sorted(watcher.all), "nothing was ever lost from the table"
 
@@ -155,12 +157,15 @@ async def test_servers_restored_from_a_copy_are_believed_when_they_insist(consul
         await watcher.until("a")
 
 
-async def test_servers_that_lost_everything_are_not_believed(consul: Consul, caplog: pytest.LogCaptureFixture) -> None:
+async def test_servers_that_lost_everything_are_not_believed(
+    consul: Consul, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "pause_after", lambda failures: 0.1)
     discovery = consul.discovery(reconcile=0.2)
     async with watching(discovery) as watcher:
         await publish(discovery, "a")
         await watcher.until("a")
-        fault = consul.fake.older(Store(), 12, path=TREE)
+        fault = consul.fake.older(Store(), 12, path=f"{TREE}apps/")
         touch(consul)
         await until(lambda: fault.times <= 4, 30)
 
@@ -432,6 +437,26 @@ async def test_two_deployers_of_one_app_and_a_third_of_another_do_not_lose_write
         await publish(other, "a", version=2)
 
     assert [(app.app, app.serial) for app in await one.apps()] == [("a", 2), ("b", 1)]
+
+
+class Meddled(ConsulApi):
+    """Before each write somebody changes the same record by hand, without the guard."""
+
+    store: Store
+
+    async def txn(self, operations: Iterable[Op]) -> None:
+        self.store.put("modalnomad/apps/main/a", encode(app_record("a", 7)))
+        await super().txn(operations)
+
+
+async def test_a_record_changed_by_hand_meanwhile_is_not_overwritten(consul: Consul) -> None:
+    await publish(consul.discovery(), "a")
+    api = Meddled(consul.api().http)
+    api.store = consul.fake.store
+    with pytest.raises(BackendConflict, match="found serial 7, expected 1"):
+        await publish(ConsulDiscovery(api, prefix=PREFIX), "a", version=2)
+
+    assert await consul.discovery().app("a", "main") == app_record("a", 7)
 
 
 async def test_records_are_one_key_each_with_a_guard_beside_them(consul: Consul) -> None:

@@ -236,14 +236,19 @@ def scheduled(due: float) -> RouteSnapshot:
 
 async def test_a_leader_that_was_stopped_for_a_while_runs_no_schedule_that_may_be_another_s(consul: Consul) -> None:
     leader = Leader(consul.api(), KEY, ttl=TTL)
-    runs = Runs(leader, time.time() + 0.7)
+    runs = Runs(leader, time.time() + 3600)
     schedules = ClusterSchedules(consul.api(), "modalnomad")
     scheduler = Scheduler(runs, runs, schedules, may_run=lambda: leader.held)  # type: ignore[arg-type]
     async with Tasks("test") as tasks:
         tasks.spawn(leader.while_held(scheduler.run), "work")
         tasks.spawn(leader.run(), "run")
         await until(lambda: scheduler.due)
+        due = time.time() + 0.8
+        runs.snapshots.set(scheduled(due))
+        await until(lambda: min(scheduler.due.values()) < due + 1)
+        assert runs.certain == []
         time.sleep(2 * TTL)  # noqa: ASYNC251 - as SIGSTOP does
+        assert not leader.held, "by the clock alone"
 
         await until(lambda: runs.certain)
         assert runs.certain == [True]

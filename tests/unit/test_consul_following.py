@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import aclosing
+
 import pytest
 
 from modalnomad.hashicorp.consul.api import Found
-from modalnomad.hashicorp.consul.following import BACKOFF_MAX, Verdict, judge, pause_after
+from modalnomad.hashicorp.consul.following import BACKOFF_MAX, Follower, Verdict, judge, pause_after
 
 
 def nothing(index: int, *, filtered: bool = False) -> Found[str]:
@@ -57,3 +60,21 @@ def test_pauses_grow_to_a_bound_and_are_drawn_from_all_of_it() -> None:
 
     assert max(late) <= BACKOFF_MAX
     assert min(late) < BACKOFF_MAX / 2 < max(late)
+
+
+async def test_everything_is_read_anew_after_a_while_whatever_the_watch_says() -> None:
+    """Agents may answer what waits from what they keep themselves."""
+    kept, true = Found(("a",), 5), Found(("b",), 6)
+    asked: list[int] = []
+
+    async def ask(*, index: int, wait: float, consistent: bool) -> Found[str]:
+        asked.append(index)
+        return kept if index or len(asked) == 1 else true
+
+    async with aclosing(Follower("x", ask, reconcile=0.2).answers()) as answers:  # type: ignore[type-var]
+        async with asyncio.timeout(1.5):
+            async for found in answers:
+                if found == true:
+                    break
+    assert asked[:2] == [0, 5]
+    assert asked[-1] == 0

@@ -26,6 +26,15 @@ def test_a_replica() -> None:
     assert (found.key, found.address, found.max_inputs) == (KEY, TcpAddress("10.0.0.1", 20001), 8)
 
 
+def test_one_on_a_machine_that_is_gone_does_not_pass() -> None:
+    """Consul's check of the node itself has no service."""
+    for own, node in (("passing", "critical"), ("critical", "passing")):
+        checks = [{"CheckID": "serfHealth", "ServiceID": "", "Status": node}, {"ServiceID": "x", "Status": own}]
+        found = registration({**item(), "Checks": checks})
+        assert found is not None
+        assert not found.passing
+
+
 @pytest.mark.parametrize(
     "odd",
     [
