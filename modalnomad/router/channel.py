@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
+import termios
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
@@ -52,7 +54,7 @@ class Channel(asyncio.Protocol):
 
     __slots__ = (
         "_buffer", "_decoder", "_held", "_interims", "_keep_alive", "_method", "_on_lost", "_on_made", "_sink",
-        "address", "answered", "idle_since", "lost", "sent", "transport", "uses", "writes",
+        "address", "answered", "idle_since", "lost", "sent", "transport", "undelivered", "uses", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +70,8 @@ class Channel(asyncio.Protocol):
         self.answered = False
         """At least one byte of this request's answer came."""
         self.lost = False
+        self.undelivered = False
+        """The replica closed before all that was written had reached it."""
         self.idle_since = 0.0
         self._on_made = on_made
         self._on_lost = on_lost
@@ -234,6 +238,8 @@ class Channel(asyncio.Protocol):
             sink, decoder = self._sink, self._decoder
             decoder.finish()
             self._complete(sink, decoder, b"")
+        elif self._sink is not None:
+            self.undelivered = _unacknowledged(self.transport)
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -271,3 +277,13 @@ class Channel(asyncio.Protocol):
         """It caught up."""
         if self._sink is not None:
             self._sink.resume_body()
+
+
+def _unacknowledged(transport: asyncio.Transport) -> bool:
+    """Whether something that was written has not reached the other side's kernel: the FIN acknowledges what had (Linux;
+    SIOCOUTQ in tcp(7)). False: nobody knows."""
+    sock = transport.get_extra_info("socket")
+    try:
+        return sock is not None and fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)) != bytes(4)
+    except OSError:
+        return False

@@ -63,6 +63,8 @@ class Channels:
             if error.errno in _OWN_LIMITS:
                 raise NoSocket(error.errno, f"no connection to {address} can be opened: {error.strerror}") from error
             raise ConnectionRefusedError(f"nobody listens at {address}: {error}") from error
+        if channel.lost:
+            raise ConnectionResetError(f"{address} closed the connection as it was made")
         return channel
 
     async def _connect(self, channel: Channel) -> None:

@@ -6,6 +6,7 @@ Nothing is tried twice here: what may be tried again is raised as TryElsewhere, 
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -36,8 +37,8 @@ Reason = Literal["busy", "gone", "stale"]
 
 
 class TryElsewhere(Exception):
-    """The replica did not take the request, and nothing of it is lost. `busy`: it said so; `gone`: no connection;
-    `stale`: a kept connection turned out closed, the replica may well be fine."""
+    """The replica did not take the request, and nothing of it is lost. `busy`: it said so; `gone`: no connection, or
+    one on which nobody read it; `stale`: a kept connection turned out closed, the replica may well be fine."""
 
     def __init__(self, reason: Reason, key: ReplicaKey) -> None:
         super().__init__(f"{reason}: {key}")
@@ -294,9 +295,23 @@ def raise_for(error: Exception, exchange: Exchange, lease: Lease, channel: Chann
     if channel.answered:
         raise Reply(502, "replica_gone", "The replica went away in the middle of its answer's head.") from error
     # A kept connection may have been closed by the replica just before our request got there. Sending it again is safe
-    # when it may be executed twice, or when the first write already failed: then nothing arrived.
-    unsent = isinstance(error, BrokenPipeError) and channel.writes == 1
+    # when it may be executed twice, or when the first write already failed or was never made: then nothing arrived.
+    unsent = channel.writes == 0 or (isinstance(error, BrokenPipeError) and channel.writes == 1)
     if channel.uses > 1 and exchange.replayable and (unsent or exchange.head.method in _IDEMPOTENT):
         raise TryElsewhere("stale", lease.key) from error
     lease.gone()
+    unread = _unread(error, exchange, channel) and exchange.head.method in _IDEMPOTENT
+    if exchange.replayable and (unsent or unread):
+        raise TryElsewhere("gone", lease.key) from error
     raise Reply(502, "replica_gone", "The replica went away before it answered.", private=str(error)) from error
+
+
+def _unread(error: Exception, exchange: Exchange, channel: Channel) -> bool:
+    """Whether the replica has not read the request to its end, so that it did not run: it was killed with it in its
+    backlog, say, or is out of descriptors.
+
+    A connection on which not all was read is reset, not closed; and of a request without a body, what was not read is
+    the end of its head. (A machine that was started anew resets as well, whatever it had read: what may not run twice
+    is not repeated for this.)"""
+    reset = isinstance(error, ConnectionResetError) and error.errno == errno.ECONNRESET
+    return (reset or channel.undelivered) and exchange.body_done and not exchange.received

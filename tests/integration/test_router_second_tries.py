@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import select
+import socket
+from pathlib import Path
 from typing import cast
 
 import pytest
 
+from modalnomad.kit.tasks import Tasks
 from modalnomad.model.ids import RevisionId
-from modalnomad.model.replica import PoolKey, ReplicaKey, UnixAddress
+from modalnomad.model.replica import PoolKey, ReplicaKey, TcpAddress, UnixAddress
 from modalnomad.router.channel import Channel
 from modalnomad.router.http1 import parse_request
 from modalnomad.router.replies import Reply
@@ -108,15 +114,90 @@ async def test_a_replica_whose_request_ran_over_its_time_is_under_suspicion(begu
         assert router.activator.leases[0].events == ["gone"]
 
 
-@pytest.mark.parametrize("writes", [1, 2])
-async def test_a_write_that_failed_after_others_went_through_is_not_repeated(writes: int) -> None:
-    """What may not run twice: only a request whose very first write failed reached nobody."""
+PUT = b"PUT / HTTP/1.1\r\nHost: app.localhost\r\nContent-Length: 5\r\n\r\nhello"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [(raw.get(), 200), (raw.post(b""), 502), (raw.post(b"hello"), 502), (PUT, 502)],
+    ids=["GET", "POST", "POST with a body", "PUT with a body"],
+)
+@pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
+async def test_a_request_that_nobody_read_goes_elsewhere_if_it_may_run_twice(
+    request_: bytes, status: int, unix: bool, tmp_path: Path
+) -> None:
+    """A replica that is killed while it is connected to and does not read. Of a body it may have read a part."""
+    listener = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
+    with listener:
+        listener.bind(str(tmp_path / "deaf") if unix else ("127.0.0.1", 0))
+        listener.listen()
+        address = UnixAddress(str(tmp_path / "deaf")) if unix else TcpAddress(*listener.getsockname())
+        async with (
+            raw.replica(raw.polite) as backend,
+            served(address, backend.address) as router,
+            raw.client(router.port) as client,
+        ):
+            await client.send(request_)
+            deaf, _ = await asyncio.to_thread(listener.accept)
+            await asyncio.to_thread(select.select, (deaf,), (), (), raw.WAIT)
+            deaf.close()
+            assert (await client.response()).status == status
+            assert [lease.events for lease in router.activator.leases] == [["gone"], []][: 1 + (status == 200)]
+            assert router.router.gate.counters.retries == ({"gone": 1} if status == 200 else {})
+
+
+async def test_a_connection_that_closes_as_it_is_made_took_no_request() -> None:
+    """As of a server that is out of descriptors: accepted and closed at once, before anything came or just after."""
+    closed = 0
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def hang_up() -> None:
+            nonlocal closed
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+                    closed += 1
+
+        async with Tasks("test") as tasks, raw.replica(raw.polite) as backend:
+            hanging = tasks.spawn(asyncio.to_thread(hang_up), "hangs up")
+            try:
+                for _ in range(20):
+                    async with (
+                        served(TcpAddress(*listener.getsockname()), backend.address) as router,
+                        raw.client(router.port) as client,
+                    ):
+                        assert (await client.request(raw.get())).status == 200
+                        assert router.router.gate.counters.retries == {"gone": 1}
+            finally:
+                listener.shutdown(socket.SHUT_RDWR)
+                await hanging
+    assert closed == 20
+
+
+@pytest.mark.parametrize("uses", [1, 2])
+@pytest.mark.parametrize(
+    ("error", "writes", "again"),
+    [
+        (BrokenPipeError(), 1, True),
+        (BrokenPipeError(), 2, False),
+        (ConnectionResetError("closed"), 0, True),
+        (ConnectionResetError("closed"), 1, False),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), 1, False),
+    ],
+)
+async def test_what_may_not_run_twice_is_repeated_only_when_it_was_never_written(
+    error: ConnectionError, writes: int, again: bool, uses: int
+) -> None:
     head = parse_request(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n")
     exchange = Exchange(cast("object", None), head, cast("object", None), cast("object", None), body_limit=0)  # type: ignore[arg-type]
     channel = Channel(UnixAddress("/nowhere"), lambda channel: None, lambda channel: None)
-    channel.uses, channel.writes = 2, writes
+    channel.uses, channel.writes = uses, writes
     match = Match(*route())
     lease = StubLease(ReplicaKey(PoolKey(RevisionId("r")), 0, 1), channel.address, match)
-    with pytest.raises(TryElsewhere if writes == 1 else Reply):
-        raise_for(BrokenPipeError(), exchange, lease, channel)
-    assert lease.events == ([] if writes == 1 else ["gone"])
+    with pytest.raises(TryElsewhere if again else Reply) as raised:
+        raise_for(error, exchange, lease, channel)
+    stale = isinstance(raised.value, TryElsewhere) and raised.value.reason == "stale"
+    assert stale is (again and uses > 1)
+    assert lease.events == ([] if stale else ["gone"])
