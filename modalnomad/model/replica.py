@@ -85,6 +85,8 @@ class Failure:
     reason: str
     detail: str = ""
     exit_code: int | None = None
+    away: bool = False
+    """A server that starts need did not answer, or failed by itself: this tells nothing about the program."""
 
 
 @dataclass(frozen=True, slots=True)

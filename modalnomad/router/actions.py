@@ -162,7 +162,8 @@ class Actions:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_KILL_PAUSE)
             else:
-                self._heard.heard_ended(effect.key, None)
+                if effect.key in self._killing:  # else it ended, and may be there once more by now
+                    self._heard.heard_ended(effect.key, None)
                 return
 
     async def _greet(self, place: Place, address: Address) -> None:

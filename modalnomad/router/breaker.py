@@ -11,7 +11,8 @@ from modalnomad.model.replica import Failure
 
 
 class Breaker:
-    """`threshold` failures in a row open it for `backoff` seconds, doubled by each failed trial up to `longest`."""
+    """`threshold` failures in a row open it for `backoff` seconds, doubled by each failed trial up to `longest`; not by
+    those for which a server was away: once it is back, nobody is to wait."""
 
     def __init__(self, threshold: int, backoff: float, longest: float) -> None:
         self._threshold = threshold
@@ -51,6 +52,9 @@ class Breaker:
         elif not self._trial:
             return
         self._trial = False
+        if failure.away:
+            self._open_until = now + self._backoff
+            return
         self._opened += 1
         self._open_until = now + min(self._longest, self._backoff * 2.0 ** min(self._opened - 1, 60))
 
@@ -70,7 +74,7 @@ RETRY_PAUSE = 0.25
 
 class Starts:
     """May a pool start a replica now? `faults` counts starts that failed by the program's fault, `room` those for which
-    there was none."""
+    there was none. One that went with its machine is neither's."""
 
     def __init__(self, faults: Breaker, room: Breaker) -> None:
         self._faults = faults
@@ -105,7 +109,7 @@ class Starts:
     def failed(self, now: float, failure: Failure, *, hope: bool) -> None:
         """`hope`: there was no room, but some is being made."""
         counted = self._room if failure.code in ("no_capacity", "unplaceable") else self._faults
-        if not (hope and failure.code == "no_capacity"):
+        if not (hope and failure.code == "no_capacity") and failure.code != "replica_gone":
             counted.failed(now, failure)
         self.abandoned()
 

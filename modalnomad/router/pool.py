@@ -170,7 +170,7 @@ class Pool:
         starting = place.state is PlaceState.STARTING
         effects: list[Effect] = [Ended(place, None if starting else failure)]
         if starting:
-            effects += self._start_failed(place, failure or CALLED_OFF, now, hope=hope, again=failure is None)
+            effects += self._start_failed(place, failure or CALLED_OFF, now, hope=hope)
         return effects + self.settle(now)
 
     def close(self, number: int, now: float, idle_for: float, reason: Reason) -> list[Effect]:
@@ -345,11 +345,9 @@ class Pool:
             effects.append(Start(self.places.add_next(now).key, reason, self.tickets.latest))
         return effects
 
-    def _start_failed(
-        self, place: Place, failure: Failure, now: float, *, hope: bool = False, again: bool = False
-    ) -> list[Effect]:
-        """Told to the waiting at once, unless another replica is ready or starting, or room is being made. `again`: it
-        ended without a fault, sent away by another router, say: within the breaker, the next one is tried."""
+    def _start_failed(self, place: Place, failure: Failure, now: float, *, hope: bool = False) -> list[Effect]:
+        """Told to the waiting at once, unless another replica is ready or starting, or room is being made. After one
+        that ended without a fault, with its machine or sent away by another router, say, the next is tried."""
         failed = Failed(place.key, failure)
         asked_for = self.floor or (self.tickets and not self.places.live)
         if self._replacing.failed(place.key, failure, now) and not asked_for:
@@ -357,7 +355,8 @@ class Pool:
         self._may.failed(now, failure, hope=hope)
         if hope and failure.code == "no_capacity":
             return [Recheck(self._may.pause(now))]
-        if self.places.live or (again and self._may.open(now)):
+        faultless = failure is CALLED_OFF or failure.code == "replica_gone"
+        if self.places.live or (faultless and self._may.open(now)):
             return [failed, Recheck(self._may.pause(now))]
         self.floor = 0
         self._may.hold_until = 0.0

@@ -20,6 +20,7 @@ from tests.support.shaken import Shaken, shaken, until_gone
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PROGRAM = """
+import time
 
 @app.function(scaledown_window=600)
 @modal.fastapi_endpoint()
@@ -30,6 +31,17 @@ def warm():
 @modal.fastapi_endpoint()
 def late():
     return os.environ["MODALNOMAD_REPLICA"]
+
+@app.cls(scaledown_window=600)
+class Held:
+    @modal.enter()
+    def enter(self):
+        while os.path.exists(GATE):
+            time.sleep(0.02)
+
+    @modal.fastapi_endpoint()
+    def web(self):
+        return os.environ["MODALNOMAD_REPLICA"]
 
 @app.function(scaledown_window=600)
 @modal.fastapi_endpoint()
@@ -84,7 +96,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shake
     """One for all tests of this file."""
     folder = tmp_path_factory.mktemp("shaken")
     (folder / "seen").mkdir()
-    text = program(folder / "seen", "v1", name="shaken", window=600) + PROGRAM
+    text = program(folder / "seen", "v1", name="shaken", window=600) + f"\nGATE = {str(folder / 'gate')!r}\n" + PROGRAM
     secrets = {"db": {"PASSWORD": "one"}, "deleted": {"PASSWORD": "kept"}}
     async with shaken(folder, text, secrets=secrets, env=SETTINGS) as made:
         made.cluster.nomad.add_node("two")
@@ -134,6 +146,22 @@ async def test_a_lost_machine_is_forgotten_at_once(world: Shaken) -> None:
         await world.calls.until(
             f"/v1/node/{lost}/allocations", lambda allocs: {alloc["ClientStatus"] for alloc in allocs} <= {"lost"}
         )
+    finally:
+        world.cluster.nomad.nodes.back(lost)
+
+
+async def test_a_start_that_goes_with_its_machine_is_made_again_for_who_waits(world: Shaken) -> None:
+    gate = world.cluster.folder / "gate"
+    gate.touch()
+    before = len(world.router.errors)
+    asked = world.cluster.tasks.spawn(world.ask("held-web"), "asks meanwhile")
+    await world.count("Held", 1)
+    lost = await node_of(world, "Held")
+    await world.cluster.nomad.lose(lost)
+    try:
+        await world.router.told("did not start: its machine", "is lost", after=before)
+        gate.unlink()
+        assert (await asked)[0] == 200
     finally:
         world.cluster.nomad.nodes.back(lost)
 

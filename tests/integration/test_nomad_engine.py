@@ -178,6 +178,7 @@ async def test_a_dispatch_that_is_refused_for_good_fails_the_start(lab: Lab, mon
         assert failure is not None
         assert failure.code == "start_failed"
         assert "No cluster leader" in failure.reason
+        assert failure.away
         assert lab.dispatches() == 4
         assert (await h.ask(again)).status == 200
         assert (await h.replica(key_of(revision))).state is FAILED, "and its epoch is still seen"
@@ -191,6 +192,7 @@ async def test_a_token_that_may_not_dispatch_is_told_at_once(lab: Lab) -> None:
 
         assert failure is not None
         assert "403: Permission denied" in failure.reason
+        assert not failure.away
         assert lab.dispatches() == 1
         assert lab.place.token not in repr(failure)
 
@@ -234,6 +236,7 @@ async def test_secrets_that_cannot_be_asked_fail_the_start_without_a_dispatch(
         "its secrets: Vault at x does not answer",
         "its secrets: Vault did not answer within 0.1 s",
     ]
+    assert [failure.away for failure in found if failure is not None] == [False, True, True]
     assert lab.dispatches() == 0
 
 
@@ -305,6 +308,7 @@ async def test_a_start_while_nomad_is_gone_fails_and_says_so(lab: Lab, monkeypat
     assert failure.code == "start_failed"
     assert "Nomad at http://127.0.0.1:" in failure.reason
     assert "does not answer" in failure.reason
+    assert failure.away
 
 
 @dataclass
@@ -424,6 +428,36 @@ async def test_a_drained_machines_replicas_leave_and_a_lost_ones_have_ended(lab:
 
         assert failure is not None
         assert failure.code == "replica_gone"
+
+
+async def test_to_kill_one_on_a_lost_machine_ends_none_that_nomad_started_elsewhere(lab: Lab) -> None:
+    """Nobody told of the machine's absence: the next list has the new one at once, and a router sends it requests."""
+    (node,) = lab.nomad.state.nodes
+    async with lab.engine(relist=0.3) as h:
+        key = await h.started(await h.revision(HELLO))
+        old = await h.address(key)
+        with lab.faults.stream_silent():
+            unheard = lab.nomad.faults.refuse("POST /v1/client/allocation/.*/signal", times=1_000)
+            killing = asyncio.create_task(h.engine.kill(key))
+            await eventually(lambda: unheard.seen)
+            with lab.faults.nomad_errors("GET /v1/(jobs|nodes|allocations)"):
+                lab.nomad.add_node("two")
+                await lab.nomad.lose(node)
+                await lab.nomad.until(lambda state: len(state.allocations) == 2)
+                lab.nomad.nodes.back(node)
+            await eventually_elsewhere(h, key, old)
+            unheard.left = 0
+            await within(killing)
+
+            await lab.nomad.until(lambda _: len(lab.nomad.running_allocations(["running"])) == 1)
+            assert (await h.ask(key)).status == 200
+
+
+async def eventually_elsewhere(h: Harness, key: ReplicaKey, old: Address) -> None:
+    async with asyncio.timeout(10), aclosing(h.engine.watch()) as watch:  # type: ignore[type-var]
+        async for replicas in watch:
+            if any(replica.key == key and replica.address not in {old, None} for replica in replicas):
+                return
 
 
 async def eventually_leaving(h: Harness, key: ReplicaKey) -> None:

@@ -31,7 +31,7 @@ from modalnomad.scaling.decide import Policy, decide, fresh
 
 KEY = PoolKey(RevisionId("r" * 32))
 OVERSTAY = 20.0
-CODES: tuple[FailureCode, ...] = ("start_failed", "startup_timeout", "no_capacity", "unplaceable")
+CODES: tuple[FailureCode, ...] = ("start_failed", "startup_timeout", "no_capacity", "unplaceable", "replica_gone")
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -97,8 +97,7 @@ class PoolMachine(RuleBasedStateMachine):
         full = len(self.waiting) >= self.queue
         self.waiting[ticket.id] = ticket
         live, total = self.pool.places.counted_on(self.now), len(self.alive)
-        load = sum(max(place.running, self.policy.target) for place in self.pool.places if place.live)
-        wanted = self.policy.within(-(-(len(self.waiting) + load) // self.policy.target))
+        wanted = self.most_wanted()
         effects = self.pool.arrive(ticket, self.now)
         if full and not self.pool.retired:
             assert effects == [Deny(ticket.id, "queue_full", retry_after=1.0)], "only the newcomer is refused"
@@ -177,8 +176,9 @@ class PoolMachine(RuleBasedStateMachine):
     def replace(self) -> None:
         decision = decide(self.now, self.pool.places.observed(len(self.pool.tickets)), self.policy, self.peak)
         total, ready = len(self.alive), len(self.pool.places.offered)
+        owed = self.most_wanted() - self.pool.places.live
         self.apply(self.pool.replace(self.now, decision.wanted))
-        assert len(self.alive) <= total + 1, "more than one successor at a time"
+        assert len(self.alive) <= total + max(1, owed), "more than one successor at a time"
         assert self.policy.max is None or len(self.alive) <= max(self.policy.max + 1, total)
         assert not self.waiting or len(self.pool.places.offered) >= min(ready, 1), (
             "the only one closed under the waiting"
@@ -279,6 +279,12 @@ class PoolMachine(RuleBasedStateMachine):
         self.apply(self.pool.evict(self.now))
 
     # --- Books ---
+
+    def most_wanted(self) -> int:
+        """Replicas for all there is to do, those that can be reopened for it included."""
+        counted = [place for place in self.pool.places if place.live or place.state is PlaceState.CLOSING]
+        load = sum(max(place.running, self.policy.target) for place in counted)
+        return self.policy.within(-(-(len(self.waiting) + load) // self.policy.target))
 
     def of(self, *states: PlaceState) -> list[Place]:
         return [place for place in self.pool.places if place.state in states]

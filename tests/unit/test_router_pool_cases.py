@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from modalnomad.model.ids import RevisionId
-from modalnomad.model.replica import Failure, PoolKey, ReplicaKey
+from modalnomad.model.replica import Failure, PoolKey, ReplicaKey, TcpAddress
 from modalnomad.router.breaker import Breaker, Starts
 from modalnomad.router.phase import State
 from modalnomad.router.places import Deny, Drain, Effect, Grant, IllegalMove, Kill, Place, PlaceState, Start, Ticket
@@ -15,6 +15,8 @@ from modalnomad.scaling.window import Peak
 
 KEY = PoolKey(RevisionId("r" * 32))
 BROKEN = Failure("start_failed", "exit code 70")
+AWAY = Failure("start_failed", "Nomad does not answer", away=True)
+LOST = Failure("replica_gone", "its machine is lost")
 
 
 def make_pool(policy: Policy | None = None, *, failures: int = 3) -> Pool:
@@ -252,6 +254,38 @@ def test_while_the_breaker_is_open_requests_are_refused_with_the_time_of_the_nex
     assert arrive(pool, range(1, 2), 0.0) == [Deny(1, "broken", BROKEN, 1.0)]
     effects = arrive(pool, range(2, 7), 1.0)
     assert len(started(effects)) == 1, "one trial, however many wait"
+
+
+def test_while_a_server_is_away_the_pause_between_tries_does_not_grow() -> None:
+    """So that what sleeps can wake a moment after it is back."""
+    breaker = Breaker(2, 1.0, 60.0)
+    for now in (0.0, 0.0, 1.0, 2.0, 3.0):
+        breaker.began(now)
+        breaker.failed(now, AWAY)
+    assert breaker.retry_after(3.0) == 1.0
+    for now, wait in ((4.0, 1.0), (5.0, 2.0)):  # it is back, and the program is broken
+        breaker.began(now)
+        breaker.failed(now, BROKEN)
+        assert breaker.retry_after(now) == wait
+
+
+def test_a_start_that_goes_with_its_machine_is_made_again_and_no_fault() -> None:
+    pool = make_pool(failures=1)
+    for epoch in (1, 2):
+        (key,) = started(arrive(pool, range(1)) if epoch == 1 else pool.settle(epoch))
+        effects = pool.ended(key, LOST, epoch + 0.1)
+        assert (key.epoch, [effect for effect in effects if isinstance(effect, Deny)]) == (epoch, [])
+    (last,) = started(pool.settle(3.0))
+    assert [place.key for place in granted(pool.ready(last, 3.1))] == [last]
+
+
+def test_one_that_is_started_again_elsewhere_by_itself_is_waited_for() -> None:
+    pool = make_pool()
+    (key,) = started(arrive(pool, range(1)))
+    pool.ended(key, LOST, 0.1)
+    pool.seen(key, TcpAddress("10.0.0.2", 20000), 0.15, alive=True)
+    assert not started(pool.settle(1.0)), "there is one that starts"
+    assert [place.key for place in granted(pool.ready(key, 1.1))] == [key]
 
 
 # --- the slow part ---

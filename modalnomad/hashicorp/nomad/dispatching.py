@@ -14,7 +14,7 @@ from modalnomad.hashicorp.nomad.mirror import Mirror
 from modalnomad.hashicorp.nomad.shapes import Job
 from modalnomad.hashicorp.nomad.view import blocked
 from modalnomad.hashicorp.nomad.world import World, job_name
-from modalnomad.model.errors import BackendError, BackendUnreachable, NotFound
+from modalnomad.model.errors import BackendError, BackendUnreachable, ModalNomadError, NotFound
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import Failure, ReplicaKey
 from modalnomad.render.cluster import idempotency_token
@@ -72,7 +72,7 @@ class Dispatcher:
         try:
             parent = await self._parent(key.pool.revision)
         except BackendError as error:
-            return Failure("start_failed", error.message, error.hint or "")
+            return _failure(error)
         secrets = await self._secrets(key.pool.revision)
         if isinstance(secrets, Failure):
             return secrets
@@ -84,7 +84,7 @@ class Dispatcher:
             done = await self._repeated(parent, key, body)
             await self._took(parent, done, body)
         except BackendError as error:
-            return Failure("start_failed", error.message, error.hint or "")
+            return _failure(error)
         return None
 
     async def _parent(self, revision: RevisionId) -> Job:
@@ -106,12 +106,9 @@ class Dispatcher:
             async with asyncio.timeout(SECRETS_LIMIT):
                 return await self._secret_versions(revision)
         except TimeoutError:
-            return Failure("start_failed", f"its secrets: Vault did not answer within {SECRETS_LIMIT:g} s")
-        except Exception as error:
-            message = getattr(error, "message", None)
-            if message is None:
-                raise
-            return Failure("start_failed", f"its secrets: {message}", getattr(error, "hint", None) or "")
+            return Failure("start_failed", f"its secrets: Vault did not answer within {SECRETS_LIMIT:g} s", away=True)
+        except ModalNomadError as error:
+            return _failure(error, "its secrets: ")
 
     async def _repeated(self, parent: Job, key: ReplicaKey, body: Shape) -> Dispatched:
         """Raises NotFound, BackendError."""
@@ -166,6 +163,12 @@ class Dispatcher:
             allocation = self._world.allocation(job)
             if allocation is not None and not allocation.alive:
                 return
+
+
+def _failure(error: ModalNomadError, what: str = "") -> Failure:
+    """Of a start that could not begin."""
+    away = isinstance(error, BackendUnreachable) or (isinstance(error, ServerRefused) and _passing(error))
+    return Failure("start_failed", what + error.message, error.hint or "", away=away)
 
 
 def _passing(error: ServerRefused) -> bool:

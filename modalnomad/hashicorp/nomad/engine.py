@@ -314,8 +314,9 @@ class NomadEngine(Engine):
         return None
 
     async def kill(self, key: ReplicaKey) -> None:
-        """SIGKILL to its task. Unknown or ended: nothing happens. Returns when it is gone. Raises BackendError: it
-        waits for a place, which nobody can take back; Nomad or its machine does not answer."""
+        """SIGKILL to its task. Unknown or ended: nothing happens. Returns when it is gone, also when Nomad has started
+        it once more elsewhere meanwhile: that one lives. Raises BackendError: it waits for a place, which nobody can
+        take back; Nomad or its machine does not answer."""
         await self.open()
         if (starting := self._starting.get(key)) is not None:
             await asyncio.wait([starting])
@@ -337,8 +338,11 @@ class NomadEngine(Engine):
 
     async def _kill(self, key: ReplicaKey) -> None:
         placed_by = monotonic() + PLACE_LIMIT
+        meant = None
         while self._living(key) is not None and (job := self._world.child(key)) is not None:
             allocation = self._world.allocation(job)
+            if allocation is not None and allocation.id != (meant := meant or allocation.id):
+                return
             if allocation is None and monotonic() >= placed_by:
                 raise BackendRefused(f"{key} waits for a place in Nomad, which a router cannot take back")
             sent = allocation is not None and await self._signal(allocation)
