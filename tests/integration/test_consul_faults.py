@@ -128,6 +128,20 @@ async def test_no_wrong_answer_empties_the_table(consul: Consul, lie: Callable[[
     assert watcher.all in ([[], ["a"], ["a", "b"]], [["a"], ["a", "b"]])
 
 
+async def test_a_proxy_that_answers_itself_is_none_of_consul_s(consul: Consul) -> None:
+    consul.fake.fail(2, path=TREE, status=404, text="404 page not found")
+    with pytest.raises(BackendRefused, match="that is none of Consul's: the header X-Consul-Index is missing") as told:
+        await consul.discovery().apps()
+
+    assert "CONSUL_HTTP_ADDR (consul.address)" in (told.value.hint or "")
+
+
+async def test_no_index_makes_the_next_query_one_that_does_not_wait(consul: Consul) -> None:
+    consul.fake.empty(path="/v1/health/", index=0)
+
+    assert (await consul.api().service("svc")).index == 1
+
+
 async def test_an_older_answer_is_not_taken(consul: Consul) -> None:
     discovery = consul.discovery()
     async with watching(discovery) as watcher:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from modalnomad.hashicorp.consul import routers as presences
 from modalnomad.hashicorp.consul.leader import Leader
 from modalnomad.hashicorp.consul.registrations import Registration, watch_registrations
 from modalnomad.hashicorp.consul.routers import RouterInfo, RouterPresence, routers
@@ -306,6 +307,17 @@ async def test_a_presence_that_is_lost_is_told_anew(consul: Consul) -> None:
         consul.fake.store.end_session(id)
 
     await until_routers(api, [info()])
+    await presence.close()
+
+
+async def test_a_presence_that_somebody_removed_is_told_anew(consul: Consul, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presences, "LOOK", 0.05)
+    presence = RouterPresence(consul.api(), "modalnomad", "r1", ttl=TTL)
+    await presence.tell(info())
+    await until_routers(consul.api(), [info()])
+    consul.fake.store.delete("modalnomad/routers/r1")
+
+    await until_routers(consul.api(), [info()])
     await presence.close()
 
 
