@@ -202,13 +202,17 @@ class NomadSettings(ServerSettings):
     """Files of 10 MB that a node keeps of each stream of a replica's output."""
 
 
+DEFAULT_PREFIX: Final = "modalnomad"
+"""Of keys in Consul."""
+
+
 class ConsulSettings(ServerSettings):
     """Consul, which tells routers what is served and where replicas are."""
 
     address: str = "http://127.0.0.1:8500"
     """URL of an agent. CONSUL_HTTP_ADDR is honoured, as are CONSUL_HTTP_TOKEN, CONSUL_HTTP_TOKEN_FILE, CONSUL_HTTP_SSL,
     CONSUL_CACERT, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY and CONSUL_TLS_SERVER_NAME."""
-    prefix: str = Field(default="modalnomad", pattern=NAMES)
+    prefix: str = Field(default=DEFAULT_PREFIX, pattern=NAMES)
     """Keys of the platform begin with this and a slash."""
     auth_method: str = Field(default="nomad-workloads", pattern=r"^[a-zA-Z0-9_-]{1,128}$")
     """Its auth method for identities that Nomad signs: `task_auth_method` of Nomad's agents. For routers that run as a

@@ -61,7 +61,7 @@ async def key_use(nomad: NomadApi, consul: ConsulApi, prefix: str, mark: str) ->
         raise BackendRefused(f"which Apps are served cannot be told: {problems[0]}")
     records = await discovery.apps()
     served = {revision.id: f"{one.app} ({one.environment})" for one in records for revision in one.revisions}
-    jobs = await registered(nomad)
+    jobs = await registered(nomad, prefix)
     if unseen := served.keys() - {job.revision for job in jobs if job.key is None}:
         names = ", ".join(sorted({served[id] for id in unseen}))
         raise BackendRefused(

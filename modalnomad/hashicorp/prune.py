@@ -22,8 +22,9 @@ from modalnomad.hashicorp.vault.secrets import VaultSecrets
 from modalnomad.model.errors import BackendConflict
 from modalnomad.model.ids import Digest, RevisionId
 from modalnomad.ports.pruning import Item, NowRule, Rule, Shelf, fate
-from modalnomad.render.cluster import environment_of
+from modalnomad.render.cluster import META_PREFIX, environment_of
 from modalnomad.render.nomad import META_APP
+from modalnomad.settings import DEFAULT_PREFIX
 
 YOUNG: Final = 3600.0
 """Seconds for which nothing that was just put goes, whoever put it."""
@@ -46,27 +47,38 @@ async def deploying(consul: ConsulApi, prefix: str) -> bool:
     return any(entry.session for entry in (await consul.tree(f"{prefix}/locks/deploy-", consistent=True)).items)
 
 
-async def registered(api: NomadApi) -> list[Job]:
-    """Jobs of revisions and of replicas that are not over, of all environments. Raises BackendError."""
+async def registered(api: NomadApi, prefix: str | None) -> list[Job]:
+    """Jobs of revisions and of replicas that are not over, of all environments. `prefix`: those with records there;
+    None: those of other installations too. Raises BackendError."""
     jobs = map(job_of, (await api.jobs()).items)
     return [
         job
         for job in jobs
-        if job.revision and environment_of(job.namespace) is not None and not job.stopped and job.status != "dead"
+        if job.revision
+        and environment_of(job.namespace) is not None
+        and not job.stopped
+        and job.status != "dead"
+        and prefix in {None, _prefix_of(job)}
     ]
+
+
+def _prefix_of(job: Job) -> str:
+    return job.meta.get(META_PREFIX, DEFAULT_PREFIX)
 
 
 class JobShelf(Shelf):
     """Jobs that replicas of a revision are children of. They go when no replica of it lives."""
 
-    def __init__(self, api: NomadApi, parents: Parents, hold: Hold) -> None:
+    def __init__(self, api: NomadApi, parents: Parents, hold: Hold, *, prefix: str) -> None:
+        """`prefix`: of the records by which it is known what is needed."""
+        self._prefix = prefix
         self._api = api
         self._parents = parents
         self._hold = hold
 
     async def look(self, rule: Rule) -> tuple[Item, ...]:
         """As the port says. One item for each revision, however many jobs it has."""
-        jobs = await registered(self._api)
+        jobs = await registered(self._api, self._prefix)
         lives = {job.revision for job in jobs if job.key is not None}
         newest: dict[str, Job] = {}
         for job in sorted(jobs, key=lambda job: job.submitted_at):
@@ -105,7 +117,9 @@ def _job_fate(job: Job, lives: bool, rule: Rule) -> tuple[bool, str]:
 class ArtifactShelf(Shelf):
     """Bundles, packs of images, and archives of what starts replicas."""
 
-    def __init__(self, artifacts: ObjectArtifacts, api: NomadApi) -> None:
+    def __init__(self, artifacts: ObjectArtifacts, api: NomadApi, *, prefix: str) -> None:
+        """`prefix`: as of `JobShelf`."""
+        self._prefix = prefix
         self._artifacts = artifacts
         self._api = api
         self._named: frozenset[str] | None = None
@@ -114,7 +128,7 @@ class ArtifactShelf(Shelf):
     async def look(self, rule: Rule) -> tuple[Item, ...]:
         """As the port says."""
         found = await asyncio.to_thread(self._artifacts.stored)
-        named = await named_digests(self._api, rule)
+        named = await named_digests(self._api, lambda job, lives: not self._goes(job, lives, rule))
         self._named = None
         items = []
         for digest, stored in sorted(found.items()):
@@ -123,6 +137,9 @@ class ArtifactShelf(Shelf):
                 goes, why = False, "a job names it"
             items.append(Item("artifact", digest, stored.st_size, goes, why))
         return tuple(items)
+
+    def _goes(self, job: Job, lives: bool, rule: Rule) -> bool:
+        return _prefix_of(job) == self._prefix and _job_fate(job, lives, rule)[0]
 
     async def remove(self, item: Item, rule: NowRule) -> int | None:
         """As the port says. Jobs that go are gone by now; whoever registers one later has put it again before."""
@@ -143,45 +160,58 @@ class ArtifactShelf(Shelf):
 _DIGEST: Final = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
-async def named_digests(api: NomadApi, rule: Rule | None = None) -> frozenset[str]:
-    """All that stands anywhere in a job of a revision, or in a replica's that has no place yet; `rule`: but for those
-    jobs that go by it. Raises BackendError."""
+async def named_digests(api: NomadApi, stays: Callable[[Job, bool], bool] = lambda job, lives: True) -> frozenset[str]:
+    """All that stands anywhere in a job of a revision that `stays` (does a replica of it live?), or in a replica's that
+    has no place yet; whoever's they are. Raises BackendError."""
     limit = asyncio.Semaphore(AT_ONCE)
 
     async def read(job: Job) -> Shape | None:
         async with limit:
             return await api.job(job.id, job.namespace)
 
-    jobs = await registered(api)
+    jobs = await registered(api, None)
     lives = {job.revision for job in jobs if job.key is not None}
     wanted = [
         job
         for job in jobs
         if (job.key is not None and job.status == "pending")
-        or (job.parameterized and not (rule and _job_fate(job, job.revision in lives, rule)[0]))
+        or (job.parameterized and stays(job, job.revision in lives))
     ]
     found = await asyncio.gather(*map(read, wanted))
     return frozenset(digest for shape in found if shape is not None for digest in _DIGEST.findall(json.dumps(shape)))
 
 
+async def digests_elsewhere(api: NomadApi, prefix: str) -> frozenset[str]:
+    """What jobs with records elsewhere than below `prefix` name. Raises BackendError."""
+    return await named_digests(api, lambda job, lives: _prefix_of(job) != prefix)
+
+
 class AnonymousShelf(Shelf):
     """Values of `Secret.from_dict`. Named secrets go only with `secret delete`."""
 
-    def __init__(self, secrets: VaultSecrets, environments: Callable[[], Awaitable[Sequence[str]]]) -> None:
+    def __init__(
+        self,
+        secrets: VaultSecrets,
+        environments: Callable[[], Awaitable[Sequence[str]]],
+        others: Callable[[], Awaitable[frozenset[str]]],
+    ) -> None:
+        """`others`: digests that other installations need, see `digests_elsewhere`."""
         self._secrets = secrets
         self._environments = environments
+        self._others = others
 
     async def look(self, rule: Rule) -> tuple[Item, ...]:
         """As the port says."""
         found: Mapping[str, Mapping[str, float]] = {
             environment: await self._secrets.anonymous(environment) for environment in await self._environments()
         }
+        others = await self._others()
         return tuple(
             Item(
                 "secret",
                 f"of Secret.from_dict, {digest[:12]}",
                 0,
-                *fate((environment, digest) in rule.needed.anonymous, stored, rule),
+                *fate((environment, digest) in rule.needed.anonymous or digest in others, stored, rule),
                 environment,
                 digest,
             )

@@ -25,6 +25,7 @@ from modalnomad.render.nomad_rendering import Json, nanoseconds
 from modalnomad.render.nomad_rendering import Rendering as Rendering
 from modalnomad.render.nomad_task import disk, prewarm_task, task
 from modalnomad.render.nomad_words import launch_prefix, submission, ui
+from modalnomad.settings import DEFAULT_PREFIX
 
 PAYLOAD_LIMIT: Final = 16 * 1024
 """Bytes of a dispatch's payload."""
@@ -156,6 +157,8 @@ def _meta(revision: Revision, rendering: Rendering, job: Json) -> dict[str, str]
         found[META_URL] = url
     if rendering.key_mark:
         found[cluster.META_KEY] = rendering.key_mark
+    if rendering.prefix != DEFAULT_PREFIX:
+        found[cluster.META_PREFIX] = rendering.prefix
     return found | {cluster.META_SPEC: _hash({n: v for n, v in job.items() if n not in NOTHING_RUNS_OF})}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from modalnomad.model.errors import UserError
 from modalnomad.model.ids import Digest
-from modalnomad.settings import NomadSettings, VaultSettings
+from modalnomad.settings import DEFAULT_PREFIX, NomadSettings, VaultSettings
 
 Json = dict[str, Any]
 
@@ -27,6 +27,8 @@ class Rendering:
     ticket_sha256: str
     key_mark: str = ""
     """Of the platform key that the ticket is made with (`META_KEY`); empty: not told."""
+    prefix: str = DEFAULT_PREFIX
+    """Of records in Consul."""
     web_urls: Mapping[str, str]
     """Endpoint's name → public URL."""
     version: int

@@ -111,6 +111,7 @@ def renderer(
             sdk=archive[0],
             ticket_sha256=ticket_sha256(keys.key, revision.id),
             key_mark=keys.mark,
+            prefix=settings.consul.prefix,
             web_urls=web_urls(settings, revision),
             version=version,
             deployed_at=time.time(),

@@ -12,7 +12,7 @@ from modalnomad.deploy.image_admin import ImageShelf
 from modalnomad.embedded.prune import DAY, forget_locks
 from modalnomad.embedded.prune import put_before as put_before_here
 from modalnomad.hashicorp.nomad.parents import Parents
-from modalnomad.hashicorp.prune import AnonymousShelf, ArtifactShelf, JobShelf, put_before
+from modalnomad.hashicorp.prune import AnonymousShelf, ArtifactShelf, JobShelf, digests_elsewhere, put_before
 from modalnomad.model.ids import DEFAULT_ENVIRONMENT
 from modalnomad.render.cluster import environment_of
 from modalnomad.settings import Settings
@@ -35,10 +35,16 @@ async def open_cluster_pruning(settings: Settings) -> AsyncIterator[Pruning]:
         yield Pruning(
             cluster.discovery,
             {
-                "job": JobShelf(cluster.nomad, parents, partial(hold_app, cluster.discovery)),
-                "artifact": ArtifactShelf(cluster.artifacts, cluster.nomad),
+                "job": JobShelf(
+                    cluster.nomad, parents, partial(hold_app, cluster.discovery), prefix=settings.consul.prefix
+                ),
+                "artifact": ArtifactShelf(cluster.artifacts, cluster.nomad, prefix=settings.consul.prefix),
                 "image": ImageShelf(image_store(settings), settings.embedded.keep_images * DAY),
-                "secret": AnonymousShelf(cluster.secrets, partial(environment_names, cluster)),
+                "secret": AnonymousShelf(
+                    cluster.secrets,
+                    partial(environment_names, cluster),
+                    partial(digests_elsewhere, cluster.nomad, settings.consul.prefix),
+                ),
             },
             keep_stopped=settings.embedded.keep_stopped,
             put_before=since,

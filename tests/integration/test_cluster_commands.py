@@ -250,6 +250,22 @@ async def test_what_no_kept_version_needs_goes_from_all_servers(world: Cluster, 
         assert await router.get("pruned-show.localhost") == (200, '"pruned two"')
 
 
+async def test_jobs_whose_records_are_elsewhere_stay(world: Cluster, settings: Settings) -> None:
+    """Of another installation on the same Nomad, or of the same one where somebody mistook consul.prefix."""
+    await world.cli("deploy", write(world, "ours"))
+    await world.cli("deploy", write(world, "theirs", VERSION="their word"), env={"MODALNOMAD_CONSUL__PREFIX": "other"})
+    other = settings.model_copy(update={"consul": settings.consul.model_copy(update={"prefix": "other"})})
+
+    seen = [{item.name: item.goes for item in (await plan_of(one)).items} for one in (settings, other)]
+
+    assert "ours.show.r1" in seen[0]
+    assert "theirs.show.r1" not in seen[0]
+    assert seen[1]["theirs.show.r1"] is False
+    assert not [name for name in seen[1] if name.startswith("ours.")]
+    for plan in (await plan_of(settings), await plan_of(other)):
+        assert not [item for item in plan.goes if item.kind in {"artifact", "secret"}], "one of both needs it"
+
+
 async def test_a_job_stays_while_a_replica_of_it_lives(world: Cluster, settings: Settings) -> None:
     keep_one = {"MODALNOMAD_NOMAD__KEEP_VERSIONS": "1"}
     await world.cli("deploy", write(world, "busy", VERSION="busy one"), env=keep_one)
