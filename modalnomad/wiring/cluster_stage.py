@@ -16,7 +16,7 @@ from modalnomad.hashicorp.nomad.engine import NomadEngine
 from modalnomad.kit.clock import monotonic
 from modalnomad.kit.tasks import Tasks
 from modalnomad.kit.watch import Cell
-from modalnomad.model.errors import BackendError, BackendRefused, UserCodeFailed
+from modalnomad.model.errors import BackendError, BackendRefused, BackendUnreachable, UserCodeFailed
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import PoolKey, Replica, ReplicaKey, ReplicaState
 from modalnomad.model.revision import Revision
@@ -176,7 +176,8 @@ class ClusterStage(Stage):
         return {}
 
     async def close(self) -> None:
-        """What it brought and is in no record by now is ended and forgotten."""
+        """What it brought and is in no record by now is ended and forgotten. What cannot be is told: there is an error
+        or an interrupt on its way already, which says what holds."""
         if not self._brought:
             return
         try:
@@ -184,8 +185,24 @@ class ClusterStage(Stage):
         except BackendError:
             return  # it may have been published: what nobody asks for ends by itself
         kept = {revision.id for record in records for version in record.versions for revision in version.revisions}
-        for revision in self._brought.keys() - kept:
-            await self._engine.retire(revision)
+        left = {id: revision for id, revision in self._brought.items() if id not in kept}
+        reason = ""
+        for id in list(left):
+            try:
+                await self._engine.retire(id)
+                del left[id]
+            except BackendError as error:
+                reason = error.message
+                if isinstance(error, BackendUnreachable):
+                    break
+        if left:
+            names = ", ".join(f"{revision.app}/{revision.function.tag}" for revision in left.values())
+            logger.warning(
+                "what was brought to Nomad for %s could not be taken back: %s. It serves nobody; a deploy or "
+                "`modalnomad prune` in more than an hour removes it",
+                names,
+                reason,
+            )
 
 
 def _serves(info: RouterInfo, app: str, environment: str, serial: int) -> bool:

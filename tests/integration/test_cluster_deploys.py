@@ -79,6 +79,21 @@ async def test_a_secret_that_is_not_there(world: World) -> None:
     await world.refused("there is no secret nope in environment main", "modalnomad secret create nope")
 
 
+async def test_a_program_that_cannot_be_read(world: World) -> None:
+    world.write(above="raise RuntimeError('broken here')")
+    await world.refused("RuntimeError: broken here")
+
+
+async def test_values_of_the_program_that_cannot_be_stored(world: World) -> None:
+    """The platform's key may be read, and no secret written."""
+    vault = world.cluster.vault
+    rights = 'path "secret/data/modalnomad-platform/*" { capabilities = ["read"] }'
+    token = await asyncio.to_thread(lambda: vault.token(vault.policy("reads-key", rights), "default"))
+    world.write(function='secrets=[modal.Secret.from_dict({"WORD": "hidden-word"})]')
+    told = await world.refused("403", "VAULT_TOKEN (vault.token)", "nothing was changed", env={"VAULT_TOKEN": token})
+    assert "hidden-word" not in told
+
+
 async def test_an_image_that_cannot_be_built(world: World) -> None:
     world.write(function='image=modal.Image.debian_slim().pip_install("no-such-package-of-ours==1")')
     await world.refused("no-such-package-of-ours", "nothing was changed")
@@ -124,7 +139,7 @@ VALIDATION = "1 error occurred:\n\t* Task group f validation failed: 1 error occ
     ("spoil", "says"),
     [
         (lambda f: f.refuse(REGISTER, text=VALIDATION), "answered POST /v1/jobs with 500: 1 error occurred: * Task"),
-        (lambda f: f.refuse(REGISTER, status=403, text="Permission denied"), "the token comes from NOMAD_TOKEN"),
+        (lambda f: f.refuse(REGISTER, status=403, text="Permission denied"), "with 403: Permission denied"),
         (lambda f: f.refuse("/plan$", times=9), "/plan with 500: No cluster leader"),
         (lambda f: f.refuse("/dispatch$", times=99), "/dispatch with 500: No cluster leader"),
         (lambda f: f.refuse("GET /v1/jobs$", times=99), "answered GET /v1/jobs with 500: No cluster leader"),
@@ -136,6 +151,14 @@ async def test_nomad_refuses(world: World, spoil: Callable[[Any], Fault], says: 
     fault = spoil(world.cluster.nomad.faults)
     await world.refused(says, "nothing was changed")
     assert fault.seen
+
+
+async def test_one_of_several_jobs_is_refused(world: World) -> None:
+    """Those that were registered before go again."""
+    world.write(more=TWO_MORE)
+    fault = world.cluster.nomad.faults.refuse(REGISTER, text=VALIDATION)
+    await world.refused("answered POST /v1/jobs with 500", "nothing was changed: App shop stays v1")
+    assert fault.seen == 1
 
 
 # --- replicas of the new version -----------------------------------------------------------------------------------
@@ -155,6 +178,44 @@ async def test_a_version_that_does_not_pass_its_check(world: World) -> None:
 async def test_a_version_that_never_gets_ready(world: World) -> None:
     world.write(above="if 'MODALNOMAD_REPLICA' in os.environ: time.sleep(100)", function="startup_timeout=1")
     await world.refused("shop/f", "within", "nothing was changed: App shop stays v1")
+
+
+async def test_a_version_that_consul_never_calls_ready(world: World) -> None:
+    await world.answer()
+    world.write(function="startup_timeout=1")
+    world.cluster.consul.empty(999, path="/v1/health/service/modalnomad-replica")
+    env = {"MODALNOMAD_NOMAD__GRACE_PERIOD": "0"}
+    says = "shop/f was started, and Consul did not say within 1 s that its health check passes", "stays v"
+    await world.refused(*says, "is Nomad's agent on its node told where Consul is?", env=env)
+
+
+async def test_what_was_begun_and_cannot_be_taken_back_is_told(world: World) -> None:
+    """Beside what failed or happened."""
+    before, stored = world.jobs(), world.records()
+    left = "what was brought to Nomad for shop/f could not be taken back", "It serves nobody; a deploy"
+    async with world.held() as deploy, world.cluster.nomad.away():
+        deploy.process.send_signal(signal.SIGINT)
+        assert await deploy.ended() == 130, deploy.said
+    assert "Interrupted: nothing was published" in deploy.said
+    faults = world.cluster.nomad.faults
+    faults.refuse("/dispatch$", times=99)
+    faults.refuse("DELETE .*/job/", times=99)
+    await world.answer()
+    world.write(answer="three")
+    failed = await world.cluster.cli("deploy", str(world.file), code=1)
+    faults.clear()
+
+    assert "/dispatch with 500: No cluster leader" in words(failed)
+    assert "nothing was changed: App shop stays v" in words(failed)
+    for said in (" ".join(deploy.said.split()), words(failed)):
+        assert all(text in said for text in left), said
+    assert world.records() == stored
+    present = world.jobs() - before
+    assert len([id for id in present if "/" not in id]) == 2
+    async with Calls(world.cluster.nomad.address) as calls:
+        for id in present:
+            await spoil(calls, id, "purge")
+    await world.until_jobs(before)
 
 
 # --- Consul --------------------------------------------------------------------------------------------------------
@@ -332,6 +393,18 @@ async def test_what_somebody_did_to_jobs_by_hand_is_put_right_by_the_next_deploy
     assert await world.answer("shop-g.localhost") == "2"
 
 
+async def test_a_job_that_was_kept_cannot_be_put_right(world: World) -> None:
+    """Once the new version holds: that is said, and it is served."""
+    world.write(answer="kept", more=TWO_MORE)
+    await world.cluster.cli("deploy", str(world.file))
+    job = (await world.served_jobs())["h"]
+    world.cluster.nomad.faults.refuse(f"/v1/job/{job}/plan$")
+    done = await world.cluster.cli("deploy", str(world.file), "--tag", "again", code=1)
+    assert f"POST /v1/job/{job}/plan with 500: No cluster leader" in words(done)
+    assert "App shop is stored as v" in words(done)
+    assert await world.answer() == "kept"
+
+
 async def spoil(calls: Calls, id: str, harm: str) -> None:
     """As somebody with Nomad's command line would."""
     if harm == "change":
@@ -339,7 +412,9 @@ async def spoil(calls: Calls, id: str, harm: str) -> None:
         job["TaskGroups"][0]["Tasks"][0]["Resources"]["CPU"] += 1
         await calls.put("/v1/jobs", {"Job": job}, namespace="modalnomad-main")
     else:
-        await calls.call("DELETE", f"/v1/job/{id}", namespace="modalnomad-main", purge=harm == "purge")
+        await calls.call(
+            "DELETE", f"/v1/job/{id.replace('/', '%2F')}", namespace="modalnomad-main", purge=harm == "purge"
+        )
 
 
 async def test_a_rollback_to_a_version_whose_job_was_purged(world: World) -> None:
