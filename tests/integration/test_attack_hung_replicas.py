@@ -9,70 +9,18 @@ import httpx
 import pytest
 
 from tests.support.leftovers import family, wait_gone
+from tests.support.repository import persona
 from tests.support.serve import Serve, serve
 
 pytestmark = pytest.mark.timeout(120)
 
 QUICK = {"MODALNOMAD_EMBEDDED__GRACE_PERIOD": "30", "MODALNOMAD_ROUTER__DRAIN_TIMEOUT": "2"}
 
-PROGRAM = """
-import asyncio, os, time
-import modal
-
-app = modal.App("hung")
-
-async def stubborn():
-    while True:
-        try:
-            await asyncio.sleep(600)
-        except asyncio.CancelledError:
-            pass
-
-async def site(scope, receive, send):
-    if scope["type"] == "lifespan":
-        return
-    path = scope["path"]
-    if path.startswith("/begun"):
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
-        await asyncio.sleep(0.2)
-    if path.endswith("/hang"):
-        time.sleep(600)
-    if path.endswith("/stubborn"):
-        await stubborn()
-    if path == "/close":
-        os.closerange(3, 256)
-        time.sleep(600)
-    if path == "/become-another":
-        os.execv("/bin/sleep", ["sleep", "600"])
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-    await send({"type": "http.response.body", "body": b"ok"})
-
-@app.function(timeout=2)
-@modal.concurrent(max_inputs=10)
-@modal.asgi_app()
-def many():
-    return site
-
-@app.function(timeout=2, max_containers=1)
-@modal.asgi_app()
-def one():
-    return site
-
-@app.function(timeout=2, max_containers=1)
-@modal.fastapi_endpoint()
-def sync(seconds: float = 0):
-    time.sleep(seconds)
-    return "ok"
-"""
-
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+def platform() -> Iterator[Serve]:
     """With a grace period so long that nothing here may wait for it."""
-    file = tmp_path_factory.mktemp("hung") / "hung.py"
-    file.write_text(PROGRAM)
-    with serve(file, env=QUICK) as running:
+    with serve(persona("hangs_in_requests"), env=QUICK) as running:
         yield running
         everybody = family(running.pid)
     assert running.exit_code == 0

@@ -191,6 +191,19 @@ async def test_an_end_in_the_middle_of_a_request(world: Shaken) -> None:
     assert (await world.ask("f"))[0] == 200
 
 
+async def test_its_outermost_process_killed_in_the_middle_of_a_request(world: Shaken) -> None:
+    await world.ask("f")
+    processes = await world.family("f")
+    (alloc,) = await world.allocations("f")
+    async with Tasks("test") as tasks:
+        asking = tasks.spawn(world.ask("f", "/hang", method="POST"), "asks")
+        await until(lambda: "hangs" in world.output(alloc))
+        processes[0].kill()
+        status, problem = await asking
+        assert (status, problem["code"]) == (502, "replica_gone")
+    await until_gone(processes)
+
+
 async def test_an_app_that_raises_goes_on(world: Shaken) -> None:
     _, name = await world.ask("f")
     status, text = await world.ask("f", "/raise")
