@@ -169,10 +169,12 @@ def _hash(spec: Json) -> str:
 
 def _group(revision: Revision, rendering: Rendering) -> Json:
     """One replica. A failed start is reported and not tried again: the router decides."""
+    replica = task(revision, rendering)
     return {
         "Name": cluster.GROUP,
         "Count": 1,
         "Constraints": _constraints(),
+        **_looking_around(replica),
         "RestartPolicy": {"Attempts": 0, "Mode": "fail"},
         "ReschedulePolicy": {"Attempts": 0, "Unlimited": False},
         "EphemeralDisk": {"SizeMB": disk(revision.function.resources, rendering)},
@@ -182,13 +184,21 @@ def _group(revision: Revision, rendering: Rendering) -> Json:
         "ShutdownDelay": nanoseconds(0.001),
         "Networks": [_network(revision, rendering)],
         "Services": [_service(revision, rendering)],
-        "Tasks": [task(revision, rendering)],
+        "Tasks": [replica],
     }
 
 
 def _constraints() -> list[Json]:
     """That a node has the driver is Nomad's own condition ("missing drivers")."""
     return [{"LTarget": "${attr.kernel.name}", "RTarget": "linux", "Operand": "="}]
+
+
+def _looking_around(task: Json) -> Json:
+    """For a batch job Nomad weighs two nodes with room and takes the better one: a preferred card on a third is not
+    seen. For one that likes something of nodes it weighs 100 (2.0.5, scheduler/feasible/stack.go); this likes all."""
+    if not any("Affinities" in device for device in task["Resources"].get("Devices", ())):
+        return {}
+    return {"Affinities": [each | {"Weight": 1} for each in _constraints()]}
 
 
 def _network(revision: Revision, rendering: Rendering) -> Json:

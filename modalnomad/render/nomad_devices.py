@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -14,13 +15,14 @@ from modalnomad.render.nomad_rendering import Json
 DEVICE: Final = "nvidia/gpu"
 MODEL: Final = "${device.model}"
 MEMORY: Final = "${device.attr.memory}"
-WEIGHT_MAX: Final = 100
+WEIGHT: Final = 100
+"""Of each affinity; only their proportions count."""
 SIZES: Final = (12, 16, 20, 24, 32, 40, 48, 64, 80, 94, 96, 128, 141, 180, 192, 288)
 """GB that stand in names of models."""
 
 
 def devices(wanted: Sequence[str]) -> list[Json]:
-    """One request for all choices: any of them will do, the earlier ones are preferred.
+    """One request for all choices: any of them will do, the earlier ones are preferred (see `_order`).
 
     A card is told by the words of its model, as on one machine. Where choices ask for different amounts of memory, the
     larger ones are told by the number of GB in the model's name (which not every model has). All cards of a replica
@@ -47,17 +49,22 @@ def devices(wanted: Sequence[str]) -> list[Json]:
         # A plain number would not be comparable with the attribute, which has a unit.
         mib = math.ceil(min(choice.least for choice in choices))
         constraints.append({"LTarget": MEMORY, "RTarget": f"{mib} MiB", "Operand": ">="})
-    preferred = [pattern for pattern in dict.fromkeys(patterns) if pattern is not None]
-    affinities = [
-        _by_model(pattern) | {"Weight": max(1, WEIGHT_MAX * (len(preferred) - place) // len(preferred))}
-        for place, pattern in enumerate(preferred)
-    ]
     request: Json = {"Name": DEVICE, "Count": counts.pop()}
     if constraints:
         request["Constraints"] = constraints
-    if len(choices) > 1 and affinities:
+    if affinities := _order(list(dict.fromkeys(patterns))):
         request["Affinities"] = affinities
     return [request]
+
+
+def _order(patterns: Sequence[str | None]) -> list[Json]:
+    """The first choice is liked as one of the first, one of the first two …: 1 for it, 0 for the last one, the others
+    in equal steps between. Nomad adds how full a node is (0 to 1) to that: with steps as large as can be, two choices
+    come in their order whatever the nodes hold."""
+    named = list(itertools.takewhile(lambda pattern: pattern is not None, patterns))
+    others = len(named) < len(patterns)  # any card will do, after those that are named
+    count = len(named) if others else len(named) - 1
+    return [_by_model("|".join(str(each) for each in named[: n + 1])) | {"Weight": WEIGHT} for n in range(count)]
 
 
 def _by_model(pattern: str) -> Json:

@@ -222,6 +222,7 @@ GROUP: Final = needs(
     Name=LABEL,
     Count=Whole(1),
     Constraints=Many(CONSTRAINT),
+    Affinities=Many(AFFINITY),
     RestartPolicy=needs("Attempts", "Mode", Attempts=ANY, Mode=one_of_words("fail")),
     ReschedulePolicy=needs("Attempts", "Unlimited", Attempts=ANY, Unlimited=FLAG),
     EphemeralDisk=needs("SizeMB", SizeMB=Whole(10)),

@@ -150,10 +150,38 @@ def test_earlier_choices_are_preferred_and_all_cards_are_asked_for_at_once() -> 
     (request,) = devices(["H100:2", "A100:2", "ANY:2"])
 
     assert (request["Name"], request["Count"], "Constraints" in request) == ("nvidia/gpu", 2, False)
-    affinities = [(a["Weight"], "H100" in a["RTarget"], "A100" in a["RTarget"]) for a in request["Affinities"]]
-    assert affinities == [(100, True, False), (50, False, True)]
     made = revision(resources={"gpu": ["H100:2", "A100:2"]})
     assert task(made)["Env"][contract.ENV_GPUS] == "2"
+
+
+def liking(request: dict[str, Any], card: Gpu) -> float:
+    """As Nomad reckons it: the weights of what holds, of all weights."""
+    all_of = request.get("Affinities", [])
+    held = sum(int(a["Weight"]) for a in all_of if re.search(a["RTarget"], card.name))
+    return held / (sum(abs(int(a["Weight"])) for a in all_of) or 1)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "likings"),
+    [
+        (["H100", "A100"], {"h": 1, "a": 0, "b": 0}),
+        (["A100", "H100"], {"h": 0, "a": 1, "b": 1}),
+        (["A100-80GB", "A100"], {"a": 0, "b": 1}),
+        (["H100", "A100", "T4"], {"h": 1, "a": 0.5, "b": 0.5, "t": 0}),
+        (["T4", "L40S", "A10G", "H100", "any"], {"t": 1, "l": 0.75, "g": 0.5, "h": 0.25, "a": 0, "b": 0, "r": 0}),
+        (["any", "H100"], dict.fromkeys("hablgtr", 0)),
+        (["H100", "H100"], {"h": 0}),
+    ],
+    ids=str,
+)
+def test_each_choice_is_liked_less_than_the_one_before(wanted: list[str], likings: dict[str, float]) -> None:
+    """In steps as large as can be: Nomad weighs them against how full nodes are."""
+    (request,) = devices(wanted)
+
+    assert {card.uuid: liking(request, card) for card in CARDS if placed(request, card)} == likings
+    # Without an affinity for nodes Nomad weighs two nodes, and one with a better card may be a third.
+    (group,) = job(revision(resources={"gpu": wanted}))["TaskGroups"]
+    assert ("Affinities" in group) == ("Affinities" in request)
 
 
 @pytest.mark.parametrize(
