@@ -225,6 +225,23 @@ def test_a_child_without_a_place_blocks_its_number_and_starts_when_it_gets_one()
     assert blocked(world, key("mem", epoch=2)) is None
 
 
+def test_who_asked_for_a_gpu_blocks_its_number_until_a_node_changes() -> None:
+    """Nomad would not look at it again by itself."""
+    world = world_of(recorded("gpu"))
+    before = blocked(world, key("gpu", epoch=2))
+    job = world.child(key("gpu"))
+    assert job is not None
+    last = max(each.index for each in world.evaluations(job))
+
+    world.take_node({"ID": "n", "Status": "ready", "ModifyIndex": last}, last)
+    same = blocked(world, key("gpu", epoch=2))
+    world.take_node({"ID": "n", "Status": "ready", "ModifyIndex": last + 1}, last + 1)
+
+    assert before is not None
+    assert (before.code, same) == ("unplaceable", before)
+    assert blocked(world, key("gpu", epoch=2)) is None
+
+
 def test_what_nomad_never_looks_at_is_given_up() -> None:
     view, world = View(), world_of(recorded("ok")[:1])
 

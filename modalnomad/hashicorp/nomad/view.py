@@ -12,7 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from modalnomad.hashicorp.nomad.shapes import Allocation, Evaluation, Job
-from modalnomad.hashicorp.nomad.words import exit_of, failure_of, killed_by_hand, placement, trouble, waits_for_secrets
+from modalnomad.hashicorp.nomad.words import (
+    exit_of,
+    failure_of,
+    killed_by_hand,
+    lacks_devices,
+    placement,
+    trouble,
+    waits_for_secrets,
+)
 from modalnomad.hashicorp.nomad.world import World
 from modalnomad.model.replica import Address, Failure, PoolKey, Replica, ReplicaKey, ReplicaState
 from modalnomad.render.cluster import DEPLOYER, META_REASON, META_SECRETS, META_STARTED_BY
@@ -282,10 +290,21 @@ def blocked(world: World, key: ReplicaKey) -> Failure | None:
     does."""
     for job in world.children(key.pool, key.number):
         if job.key != key and not job.stopped and job.status != "dead" and world.allocation(job) is None:
-            failure = unplaced(world.evaluations(job))
-            if failure is not None and failure.code in {"no_capacity", "unplaceable"}:
+            evaluations = world.evaluations(job)
+            failure = unplaced(evaluations)
+            if failure is None or failure.code not in {"no_capacity", "unplaceable"}:
+                continue
+            if failure.code == "no_capacity" or not _passed_over(world, evaluations):
                 return failure
     return None
+
+
+def _passed_over(world: World, evaluations: list[Evaluation]) -> bool:
+    """Whether it may wait for good. Nomad looks again when a node of a class comes that it did not refuse; how many of
+    a node's GPUs are there, and well, is not in its class (measured: 2.0.5). So any change of a node is worth another
+    child; should both get a place, the younger one stays."""
+    refused = [each.index for each in evaluations if lacks_devices(each.failed)]
+    return bool(refused) and any(node.index > max(refused) for node in world.nodes())
 
 
 def with_registrations(replicas: tuple[Replica, ...], registered: Mapping[ReplicaKey, Address]) -> tuple[Replica, ...]:

@@ -20,9 +20,10 @@ TEXT_SHOWN: Final = 300
 """Characters of Nomad's own words."""
 
 _DIMENSIONS: Final = {"memory": "memory", "cpu": "CPU", "cores": "CPU cores", "disk": "disk space"}
+_NO_DEVICES: Final = "missing devices"
 _FILTERS: Final = {
     "missing drivers": "has the driver it needs",
-    "missing devices": "has the GPU it asks for",
+    _NO_DEVICES: "has the GPU it asks for",
     "missing network": "has the network it needs",
 }
 _ATTRIBUTES: Final = {"${attr.vault": "reaches Vault", "${attr.consul": "reaches Consul"}
@@ -51,6 +52,11 @@ def placement(metric: Shape) -> Placement:
         return Placement("unplaceable", f"there is no node for it: none in node pool {pool} is ready to take work")
     needs = list(dict.fromkeys(_filter(text) for text in filtered)) or ["fits its constraints"]
     return Placement("unplaceable", f"no node {', or none '.join(needs)}")
+
+
+def lacks_devices(metric: Shape | None) -> bool:
+    """Of some node, whatever the others lack."""
+    return metric is not None and _NO_DEVICES in _counts(metric.get("ConstraintFiltered"))
 
 
 def _counts(found: Any) -> dict[str, int]:
