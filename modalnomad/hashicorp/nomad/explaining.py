@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from modalnomad.hashicorp.nomad.api import NomadApi, Shape
+from modalnomad.hashicorp.nomad.gpus import gpu_stocks
 from modalnomad.hashicorp.nomad.parents import Parents
 from modalnomad.hashicorp.nomad.shapes import Node, node_of
 from modalnomad.hashicorp.nomad.words import placement
 from modalnomad.model.errors import BackendRefused, UserError
+from modalnomad.model.gpus import Gpu, parse_choice
 from modalnomad.model.revision import Revision
 from modalnomad.ports.engine import Verdict
 from modalnomad.render.nomad import one_of
@@ -35,11 +38,13 @@ async def explain(api: NomadApi, parents: Parents, revision: Revision) -> Verdic
     if found.code == "unplaceable":
         return Verdict("never", found.reason + asked)
     try:
-        nodes = [node_of(shape) for shape in (await api.nodes()).items]
+        nodes: Sequence[Shape] = (await api.nodes()).items
     except BackendRefused:  # a token without node read: what is left is what the scheduler says
-        nodes = []
-    if (too_much := too_big(metric, nodes)) is not None:
+        nodes = ()
+    if (too_much := too_big(metric, [node_of(shape) for shape in nodes])) is not None:
         return Verdict("never", too_much)
+    if nodes and gpu and (too_many := scattered(gpu, nodes)) is not None:
+        return Verdict("never", too_many + asked)
     return Verdict("not_now", found.reason + asked)
 
 
@@ -53,6 +58,19 @@ def too_big(metric: Shape, nodes: list[Node]) -> str | None:
             if most and wanted > most:
                 return f"it asks for {wanted:.0f} {words}; the largest node has {most:.0f}"
     return None
+
+
+def scattered(gpu: Sequence[str], nodes: Sequence[Shape]) -> str | None:
+    """Nomad counts cards of all fitting models of a node when it tells whether the node could ever run it, and then
+    gives those of one model only. None: some node has enough of one."""
+    choices = [parse_choice(text) for text in gpu]
+    for stock in gpu_stocks(nodes, ()):
+        cards = [
+            Gpu("", stock.name, math.ceil(each.least) if stock.memory is None else stock.memory) for each in choices
+        ]
+        if any(each.count <= stock.count and each.fits(card) for each, card in zip(choices, cards, strict=True)):
+            return None
+    return f"no node has {choices[0].count} GPUs of one model"
 
 
 def _largest(nodes: list[Mapping[str, float]], dimension: str) -> float:

@@ -53,9 +53,9 @@ def _of_node(shape: Shape, held: set[tuple[str, str]]) -> Iterator[GpuStock]:
 
 
 def _mebibytes(attribute: Any) -> int | None:
-    """Of an attribute with a unit: `{"Int": 81559, "Unit": "MiB"}`."""
+    """Of an attribute with a unit: `{"Int": 81559, "Float": null, "Unit": "MiB", …}`."""
     if not isinstance(attribute, Mapping):
         return None
-    number = attribute.get("Int", attribute.get("Float"))
+    number = next((attribute[kind] for kind in ("Int", "Float") if attribute.get(kind) is not None), None)
     unit = UNITS.get(str(attribute.get("Unit") or "MiB"))
     return None if number is None or unit is None else round(float(number) * unit / MIB)
