@@ -17,6 +17,9 @@ EMPTY: Final[Shape] = dict.fromkeys(RESOURCES, 0) | {"Devices": None, "NUMA": No
 """Resources of nothing."""
 TRIES: Final = 200
 """Ports tried."""
+WEIGHED: Final = 2
+LIKED_WEIGHED: Final = 100
+"""Nodes with room that are weighed for a batch job, and for one that likes something of nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,12 @@ class Placing:
         """The best place of these nodes (None: of all); None: there is none, and `metrics` says why."""
         self.metrics = self._fresh()
         found: list[tuple[float, Place]] = []
-        for node in self.feasible():
+        most = LIKED_WEIGHED if any(self._affinities()) else WEIGHED
+        for node in random.sample(self._ready, len(self._ready)):
+            if len(found) == most:
+                break
+            if not self._is_feasible(node):
+                continue
             if nodes is not None and all(node["ID"] != other["ID"] for other in nodes):
                 continue
             try:
@@ -163,7 +171,7 @@ class Placing:
         }
         if liking is not None:
             scores["devices"] = liking
-        counted = [value for name, value in scores.items() if value or name == "binpack"]
+        counted = [value for name, value in scores.items() if value or name in {"binpack", "devices"}]
         score = sum(counted) / len(counted)
         self.metrics["ScoreMetaData"] = [
             {"NodeID": node["ID"], "NormScore": score, "Scores": scores},
@@ -172,10 +180,12 @@ class Placing:
         return score, Place(node, resources, self.metrics)
 
     def _affinity(self, node: Shape) -> float:
+        return _weighted([(a, holds(a, node)) for a in self._affinities()])
+
+    def _affinities(self) -> list[Mapping[str, Any]]:
         tasks = self._group["Tasks"] or ()
         all_of = [*(self._job["Affinities"] or ()), *(self._group["Affinities"] or ())]
-        all_of += [affinity for task in tasks for affinity in task["Affinities"] or ()]
-        return _weighted([(a, holds(a, node)) for a in all_of])
+        return all_of + [affinity for task in tasks for affinity in task["Affinities"] or ()]
 
     def _used(self, node: Shape) -> dict[str, int]:
         total = {"cpu": 0, "memory": 0, "disk": 0}
@@ -254,13 +264,14 @@ class Placing:
 
 
 def _best_devices(node: Shape, ask: Shape, used: set[str]) -> tuple[Shape, list[str]]:
-    """All devices of an ask come from one group. Raises Exhausted."""
-    fit: list[tuple[float, int, Shape, list[str]]] = []
+    """All devices of an ask come from one group; which of those liked as much, and which of its devices, is left to
+    chance. Raises Exhausted."""
+    fit: list[tuple[float, float, Shape, list[str]]] = []
     for group in node["NodeResources"]["Devices"] or ():
         free = [i["ID"] for i in group["Instances"] if i["Healthy"] and i["ID"] not in used]
         if device_matches(ask, group) and len(free) >= ask["Count"]:
             liking = _weighted([(a, device_holds(a, group)) for a in ask["Affinities"] or ()])
-            fit.append((liking, -len(fit), group, free))
+            fit.append((liking, random.random(), group, random.sample(free, len(free))))
     if not fit:
         raise Exhausted("devices: no devices match request")
     _, _, group, free = max(fit, key=lambda each: each[:2])

@@ -28,6 +28,7 @@ from tests.support.fakes.nomad.acl_api import AclApi
 from tests.support.fakes.nomad.client_api import ClientApi
 from tests.support.fakes.nomad.clients import Clients
 from tests.support.fakes.nomad.cluster_api import ClusterApi
+from tests.support.fakes.nomad.constraints import computed_class
 from tests.support.fakes.nomad.faults import Faults
 from tests.support.fakes.nomad.jobs_api import JobsApi
 from tests.support.fakes.nomad.nodes import Nodes
@@ -124,6 +125,12 @@ class FakeNomad:
         known = {f"{each}.version": version for each, version in SEEN.items() if getattr(self.running, each, None)}
         attributes = known | dict(described.pop("attributes", None) or {})
         return str(self.nodes.add(make_node(name, attributes=attributes, **described))["ID"])
+
+    def devices(self, node_id: str, groups: Sequence[Shape]) -> None:
+        """A node has these devices now."""
+        node = self.state.nodes[node_id]
+        changed = node | {"NodeResources": node["NodeResources"] | {"Devices": list(groups) or None}}
+        self.nodes.add(changed | {"ComputedClass": computed_class(changed)})
 
     def add_namespace(self, name: str) -> None:
         """As `PUT /v1/namespace`."""

@@ -86,6 +86,9 @@ TRANSITION: Final = {
     "Reschedule": None,
 }
 
+NO_VALUE: Final[Shape] = {"Bool": None, "Float": None, "Int": None, "String": None, "Unit": ""}
+"""An attribute of devices."""
+
 
 def device_group(
     name: str,
@@ -98,7 +101,7 @@ def device_group(
 ) -> Shape:
     """One entry of `NodeResources.Devices`. `attributes`: `{"memory": {"Int": 81559, "Unit": "MiB"}}`."""
     return {
-        "Attributes": {key: dict(value) for key, value in (attributes or {}).items()} or None,
+        "Attributes": {key: NO_VALUE | dict(value) for key, value in (attributes or {}).items()} or None,
         "Instances": [{"HealthDescription": "", "Healthy": healthy, "ID": each, "Locality": None} for each in ids],
         "Name": name,
         "Type": kind,

@@ -243,7 +243,7 @@ class Write:
     def forgotten(self, *, allocations: Iterable[str] = (), evaluations: Iterable[str] = ()) -> None:
         """Nobody is told of these but by the lists."""
         for each in allocations:
-            del self.state.allocations[each]
+            self.state.room.add(self.state.allocations.pop(each)["NodeID"])
             self.state.moved.add(each)
             self.state.tables["allocs"] = self.index
         for each in evaluations:
