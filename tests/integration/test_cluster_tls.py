@@ -44,9 +44,10 @@ def secured(tmp_path: Path) -> Secured:
     return Secured(tmp_path / "certificates")
 
 
-@pytest.mark.parametrize("kind", ["fake", "real"])
-async def test_everything_works_with_tls_and_clients_certificates(kind: str, tmp_path: Path, secured: Secured) -> None:
-    """Commands are told by variables, the router by a file of settings."""
+@pytest.mark.parametrize(("kind", "mutual"), [("fake", True), ("real", True), ("real", False)])
+async def test_everything_works_with_tls(kind: str, mutual: bool, tmp_path: Path) -> None:
+    """Commands are told by variables, the router by a file of settings. `mutual`: clients show certificates, too."""
+    secured = Secured(tmp_path / "certificates", mutual=mutual)
     if kind == "real" and shutil.which("nomad") is None:
         pytest.skip("nomad is not on PATH")
     file = tmp_path / "shop.py"
@@ -73,9 +74,9 @@ async def test_everything_works_with_tls_and_clients_certificates(kind: str, tmp
 def by_file(folder: Path, secured: Secured, env: dict[str, str]) -> dict[str, str]:
     """Variables of a router that has its TLS from a file."""
     names = {"nomad": NOMAD_NAME, "consul": CONSUL_NAME}
+    own = f'client_cert = "{secured.own.cert}"\nclient_key = "{secured.own.key}"\n' if secured.mutual else ""
     groups = [
-        f'[{group}]\nca_cert = "{secured.authority.cert}"\nclient_cert = "{secured.own.cert}"\n'
-        f'client_key = "{secured.own.key}"\ntls_server_name = "{name}"\n'
+        f'[{group}]\nca_cert = "{secured.authority.cert}"\ntls_server_name = "{name}"\n{own}'
         for group, name in names.items()
     ]
     file = folder / "router.toml"

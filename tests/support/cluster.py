@@ -327,7 +327,7 @@ async def cluster(
         nomad = await stack.enter_async_context(
             _nomad(consul, vault, real=real, acl=acl, plugins=plugins, secured=secured)
         )
-        if secured is not None:
+        if secured is not None and secured.mutual:
             settings["MODALNOMAD_VAULT__JWKS_URL"] = await stack.enter_async_context(secured.keys(nomad.address))
         env = {
             "PATH": os.environ["PATH"],
@@ -391,7 +391,7 @@ async def _nomad(
         how: dict[str, Any] = {"consul_token": token}
         if secured is not None:
             address = secured.consul_stanza(consul.address)
-            how |= {"tls": secured.authority, "mutual": True}
+            how |= {"tls": secured.authority, "mutual": secured.mutual}
         async with NomadAgent(acl=acl, consul=address, vault=vault_stanza(vault), plugins=plugins, **how) as agent:
             yield agent
         return

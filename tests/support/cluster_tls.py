@@ -1,4 +1,4 @@
-"""TLS of a whole cluster for tests: Nomad and Consul show certificates of one authority and ask their clients for one,
+"""TLS of a whole cluster for tests: Nomad and Consul have certificates of one authority and ask their clients for some,
 OpenBao has an authority of its own. Vault shows no certificate to Nomad, so Nomad's keys have a listener of their own.
 """
 
@@ -20,16 +20,18 @@ CONSUL_NAME = "server.dc1.consul"
 
 
 class Secured:
-    """Files are in `folder`. `clients`: what the agent of the fake node trusts and shows; see `trust_vault`."""
+    """Files are in `folder`. `mutual`: clients of Nomad and Consul have to show certificates. `clients`: what the agent
+    of the fake node trusts and shows; see `trust_vault`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, mutual: bool = True) -> None:
+        self.mutual = mutual
         self.authority = Authority(folder)
         self.own = self.authority.issue("client")
         self.clients: ssl.SSLContext = self.authority.client(self.own)
 
     def listener(self, name: str) -> ssl.SSLContext:
         """Of a server of this name."""
-        return self.authority.issue(name).listener(self.authority)
+        return self.authority.issue(name).listener(self.authority if self.mutual else None)
 
     def trust_vault(self, ca_cert: Path) -> None:
         """Which signs for itself."""
@@ -45,7 +47,8 @@ class Secured:
         ca, cert, key = str(self.authority.cert), str(self.own.cert), str(self.own.key)
         found = {"VAULT_CACERT": str(ca_of_vault), "VAULT_TLS_SERVER_NAME": "localhost"}
         for server, name in (("NOMAD", NOMAD_NAME), ("CONSUL", CONSUL_NAME)):
-            files = {"CACERT": ca, "CLIENT_CERT": cert, "CLIENT_KEY": key, "TLS_SERVER_NAME": name}
+            files = {"CACERT": ca, "TLS_SERVER_NAME": name}
+            files |= {"CLIENT_CERT": cert, "CLIENT_KEY": key} if self.mutual else {}
             found |= {f"{server}_{field}": value for field, value in files.items()}
         return found
 
