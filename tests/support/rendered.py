@@ -90,6 +90,7 @@ def cases() -> dict[str, tuple[Revision, Rendering]]:
         "gpu_one": (revision(resources={"gpu": ["H100:2"], "cpu": [8.0, None], "memory": [65_536, None]}), {}),
         "gpu_list": (revision(resources={"gpu": ["H100", "A100-80GB", "L40S"]}), {}),
         "gpu_any": (revision(resources={"gpu": ["A100", "ANY"]}), {}),
+        "gpu_memory": (revision(resources={"gpu": ["A100-40GB:2", "A100-80GB:2"]}), {}),
         "secrets": (revision(secrets=secrets, environment="staging"), {"vault": {"mount": "kv", "namespace": "team"}}),
         "web_server": (revision(endpoints=[web]), {}),
         "docker": (revision(reference=CONTAINER, secrets=secrets[:1]), docker),
