@@ -50,9 +50,13 @@ class EmbeddedArtifacts(Artifacts):
         """A new file that is locked as long as it is open: the locks of dead processes' ones are free."""
         with FileLock(self._folder):
             self._clear_leftovers()
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return os.fdopen(descriptor, "wb")
+            writer = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400), "wb")
+            try:
+                fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BaseException:
+                writer.close()
+                raise
+            return writer
 
     def _put_in_place(self, temporary: Path, digest: Digest) -> None:
         target = self._folder / digest

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -138,3 +140,32 @@ def test_a_folder_that_cannot_be_synced_is_no_failure_where_that_is_usual(
 
     monkeypatch.setattr(os, "fsync", unsupported)
     store.sync_folder(tmp_path)
+
+
+async def test_a_copy_that_cannot_be_locked_leaves_no_file_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network's file system without locks."""
+    source = tmp_path / "source"
+    source.write_text("bundle")
+    original = fcntl.flock
+
+    def fail(what: int | IO[bytes], mode: int) -> None:
+        number = what if isinstance(what, int) else what.fileno()
+        if TEMPORARY_PREFIX in os.readlink(f"/proc/self/fd/{number}"):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        original(number, mode)
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(BackendRefused, match="No locks available"):
+        await EmbeddedArtifacts(tmp_path).put(source)
+
+    assert not left_behind(tmp_path)
+    assert not [fd for fd in os.listdir("/proc/self/fd") if TEMPORARY_PREFIX in _target(fd)]
+
+
+def _target(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except FileNotFoundError:
+        return ""  # the one this list was read with
