@@ -12,6 +12,8 @@ Digest = NewType("Digest", str)
 """64 lower-case hex digits: SHA-256 of a file's bytes or of an image's definition."""
 
 DEFAULT_ENVIRONMENT = "main"
+LAST_EPOCH = 999_999_999
+"""Of a replica's number. Whoever may start replicas may claim any: a number with this one is not used again."""
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 ENVIRONMENT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from modalnomad.model.ids import LAST_EPOCH
 from modalnomad.model.replica import Address, PoolKey, ReplicaKey
 from modalnomad.router.places import Place, PlaceState
 from modalnomad.scaling.decide import Kind, Observed, Policy, Seen
@@ -61,8 +62,9 @@ class Roster:
             self._refresh()
 
     def add_next(self, now: float) -> Place:
-        """The lowest free number, its epoch one above the highest ever heard of."""
+        """The lowest free number that has epochs left, its epoch one above the highest ever heard of."""
         taken = {key.number for key in self._places}
+        taken |= {number for number, epoch in self._epochs.items() if epoch >= LAST_EPOCH}
         number = next(number for number in range(len(taken) + 1) if number not in taken)
         return self.take_in(ReplicaKey(self._pool, number, self._epochs.get(number, 0) + 1), None, now)
 
