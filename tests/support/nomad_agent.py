@@ -31,6 +31,8 @@ FAST_HEARTBEATS = {"heartbeat_grace": "1s", "min_heartbeat_ttl": "1s"}
 START_LIMIT = 40.0
 """Seconds until its node is ready."""
 PARTS = ("server", "client")
+PLUGIN_DIR = "TEST_GPU_PLUGIN_DIR"
+"""Variable that names a folder of plug-ins that are not Nomad's own. An agent loads those it has a configuration of."""
 STOP_LIMIT = 20.0
 """Seconds for its tasks to end, and again for itself."""
 
@@ -227,6 +229,8 @@ class NomadAgent:
             configuration["vault"] = dict(self._vault)
         if self._authority is not None:
             configuration["tls"] = self._secured(part)
+        if (plugin_dir := os.environ.get(PLUGIN_DIR)) and not part.startswith("server"):
+            configuration["plugin_dir"] = plugin_dir
         if part == "server":
             own = {"rpc": rpc, "serf": serf}
             server = {"enabled": True, "bootstrap_expect": 1, "raft_multiplier": 1} | FAST_HEARTBEATS
