@@ -1,4 +1,4 @@
-"""What only the fake can do: several nodes, devices, and all that goes wrong on purpose."""
+"""What only the fake can do: several nodes, and all that goes wrong on purpose."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ import aiohttp
 import pytest
 
 from tests.support.fakes.nomad.server import FakeNomad
-from tests.support.fakes.nomad.shapes import device_group
 from tests.support.nomad_calls import PATIENCE, Calls
 from tests.support.nomads import parent, plain, quoted
-
-H100 = "NVIDIA H100 80GB HBM3"
-A100 = "NVIDIA A100-SXM4-40GB"
 
 
 @pytest.fixture
@@ -33,59 +29,22 @@ async def calls(nomad: FakeNomad) -> AsyncIterator[Calls]:
         yield found
 
 
-def gpu(count: int, *constraints: str, affinities: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """An ask, its constraints as `target operand value`."""
-
-    def split(text: str) -> dict[str, str]:
-        left, operand, right = text.split(" ", 2)
-        return {"LTarget": left, "Operand": operand, "RTarget": right}
-
-    ask: dict[str, Any] = {"Name": "nvidia/gpu", "Count": count, "Constraints": [split(text) for text in constraints]}
-    return [ask | {"Affinities": [split(text) | {"Weight": 50} for text in affinities]}]
-
-
-async def placed(calls: Calls, name: str, **asks: Any) -> tuple[str, list[str]] | dict[str, Any]:
-    """Node and device ids of a job that is run, or the metrics of its failure."""
+async def placed(calls: Calls, name: str, **asks: Any) -> str | dict[str, Any]:
+    """Node of a job that is run, or the metrics of its failure."""
     answer = await calls.put("/v1/jobs", plain(name, **asks))
     path = f"/v1/evaluation/{answer['EvalID']}"
     done = await calls.until(path, lambda each: each["Status"] == "complete")
     if done.get("FailedTGAllocs"):
         return dict(done["FailedTGAllocs"]["replica"])
-    (alloc,) = await calls.get("/v1/allocations", resources=True, filter=f"JobID == {name}")
-    devices = alloc["AllocatedResources"]["Tasks"]["app"]["Devices"] or []
-    return alloc["NodeName"], [each for device in devices for each in device["DeviceIDs"]]
-
-
-async def test_devices_are_given_whole_from_one_group(nomad: FakeNomad, calls: Calls) -> None:
-    memory = {"memory": {"Int": 81559, "Unit": "MiB"}}
-    small = {"memory": {"Int": 40536, "Unit": "MiB"}}
-    nomad.add_node("big", devices=[device_group(H100, ["h-0", "h-1"], attributes=memory)])
-    nomad.add_node("small", devices=[device_group(A100, ["a-0"], attributes=small)])
-    nomad.add_node("none")
-
-    either = "${device.model} regexp H100|A100"
-    assert await placed(calls, "a", devices=gpu(1, either, affinities=("${device.model} regexp A100",))) == (
-        "small",
-        ["a-0"],
-    )
-    first = await placed(calls, "b", devices=gpu(1, "${device.attr.memory} >= 70 GiB"))
-    assert first in [("big", ["h-0"]), ("big", ["h-1"])]
-    second = await placed(calls, "c", devices=gpu(2, "${device.model} regexp H100"))
-    assert isinstance(second, dict)
-    assert second["DimensionExhausted"] == {"devices: no devices match request": 1}
-    assert second["ConstraintFiltered"] == {"missing devices": 2}
-    never = await placed(calls, "d", devices=gpu(1, "${device.attr.memory} >= 90 GiB"))
-    assert isinstance(never, dict)
-    assert (never["NodesFiltered"], never["ConstraintFiltered"]) == (3, {"missing devices": 3})
-    plain_number = await placed(calls, "e", devices=gpu(1, "${device.attr.memory} >= 70"))
-    assert isinstance(plain_number, dict), "a number without a unit is not comparable to one with"
+    (alloc,) = await calls.get("/v1/allocations", filter=f"JobID == {name}")
+    return str(alloc["NodeName"])
 
 
 async def test_pools_centres_and_classes(nomad: FakeNomad, calls: Calls) -> None:
     nomad.add_node("one", datacenter="dc1", node_class="small", meta={"rack": "r1"})
     nomad.add_node("two", datacenter="dc2", pool="gpu", meta={"rack": "r2"})
-    assert (await placed(calls, "a", NodePool="gpu"))[0] == "two"  # type: ignore[index]
-    assert (await placed(calls, "b", NodePool="all", Datacenters=["dc*"], Constraints=rack("r2")))[0] == "two"  # type: ignore[index]
+    assert await placed(calls, "a", NodePool="gpu") == "two"
+    assert await placed(calls, "b", NodePool="all", Datacenters=["dc*"], Constraints=rack("r2")) == "two"
     nowhere = await placed(calls, "c", NodePool="gpu", Datacenters=["dc1"])
     assert isinstance(nowhere, dict)
     assert (nowhere["NodesInPool"], nowhere["NodePool"]) == (0, "gpu")
