@@ -143,6 +143,7 @@ class Actions:
             self._heard.heard_refusal(effect.key, 0.0)
         except (OSError, TimeoutError) as error:
             # It may have agreed. It is not offered any more; if it does not end, it is killed when it overstays.
+            place.silent = isinstance(error, TimeoutError)  # else nobody listens there any more
             logger.warning("drain %s got no answer: %s", effect.key, error)
         else:
             logger.info("drain %s: %s", effect.key, effect.reason)

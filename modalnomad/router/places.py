@@ -81,6 +81,8 @@ class Place:
     """From then on its drain holds whatever other routers have running on it: that gets the grace period."""
     forced: bool = False
     """It was asked so."""
+    silent: bool = False
+    """It did not answer its drain in time: nobody knows whether it ends before it is killed."""
 
     def move(self, state: PlaceState, now: float) -> None:
         """Raises IllegalMove."""

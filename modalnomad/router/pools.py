@@ -153,5 +153,6 @@ class Pools:
 
     def hopeful(self, but: ReplicaKey, now: float) -> bool:
         """Another replica of ours is on its way out, or just ended: there may soon be room."""
-        places = (place for pool in self._pools.values() for place in pool.places)
-        return now - self._freed < SETTLES or any(place.state in _OUT and place.key != but for place in places)
+        places = (place for pool in self._pools.values() for place in pool.places if place.key != but)
+        leaves = any(place.state in _OUT and (place.killed or not place.silent) for place in places)
+        return now - self._freed < SETTLES or leaves

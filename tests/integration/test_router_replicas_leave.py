@@ -9,6 +9,7 @@ import pytest
 from modalnomad.kit.tasks import Tasks
 from modalnomad.model.manifest import Parameter
 from modalnomad.model.replica import Failure, PoolKey, ReplicaState
+from modalnomad.router import probe
 from modalnomad.router.replies import Reply
 from modalnomad.settings import RouterSettings
 from tests.support.activator import Opener, pool_of, use
@@ -249,3 +250,19 @@ async def test_leases_that_end_after_closing_ask_for_nothing_more(open_platform:
         lease.gone()
     assert platform.activator.load(match.revision.id).running == 0
     assert not platform.engine.stubs[lease.key].drained.is_set()
+
+
+async def test_one_that_does_not_answer_its_drain_is_no_room_to_wait_for(
+    open_platform: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "DRAIN_LIMIT", 0.2)
+    platform = await open_platform()
+    idle, wanted = make_match(tag="f"), make_match(tag="g", host="g.localhost")
+    platform.route(idle, wanted)
+    lease = await use(platform, idle)
+    platform.engine.stubs[lease.key].deaf = True
+    platform.engine.failure = Failure("no_capacity", "one replica at a time")
+    with pytest.raises(Reply) as caught:
+        async with asyncio.timeout(10):  # it is ended when it overstays, after 90
+            await use(platform, wanted)
+    assert (caught.value.answer.status, caught.value.answer.code) == (503, "no_capacity")

@@ -87,6 +87,8 @@ class StubReplica:
     closed: bool = False
     open: asyncio.Event = field(default_factory=asyncio.Event)
     """Requests are answered."""
+    deaf: bool = False
+    """A drain is not answered."""
     busy: bool = False
     """Requests are refused, as by a runner that others fill too."""
     sock: socket.socket | None = None
@@ -187,6 +189,8 @@ class StubReplica:
             finally:
                 self.running -= 1
             return 200, self.key.name.encode()
+        if self.deaf:
+            await asyncio.Event().wait()
         if "force=1" in path:
             self.busy = True
             while self.running:  # noqa: ASYNC110
