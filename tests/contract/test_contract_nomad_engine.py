@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -167,3 +168,15 @@ async def test_what_not_even_an_empty_node_has_is_never(h: Harness) -> None:
 
     assert verdict.answer == "never"
     assert "asks for 100000000 MiB of memory; the largest node has" in verdict.reason
+
+
+async def test_the_end_of_a_replica_has_its_own_time_in_the_logs(h: Harness) -> None:
+    """Lines have none; they have the time of its start."""
+    key = await h.start(await h.revision("import os\nprint('leaves', flush=True)\nos._exit(3)"))
+    await h.until(key, FAILED)
+
+    lines = [line async for line in h.engine.logs(key, follow=False)]
+
+    assert [line.stream for line in lines] == ["system", "stdout", "system"]
+    assert lines[0].time == lines[1].time < lines[2].time <= time.time()
+    assert "ended with code 3" in lines[2].text

@@ -1,5 +1,5 @@
 """What replicas write, read from their machines. Nomad keeps no time of a line: what was there before one looked has
-the time its replica was started, what comes later the time it came."""
+the time its replica was started, what comes later the time it came. Of a replica's end it knows the time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Final
 from modalnomad.hashicorp.http import ServerRefused
 from modalnomad.hashicorp.nomad.api import NomadApi, Output
 from modalnomad.hashicorp.nomad.shapes import Allocation, Job
-from modalnomad.hashicorp.nomad.words import says_what_runs
+from modalnomad.hashicorp.nomad.words import ended_at, says_what_runs
 from modalnomad.hashicorp.nomad.world import World
 from modalnomad.kit.log_lines import LineSplitter
 from modalnomad.kit.tasks import Tasks
@@ -74,15 +74,15 @@ async def _past(api: NomadApi, world: World, replicas: Replicas, job: Job) -> li
             for request_id, text in texts[len(data) >= BACK :][-LINES_KEPT:]:
                 if not says_what_runs(text):
                     lines.append(_line(job, job.submitted_at, stream, text, request_id))
-    lines += _end(job, replicas)
+    lines += _end(world, job, replicas)
     return lines
 
 
-def _end(job: Job, replicas: Replicas) -> Iterator[LogLine]:
-    replica = _replica(job, replicas)
+def _end(world: World, job: Job, replicas: Replicas) -> Iterator[LogLine]:
+    replica, allocation = _replica(job, replicas), world.allocation(job)
     if replica is not None and replica.state is not ReplicaState.STARTING:
         text = "ended" if replica.failure is None else f"failed: {replica.failure.reason}"
-        yield _line(job, job.submitted_at, "system", text)
+        yield _line(job, job.submitted_at if allocation is None else ended_at(allocation), "system", text)
 
 
 def _replica(job: Job, replicas: Replicas) -> Replica | None:
@@ -138,7 +138,7 @@ class _Following:
         await self._queue.put(_line(job, job.submitted_at, "system", f"started: {job.meta.get(META_REASON, '')}"))
         streams = [tasks.spawn(self._stream(job, stream), f"{stream} of {job.key}") for stream in STREAMS]
         await asyncio.gather(*streams)
-        for line in _end(job, self._replicas):
+        for line in _end(self._world, job, self._replicas):
             await self._queue.put(line)
 
     async def _stream(self, job: Job, stream: Output) -> None:

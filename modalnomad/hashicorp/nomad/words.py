@@ -86,6 +86,12 @@ def exit_of(allocation: Allocation) -> TaskEvent | None:
     return next((event for event in reversed(allocation.events) if event.kind == "Terminated"), None)
 
 
+def ended_at(allocation: Allocation) -> float:
+    """When its process ended, else when Nomad last heard of it. Unix time."""
+    event = exit_of(allocation)
+    return allocation.modified_at if event is None else event.time
+
+
 def killed_by_hand(allocation: Allocation) -> bool:
     """A router had it killed: a SIGKILL through Nomad came before its end."""
     return any(event.kind == "Signaling" and event.details.get("signal") == "SIGKILL" for event in allocation.events)
