@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from modalnomad.hashicorp.consul.api import ConsulApi
 from modalnomad.hashicorp.consul.discovery import ConsulDiscovery
 from modalnomad.hashicorp.nomad.api import NomadApi
-from modalnomad.hashicorp.prune import deploying, registered
+from modalnomad.hashicorp.prune import deploying, prefix_of, registered
 from modalnomad.model.errors import BackendRefused
 from modalnomad.render.cluster import META_KEY, environment_of
 from modalnomad.render.nomad import META_APP
@@ -21,6 +21,8 @@ class KeyUse:
     """Their jobs are of another key: they have to be deployed again."""
     running: tuple[str, ...] = ()
     """Replicas of theirs run with such a ticket; routers replace those, one after the other."""
+    elsewhere: tuple[str, ...] = ()
+    """Their jobs are of another key, and of deploys with another `consul.prefix`: perhaps they are served."""
     unmarked: bool = False
     """Some of those jobs do not say with which key they were made. They count all the same."""
     deploying: bool = False
@@ -33,6 +35,8 @@ class KeyUse:
             parts.append(f"{', '.join(self.served)} not deployed since")
         if self.running:
             parts.append(f"replicas of {', '.join(self.running)} run with it")
+        if self.elsewhere:
+            parts.append(f"{', '.join(self.elsewhere)}, deployed with another consul.prefix, not deployed since")
         if self.unmarked:
             parts.append("some of these jobs, of an earlier modalnomad, do not say which key is theirs")
         if self.deploying:
@@ -44,6 +48,10 @@ class KeyUse:
         """What to do about it."""
         if self.served:
             return "deploy those Apps again, or stop them"
+        if self.elsewhere:
+            return (
+                "is this the right consul.prefix? with the other one, deploy those Apps again, or stop them and prune"
+            )
         if self.running:
             return (
                 "wait until that is over: routers replace such replicas within minutes; those whose vault.rotation is "
@@ -61,7 +69,7 @@ async def key_use(nomad: NomadApi, consul: ConsulApi, prefix: str, mark: str) ->
         raise BackendRefused(f"which Apps are served cannot be told: {problems[0]}")
     records = await discovery.apps()
     served = {revision.id: f"{one.app} ({one.environment})" for one in records for revision in one.revisions}
-    jobs = await registered(nomad, prefix)
+    jobs = await registered(nomad, None)  # the key is one for all of a Vault
     if unseen := served.keys() - {job.revision for job in jobs if job.key is None}:
         names = ", ".join(sorted({served[id] for id in unseen}))
         raise BackendRefused(
@@ -69,7 +77,7 @@ async def key_use(nomad: NomadApi, consul: ConsulApi, prefix: str, mark: str) ->
             f"give a token that may see the jobs of all environments; it comes from {nomad.http.server.token_setting}. "
             "If somebody removed them: deploy those Apps again, or stop them",
         )
-    apps, running, unmarked = set[str](), set[str](), False
+    apps, running, elsewhere, unmarked = set[str](), set[str](), set[str](), False
     for job in jobs:
         if job.meta.get(META_KEY) == mark:
             continue
@@ -78,7 +86,9 @@ async def key_use(nomad: NomadApi, consul: ConsulApi, prefix: str, mark: str) ->
             running.add(name)
         elif job.revision in served:
             apps.add(name)
+        elif prefix_of(job) != prefix:
+            elsewhere.add(name)
         else:
             continue
         unmarked |= META_KEY not in job.meta
-    return KeyUse(tuple(sorted(apps)), tuple(sorted(running)), unmarked, busy)
+    return KeyUse(tuple(sorted(apps)), tuple(sorted(running)), tuple(sorted(elsewhere)), unmarked, busy)

@@ -58,11 +58,12 @@ async def registered(api: NomadApi, prefix: str | None) -> list[Job]:
         and environment_of(job.namespace) is not None
         and not job.stopped
         and job.status != "dead"
-        and prefix in {None, _prefix_of(job)}
+        and prefix in {None, prefix_of(job)}
     ]
 
 
-def _prefix_of(job: Job) -> str:
+def prefix_of(job: Job) -> str:
+    """`consul.prefix` of whoever deployed it."""
     return job.meta.get(META_PREFIX, DEFAULT_PREFIX)
 
 
@@ -139,7 +140,7 @@ class ArtifactShelf(Shelf):
         return tuple(items)
 
     def _goes(self, job: Job, lives: bool, rule: Rule) -> bool:
-        return _prefix_of(job) == self._prefix and _job_fate(job, lives, rule)[0]
+        return prefix_of(job) == self._prefix and _job_fate(job, lives, rule)[0]
 
     async def remove(self, item: Item, rule: NowRule) -> int | None:
         """As the port says. Jobs that go are gone by now; whoever registers one later has put it again before."""
@@ -183,7 +184,7 @@ async def named_digests(api: NomadApi, stays: Callable[[Job, bool], bool] = lamb
 
 async def digests_elsewhere(api: NomadApi, prefix: str) -> frozenset[str]:
     """What jobs with records elsewhere than below `prefix` name. Raises BackendError."""
-    return await named_digests(api, lambda job, lives: _prefix_of(job) != prefix)
+    return await named_digests(api, lambda job, lives: prefix_of(job) != prefix)
 
 
 class AnonymousShelf(Shelf):

@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from modalnomad.embedded import prune as home_rules
 from modalnomad.hashicorp import prune as cluster_rules
+from modalnomad.render.cluster import META_PREFIX
 from modalnomad.settings import Settings
 from modalnomad.wiring.prune import open_pruning
 from modalnomad.wiring.pruning import Plan
@@ -264,6 +265,17 @@ async def test_jobs_whose_records_are_elsewhere_stay(world: Cluster, settings: S
     assert not [name for name in seen[1] if name.startswith("ours.")]
     for plan in (await plan_of(settings), await plan_of(other)):
         assert not [item for item in plan.goes if item.kind in {"artifact", "secret"}], "one of both needs it"
+
+
+async def test_a_job_is_of_where_it_was_deployed_last(world: Cluster) -> None:
+    """Who moves an installation to another prefix finds all jobs there already."""
+    file = write(world, "moved")
+    belongs = []
+    for prefix in ("other", "modalnomad", "another"):
+        await world.cli("deploy", file, env={"MODALNOMAD_CONSUL__PREFIX": prefix})
+        belongs.append(world.nomad.state.jobs["modalnomad-main", "moved.show.r1"]["Meta"].get(META_PREFIX))
+
+    assert belongs == ["other", None, "another"]
 
 
 async def test_a_job_stays_while_a_replica_of_it_lives(world: Cluster, settings: Settings) -> None:

@@ -216,6 +216,26 @@ async def _refused_while_needed(world: World) -> None:
     assert "counted (main) not deployed since" in await world.doctor()
 
 
+async def test_apps_whose_records_are_elsewhere_need_the_key_too(world: World) -> None:
+    """It is one for all of a Vault; and the prefix may be mistaken."""
+    async with world.router(serves_nodes=True) as router:
+        assert await world.ask(router, "warm") == 200
+        await world.setup("--rotate-key")
+        before = world.record()
+
+        mistaken = {**world.management, "MODALNOMAD_CONSUL__PREFIX": "other"}
+        done = await world.cluster.cli("setup", "--forget-previous-key", env=mistaken, code=1)
+        said = " ".join(done.stdout.split())
+        assert "replicas of counted (main) run with it; counted (main), deployed with another consul.prefix" in said
+        assert "is this the right consul.prefix?" in said
+        assert world.record() == before
+
+        await world.deploy()
+        (new,) = set(world.marks(children=False).values())
+        await world.only(new)
+        await world.setup("--forget-previous-key")
+
+
 async def test_options_of_the_key_stand_alone_but_for_the_dry_run(world: World) -> None:
     before = world.record()
     for more in ("--forget-previous-key", "--env=main"):

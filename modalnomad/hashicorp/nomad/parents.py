@@ -12,7 +12,7 @@ from modalnomad.hashicorp.nomad.api import NomadApi, Shape, readable
 from modalnomad.hashicorp.nomad.shapes import Allocation, allocation_of
 from modalnomad.model.errors import BackendConflict, BackendRefused
 from modalnomad.model.revision import Revision
-from modalnomad.render.cluster import META_REVISION, META_SPEC, TASK, environment_of, namespace_of
+from modalnomad.render.cluster import META_PREFIX, META_REVISION, META_SPEC, TASK, environment_of, namespace_of
 from modalnomad.render.nomad import META_VERSION, Rendering, parent_job, prewarm_job
 
 logger = logging.getLogger("modalnomad.nomad")
@@ -103,7 +103,8 @@ class Parents:
     async def _outdated(self, found: Shape, body: Shape) -> int | None:
         """The JobModifyIndex of what is to be replaced; None: it is as it should be."""
         job, index = body["Job"], int(found["JobModifyIndex"])
-        same = (found.get("Meta") or {}).get(META_SPEC) == job["Meta"][META_SPEC] and found["ID"] == job["ID"]
+        meta, wanted = found.get("Meta") or {}, job["Meta"]
+        same = found["ID"] == job["ID"] and all(meta.get(n) == wanted.get(n) for n in (META_SPEC, META_PREFIX))
         if found.get("Stop"):
             logger.warning("the job %s was stopped, by hand or by a deploy that failed: registered again", found["ID"])
             return index
