@@ -346,7 +346,8 @@ class StandardVariables(PydanticBaseSettingsSource):
 
 
 class FileSource(PydanticBaseSettingsSource):
-    """`MODALNOMAD_CONFIG`, else `modalnomad/config.toml` in the user's configuration folder."""
+    """`MODALNOMAD_CONFIG`, else `modalnomad/config.toml` in the user's configuration folder. A token that was given
+    before counts more than the `token_file` of that server there."""
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
         """Unused: the whole file is read at once."""
@@ -354,7 +355,11 @@ class FileSource(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         path = config_file()
-        return tomllib.loads(path.read_text("utf-8")) if path.is_file() else {}
+        found = tomllib.loads(path.read_text("utf-8")) if path.is_file() else {}
+        for group, given in self.current_state.items():
+            if isinstance(given, dict) and given.get("token") and isinstance(table := found.get(group), dict):
+                table.pop("token_file", None)
+        return found
 
 
 def config_file() -> Path:

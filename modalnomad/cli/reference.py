@@ -129,6 +129,8 @@ def configuration_page() -> str:
         "port = 8080",
         "```",
         "",
+        "A token in a variable (`NOMAD_TOKEN` and its like) counts more than a `token_file` that the file names.",
+        "",
         "The state of the embedded back end lies under `$MODALNOMAD_HOME`, else `modalnomad` in the data folder",
         "(`$XDG_DATA_HOME`, else `~/.local/share`).",
         "",

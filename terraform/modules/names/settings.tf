@@ -3,10 +3,25 @@
 
 locals {
   settings = {
-    router    = { domain = var.settings.domain }
-    nomad     = { address = var.settings.nomad_address, ca_cert = var.settings.nomad_ca_cert }
-    consul    = { address = var.settings.consul_address, ca_cert = var.settings.consul_ca_cert, prefix = var.prefix }
-    vault     = { address = var.settings.vault_address, ca_cert = var.settings.vault_ca_cert, mount = var.mount, auth_mount = var.auth_mount }
+    router = { domain = var.settings.domain }
+    nomad = {
+      address         = var.settings.nomad_address
+      ca_cert         = var.settings.nomad_ca_cert
+      tls_server_name = var.settings.nomad_tls_server_name
+    }
+    consul = {
+      address         = var.settings.consul_address
+      ca_cert         = var.settings.consul_ca_cert
+      tls_server_name = var.settings.consul_tls_server_name
+      prefix          = var.prefix
+    }
+    vault = {
+      address         = var.settings.vault_address
+      ca_cert         = var.settings.vault_ca_cert
+      tls_server_name = var.settings.vault_tls_server_name
+      mount           = var.mount
+      auth_mount      = var.auth_mount
+    }
     artifacts = { store = var.settings.artifacts_store, url = var.settings.artifacts_url }
   }
 
@@ -34,7 +49,7 @@ locals {
     [
       "# ~/.config/modalnomad/config.toml, or where MODALNOMAD_CONFIG says.",
       "# token_file: where your own tokens lie, of one of ${join(", ", keys(local.nomad_policies))};",
-      "# without these lines NOMAD_TOKEN, CONSUL_HTTP_TOKEN and VAULT_TOKEN count.",
+      "# NOMAD_TOKEN, CONSUL_HTTP_TOKEN and VAULT_TOKEN count more, where they are set.",
       "backend = \"hashicorp\"",
     ],
     var.settings.environment == null ? [] : ["environment = ${jsonencode(var.settings.environment)}"],
