@@ -3,10 +3,25 @@
 
 locals {
   settings = {
-    router    = { domain = var.settings.domain }
-    nomad     = { address = var.settings.nomad_address, ca_cert = var.settings.nomad_ca_cert }
-    consul    = { address = var.settings.consul_address, ca_cert = var.settings.consul_ca_cert, prefix = var.prefix }
-    vault     = { address = var.settings.vault_address, ca_cert = var.settings.vault_ca_cert, mount = var.mount, auth_mount = var.auth_mount }
+    router = { domain = var.settings.domain }
+    nomad = {
+      address         = var.settings.nomad_address
+      ca_cert         = var.settings.nomad_ca_cert
+      tls_server_name = var.settings.nomad_tls_server_name
+    }
+    consul = {
+      address         = var.settings.consul_address
+      ca_cert         = var.settings.consul_ca_cert
+      tls_server_name = var.settings.consul_tls_server_name
+      prefix          = var.prefix
+    }
+    vault = {
+      address         = var.settings.vault_address
+      ca_cert         = var.settings.vault_ca_cert
+      tls_server_name = var.settings.vault_tls_server_name
+      mount           = var.mount
+      auth_mount      = var.auth_mount
+    }
     artifacts = { store = var.settings.artifacts_store, url = var.settings.artifacts_url }
   }
 

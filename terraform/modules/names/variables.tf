@@ -85,21 +85,24 @@ variable "consul_auth_method" {
 
 variable "settings" {
   type = object({
-    environment    = optional(string)
-    domain         = optional(string)
-    nomad_address  = optional(string)
-    nomad_ca_cert  = optional(string)
-    consul_address = optional(string)
-    consul_ca_cert = optional(string)
-    vault_address  = optional(string)
-    vault_ca_cert  = optional(string)
+    environment            = optional(string)
+    domain                 = optional(string)
+    nomad_address          = optional(string)
+    nomad_ca_cert          = optional(string)
+    nomad_tls_server_name  = optional(string)
+    consul_address         = optional(string)
+    consul_ca_cert         = optional(string)
+    consul_tls_server_name = optional(string)
+    vault_address          = optional(string)
+    vault_ca_cert          = optional(string)
+    vault_tls_server_name  = optional(string)
 
     artifacts_store = optional(string)
     artifacts_url   = optional(string)
   })
   default     = {}
   nullable    = false
-  description = "What `settings_toml` says beside the mounts and the prefix, as those who deploy reach it: URLs of the servers, PEM files of the authorities that signed their certificates, `domain` of the endpoints, `artifacts_store` and `artifacts_url`, and the `environment` of commands without `--env`. What is left out has its default there."
+  description = "What `settings_toml` says beside the mounts and the prefix, as those who deploy reach it: URLs of the servers, PEM files of the authorities that signed their certificates, names those are for where they are not of the addresses' hosts (`…_tls_server_name`), `domain` of the endpoints, `artifacts_store` and `artifacts_url`, and the `environment` of commands without `--env`. What is left out has its default there."
 
   validation {
     condition = alltrue([
@@ -125,6 +128,14 @@ variable "settings" {
       var.settings[name] == null || can(regex("^/[^[:cntrl:]]+$", var.settings[name]))
     ])
     error_message = "Certificates are absolute paths of PEM files where modalnomad runs, such as \"/etc/ssl/nomad-ca.pem\"."
+  }
+
+  validation {
+    condition = alltrue([
+      for name in ["nomad_tls_server_name", "consul_tls_server_name", "vault_tls_server_name"] :
+      var.settings[name] == null || can(regex("^[a-zA-Z0-9_.:-]+$", var.settings[name]))
+    ])
+    error_message = "Names in certificates are of hosts, such as \"server.global.nomad\", or addresses."
   }
 
   validation {

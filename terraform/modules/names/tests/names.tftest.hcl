@@ -151,14 +151,15 @@ run "settings_say_what_was_given" {
   variables {
     mount = "kv"
     settings = {
-      environment     = "staging"
-      domain          = "apps.example.org"
-      nomad_address   = "https://nomad.internal:4646"
-      nomad_ca_cert   = "/etc/ssl/nomad \"ca\".pem"
-      consul_address  = "http://127.0.0.1:8500"
-      vault_address   = "https://vault.internal:8200"
-      artifacts_store = "s3://bucket/prefix"
-      artifacts_url   = "http://routers.internal:8702"
+      environment           = "staging"
+      domain                = "apps.example.org"
+      nomad_address         = "https://nomad.internal:4646"
+      nomad_ca_cert         = "/etc/ssl/nomad \"ca\".pem"
+      nomad_tls_server_name = "server.global.nomad"
+      consul_address        = "http://127.0.0.1:8500"
+      vault_address         = "https://vault.internal:8200"
+      artifacts_store       = "s3://bucket/prefix"
+      artifacts_url         = "http://routers.internal:8702"
     }
   }
 
@@ -167,6 +168,7 @@ run "settings_say_what_was_given" {
       "backend = \"hashicorp\"", "environment = \"staging\"",
       "[router]", "domain = \"apps.example.org\"",
       "[nomad]", "address = \"https://nomad.internal:4646\"", "ca_cert = \"/etc/ssl/nomad \\\"ca\\\".pem\"",
+      "tls_server_name = \"server.global.nomad\"",
       "[consul]", "address = \"http://127.0.0.1:8500\"", "prefix = \"modalnomad\"",
       "[vault]", "address = \"https://vault.internal:8200\"", "mount = \"kv\"", "auth_mount = \"jwt-nomad\"",
       "[artifacts]", "store = \"s3://bucket/prefix\"", "url = \"http://routers.internal:8702\"",
@@ -179,7 +181,7 @@ run "settings_leave_out_what_was_not_given" {
   command = plan
 
   assert {
-    condition     = length(regexall("(?m)^(address|ca_cert|domain|environment|store|url|token|token_file) =|^\\[(router|artifacts)\\]|null", output.settings_toml)) == 0
+    condition     = length(regexall("(?m)^(address|ca_cert|tls_server_name|domain|environment|store|url|token|token_file) =|^\\[(router|artifacts)\\]|null", output.settings_toml)) == 0
     error_message = "Too much in:\n${output.settings_toml}"
   }
 }

@@ -404,6 +404,16 @@ run "settings_a_certificate_that_is_no_path" {
   expect_failures = [var.settings]
 }
 
+run "settings_a_server_name_that_is_none" {
+  command = plan
+
+  variables {
+    settings = { consul_tls_server_name = "https://consul" }
+  }
+
+  expect_failures = [var.settings]
+}
+
 run "settings_an_environment_that_is_not_made" {
   command = plan
 
