@@ -57,12 +57,12 @@ async def _read(
     from modalnomad.wiring.records import open_records
     from modalnomad.wiring.running import replicas_by_app
 
-    async with open_records(settings) as opened:
-        # Told below, as what the list lacks; in the words of the log it would stand there twice.
-        with _unlogged("modalnomad.discovery"):
+    # What cannot be read is told below, as what the list lacks; in the words of the log it would stand there twice.
+    with _unlogged("modalnomad.discovery"):
+        async with open_records(settings) as opened:
             records = await opened.discovery.apps(environment)
             problems = await opened.discovery.problems()
-    return records, problems, await replicas_by_app(settings)
+        return records, problems, await replicas_by_app(settings)
 
 
 @contextmanager

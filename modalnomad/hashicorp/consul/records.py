@@ -20,7 +20,7 @@ from modalnomad.model.errors import BackendRefused, Problem
 from modalnomad.model.routes import Token
 from modalnomad.ports.publishing import check_app, check_environment, check_token_id
 
-logger = logging.getLogger("modalnomad.consul")
+logger = logging.getLogger("modalnomad.discovery")
 
 FORMAT: Final = 1
 APPS: Final = "apps"
