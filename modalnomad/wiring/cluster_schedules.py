@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from modalnomad.hashicorp.consul.api import ConsulApi
+from modalnomad.hashicorp.consul.leader import Leader
 from modalnomad.model.errors import BackendError
+from modalnomad.ports.discovery import Discovery
 from modalnomad.scaling.schedule import JobKey, Memory, memories_from_json, memories_to_json
+from modalnomad.wiring.scheduler import Calls, Scheduler
 
 logger = logging.getLogger("modalnomad.schedules")
 
@@ -37,3 +40,8 @@ class ClusterSchedules:
         """Raises BackendError."""
         jobs = memories_to_json(memory)
         await self._consul.put(self._key, json.dumps({"format": FORMAT, "jobs": jobs}).encode())
+
+
+def led_scheduler(leader: Leader, discovery: Discovery, caller: Calls, records: ClusterSchedules) -> Scheduler:
+    """One that starts nothing while another router may lead. It runs within `leader.while_held`."""
+    return Scheduler(discovery, caller, records, may_run=lambda: leader.held)

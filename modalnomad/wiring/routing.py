@@ -29,11 +29,10 @@ from modalnomad.router.server import RouterServer
 from modalnomad.settings import UP_ADMIN_PORT, UP_PORT, Settings
 from modalnomad.wiring.cluster import KEY_KEPT, Cluster, open_cluster
 from modalnomad.wiring.cluster_deploy import registers_nothing
-from modalnomad.wiring.cluster_schedules import ClusterSchedules
+from modalnomad.wiring.cluster_schedules import ClusterSchedules, led_scheduler
 from modalnomad.wiring.cluster_secrets import SecretVersions
 from modalnomad.wiring.death import Death
 from modalnomad.wiring.parts import address, admin_of
-from modalnomad.wiring.scheduler import Scheduler
 from modalnomad.wiring.shared import SharedDiscovery
 from modalnomad.wiring.tls import tls_context
 
@@ -109,7 +108,7 @@ async def open_router(
         stack.push_async_callback(parts.router.stop, wait=False)
         tasks.spawn(death.watch("router", parts.router.died()), "router")
         schedules = ClusterSchedules(cluster.consul, settings.consul.prefix)
-        scheduler = Scheduler(parts.discovery, parts.router.caller, schedules, may_run=lambda: parts.leader.held)
+        scheduler = led_scheduler(parts.leader, parts.discovery, parts.router.caller, schedules)
         tasks.guard(parts.leader.while_held(scheduler.run), "schedules")
         if parts.rotation is not None:
             tasks.guard(parts.leader.while_held(parts.rotation.run), "rotation")

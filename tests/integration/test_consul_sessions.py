@@ -27,8 +27,7 @@ from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.model.routes import RouteSnapshot
 from modalnomad.render.cluster import encode
 from modalnomad.router.calls import Call, Outcome
-from modalnomad.wiring.cluster_schedules import ClusterSchedules
-from modalnomad.wiring.scheduler import Scheduler
+from modalnomad.wiring.cluster_schedules import ClusterSchedules, led_scheduler
 from tests.support.consul import Consul, fake_consul, until
 from tests.support.engines import IMAGE, within
 
@@ -239,7 +238,7 @@ async def test_a_leader_that_was_stopped_for_a_while_runs_no_schedule_that_may_b
     leader = Leader(consul.api(), KEY, ttl=TTL)
     runs = Runs(leader, time.time() + 3600)
     schedules = ClusterSchedules(consul.api(), "modalnomad")
-    scheduler = Scheduler(runs, runs, schedules, may_run=lambda: leader.held)  # type: ignore[arg-type]
+    scheduler = led_scheduler(leader, runs, runs, schedules)  # type: ignore[arg-type]
     async with Tasks("test") as tasks:
         tasks.spawn(leader.while_held(scheduler.run), "work")
         tasks.spawn(leader.run(), "run")
