@@ -79,8 +79,8 @@ def check_reference(reference: Reference) -> None:
     if path.is_dir():
         raise UserError(f"{reference.target} is a folder, not a Python file", HINTS["not_python"])
     if not path.exists():
-        looks_dotted = "/" not in reference.target and path.suffix != ".py"
-        hint = f"a module is named with -m: modalnomad serve -m {reference.target}" if looks_dotted else None
+        dotted = path.suffix != ".py" and all(part.isidentifier() for part in reference.target.split("."))
+        hint = f"a module is named with -m: -m {reference.target}" if dotted else None
         raise UserError(f"{reference.target}: no such file", hint or HINTS["file_missing"])
     if not os.access(path, os.R_OK):
         raise UserError(f"{reference.target} cannot be read: permission denied", "change its permissions")

@@ -129,7 +129,7 @@ class ArtifactServer:
         if error.errno == errno.EADDRINUSE:
             return BackendConflict(
                 f"Artifacts cannot be handed out on {where}: the port is taken.",
-                "Choose another one with artifacts.port (0 takes a free one).",
+                "Does a router run here already? Another needs --port, --admin-port and --artifacts-port of its own.",
             )
         return BackendRefused(
             f"Artifacts cannot be handed out on {where}: {error.strerror or error}.",

@@ -368,6 +368,7 @@ async def test_a_node_that_cannot_make_the_environment_is_told_and_fails_no_depl
 
     assert "the environment could not be made on 1 of 1 nodes" in answer.stderr
     assert "one has no program no-such-python" in answer.stderr
+    assert "is ready on 1 of 1" not in answer.stderr
     assert "App odd deployed as v1" in answer.stdout
 
 

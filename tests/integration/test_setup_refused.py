@@ -322,6 +322,16 @@ async def test_a_token_that_vault_does_not_know_is_told_so(openbao: OpenBao) -> 
     assert all(step.fix.startswith("Vault does not know this token") for step in steps.values())
 
 
+async def test_who_gives_vault_no_token_is_told_only_that(openbao: OpenBao) -> None:
+    async with opened("fake") as nomad:
+        place = Place(nomad, openbao, f"kv-{uuid.uuid4().hex[:8]}", vault_token="")
+        steps = await place.set_up(only=["vault"])
+
+    assert {step.fix for step in steps.values() if step.outcome == "failed"} == {
+        "no token is given: VAULT_TOKEN (vault.token)"
+    }
+
+
 async def test_a_role_as_terraform_writes_it_is_as_it_should_be(openbao: OpenBao) -> None:
     async with opened("fake") as nomad:
         place = Place(nomad, openbao, f"kv-{uuid.uuid4().hex[:8]}")

@@ -49,7 +49,14 @@ def test_a_dotted_name_without_m_is_guessed() -> None:
     with pytest.raises(UserError) as caught:
         check_reference(Reference("no_such_package.module"))
 
-    assert "-m no_such_package.module" in str(caught.value.hint)
+    assert caught.value.hint == "a module is named with -m: -m no_such_package.module"
+
+
+def test_words_are_taken_for_no_module() -> None:
+    with pytest.raises(UserError) as caught:
+        check_reference(Reference("hello world"))
+
+    assert "check the path" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("code", sorted(HINTS))

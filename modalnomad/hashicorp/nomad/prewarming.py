@@ -18,7 +18,7 @@ LINES: Final = 5
 """Of the output of a node that failed."""
 
 Told = Callable[[int, int], None]
-"""Nodes that are done, and all of them."""
+"""Nodes that have it, and all of them."""
 
 
 async def prewarm(api: NomadApi, body: Shape, told: Told) -> int:
@@ -56,9 +56,8 @@ async def _placed(api: NomadApi, id: str, namespace: str) -> None:
 async def _ended(api: NomadApi, job: str, namespace: str, told: Told) -> list[Allocation]:
     while True:
         allocations = [allocation_of(shape) for shape in (await api.allocations_of(job, namespace)).items]
-        done = sum(not allocation.alive for allocation in allocations)
-        told(done, len(allocations))
-        if done == len(allocations):
+        told(sum(allocation.client == "complete" for allocation in allocations), len(allocations))
+        if not any(allocation.alive for allocation in allocations):
             return allocations
         await asyncio.sleep(LOOK)
 

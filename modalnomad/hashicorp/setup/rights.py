@@ -67,6 +67,8 @@ class Lacking:
 
     async def _of_vault(self, client: VaultClient, error: ServerRefused) -> str:
         """Its errors say which right of which path. What it does not know it refuses with the same words."""
+        if self._told is None and not client.token:
+            self._told = ""
         if self._told is None:
             known = await client.request("GET", "auth/token/lookup-self", ok=(200, 403))
             unknown = "Vault does not know this token, or it lacks the policy `default` too; "
