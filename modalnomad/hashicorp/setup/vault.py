@@ -104,8 +104,10 @@ async def _config(client: VaultClient, wanted: Wanted, url_is_set: bool, nomad_c
     if found.get("jwks_url") == url:
         if believes(found.get("jwks_ca_pem"), ca):
             return Done("there", f"from {url}")
+        # Whole, or Vault forgets the rest: others log in there too, perhaps with its `default_role`.
+        whole = {name: value for name, value in found.items() if value} | {"jwks_ca_pem": ca}
         detail = f"it believed others than who signed {url}"
-        return await change(dry, lambda: _write_config(client, path, config), detail)
+        return await change(dry, lambda: _write_config(client, path, whole), detail)
     source = found.get("jwks_url") or next(name for name in KEY_SOURCES if found.get(name))
     if not url_is_set:
         return Done("left", f"it has its keys from {source}", f"for {url} instead, set vault.jwks_url to that")
