@@ -44,6 +44,11 @@ class RouterPools:
         """All replicas, with the router's knowledge of who is ready."""
         return self.router.replicas
 
+    @property
+    def led_to(self) -> frozenset[RevisionId]:
+        """Revisions that requests wake now."""
+        return self.router.activator.served
+
     async def warm(self, revision: Revision, key: PoolKey, count: int) -> None:
         """Return when that many are ready. Raises UserCodeFailed with the replica's last output."""
         try:

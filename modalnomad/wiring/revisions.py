@@ -123,7 +123,10 @@ class Revisions:
     # --- the end of one --------------------------------------------------------------------------------------
 
     def _wanted(self, revision: RevisionId) -> bool:
-        return revision in self._served or revision in self._holders or revision in self._awaited
+        """Also while the router has not acted on a snapshot without it: requests wake it until then."""
+        assert self._pools is not None
+        by_record = revision in self._served or revision in self._awaited
+        return by_record or revision in self._holders or revision in self._pools.led_to
 
     def _forget_unwanted(self) -> None:
         assert self._pools is not None

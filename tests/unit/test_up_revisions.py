@@ -28,7 +28,7 @@ class Platform:
         self.forgotten: list[str] = []
         self.prepared: list[RevisionId] = []
         self.engine = SimpleNamespace(apart=lambda revision: False, prepare=self.prepare, retire=self.forget)
-        self.pools = SimpleNamespace(replicas=self.replicas, retire=self.drain)
+        self.pools = SimpleNamespace(replicas=self.replicas, retire=self.drain, led_to=frozenset())
 
     async def prepare(self, revision: Revision) -> None:
         self.prepared.append(revision.id)
@@ -116,3 +116,23 @@ async def test_a_deploy_that_comes_while_it_ends_is_left_to_the_next_platform(
     revisions.routed()
 
     assert platform.prepared == []
+
+
+async def test_what_requests_are_still_led_to_is_not_forgotten(platform: Platform, revisions: Revisions) -> None:
+    """A snapshot is known here before the router acts on it: a request that came between woke what was gone."""
+    old, other = make_match().revision, make_match(version=2).revision
+    revisions.take(RouteSnapshot(revisions={old.id: old}, index=1))
+    platform.pools.led_to = frozenset({old.id})
+    revisions.routed()
+    revisions.hold(other, deploy := object())
+
+    revisions.take(RouteSnapshot(index=2))
+    revisions.let_go(deploy)
+    await turns()
+    assert platform.forgotten == [other.id]
+    assert list(revisions.known) == [old.id]
+
+    platform.pools.led_to = frozenset()
+    revisions.routed()
+    await turns()
+    assert platform.forgotten == [other.id, old.id]
