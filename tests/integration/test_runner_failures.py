@@ -172,10 +172,18 @@ def test_a_port_in_use_is_told(tmp_path: Path) -> None:
             assert f"cannot listen on 127.0.0.1:{port}" in runner.err
 
 
-def test_missing_gpus_are_told(tmp_path: Path) -> None:
-    with running(tmp_path, SIMPLE, extra={c.ENV_GPUS: "9", "CUDA_VISIBLE_DEVICES": ""}) as runner:
+@pytest.mark.parametrize(
+    ("asked", "visible", "told"),
+    [
+        ("1", "", "1 GPU was asked for and 0 are visible here"),
+        ("9", "", "9 GPUs were asked for and 0 are visible here"),
+        ("2", "MIG-5f0c", "2 GPUs were asked for and 1 is visible here"),
+    ],
+)
+def test_missing_gpus_are_told(tmp_path: Path, asked: str, visible: str, told: str) -> None:
+    with running(tmp_path, SIMPLE, extra={c.ENV_GPUS: asked, "CUDA_VISIBLE_DEVICES": visible}) as runner:
         assert runner.wait() == c.Exit.GPU_MISSING
-        assert "9 GPUs were asked for and 0 are visible" in runner.err
+        assert told in runner.err
 
 
 def test_the_starter_sees_which_signal_killed_it(tmp_path: Path) -> None:

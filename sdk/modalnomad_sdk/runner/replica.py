@@ -211,7 +211,9 @@ def _check_gpus(config: Config) -> None:
     if found < config.gpus:
         named = os.environ.get("CUDA_VISIBLE_DEVICES")
         shown = "CUDA_VISIBLE_DEVICES is not set" if named is None else f"CUDA_VISIBLE_DEVICES={named}"
-        raise Failed(Exit.GPU_MISSING, f"{config.gpus} GPUs were asked for and {found} are visible here ({shown})")
+        asked = "1 GPU was" if config.gpus == 1 else f"{config.gpus} GPUs were"
+        seen = "1 is" if found == 1 else f"{found} are"
+        raise Failed(Exit.GPU_MISSING, f"{asked} asked for and {seen} visible here ({shown})")
 
 
 def _one_thread_per_place(places: int) -> None:
