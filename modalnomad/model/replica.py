@@ -88,6 +88,11 @@ class Failure:
     away: bool = False
     """A server that starts need did not answer, or failed by itself: this tells nothing about the program."""
 
+    @property
+    def lost(self) -> bool:
+        """It went with its machine. The engine may start it elsewhere by itself."""
+        return self.code == "replica_gone"
+
 
 @dataclass(frozen=True, slots=True)
 class Replica:

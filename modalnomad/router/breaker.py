@@ -69,7 +69,8 @@ class Breaker:
 
 CALLED_OFF = Failure("start_failed", "It ended before it was ready.")
 RETRY_PAUSE = 0.25
-"""Seconds between a failed start and the next one, while others are alive or on their way out."""
+"""Seconds between a failed start and the next one, while others are alive or on their way out; between the loss of a
+machine and the first start for it."""
 
 
 class Starts:
@@ -109,7 +110,7 @@ class Starts:
     def failed(self, now: float, failure: Failure, *, hope: bool) -> None:
         """`hope`: there was no room, but some is being made."""
         counted = self._room if failure.code in ("no_capacity", "unplaceable") else self._faults
-        if not (hope and failure.code == "no_capacity") and failure.code != "replica_gone":
+        if not (hope and failure.code == "no_capacity") and not failure.lost:
             counted.failed(now, failure)
         self.abandoned()
 

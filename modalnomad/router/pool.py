@@ -171,6 +171,8 @@ class Pool:
         effects: list[Effect] = [Ended(place, None if starting else failure)]
         if starting:
             effects += self._start_failed(place, failure or CALLED_OFF, now, hope=hope)
+        elif failure is not None and failure.lost:
+            effects.append(Recheck(self._may.pause(now)))
         return effects + self.settle(now)
 
     def close(self, number: int, now: float, idle_for: float, reason: Reason) -> list[Effect]:
@@ -355,8 +357,7 @@ class Pool:
         self._may.failed(now, failure, hope=hope)
         if hope and failure.code == "no_capacity":
             return [Recheck(self._may.pause(now))]
-        faultless = failure is CALLED_OFF or failure.code == "replica_gone"
-        if self.places.live or (faultless and self._may.open(now)):
+        if self.places.live or ((failure is CALLED_OFF or failure.lost) and self._may.open(now)):
             return [failed, Recheck(self._may.pause(now))]
         self.floor = 0
         self._may.hold_until = 0.0

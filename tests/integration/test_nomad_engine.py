@@ -169,6 +169,7 @@ async def test_a_dispatch_that_took_effect_unseen_starts_once(
 
 async def test_a_dispatch_that_is_refused_for_good_fails_the_start(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatching, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(dispatching, "ELECTION", 0.0)
     async with lab.engine() as h:
         revision = await h.revision(HELLO)
         with lab.faults.dispatch_refused():
@@ -182,6 +183,18 @@ async def test_a_dispatch_that_is_refused_for_good_fails_the_start(lab: Lab, mon
         assert lab.dispatches() == 4
         assert (await h.ask(again)).status == 200
         assert (await h.replica(key_of(revision))).state is FAILED, "and its epoch is still seen"
+
+
+async def test_a_dispatch_is_repeated_until_the_servers_have_a_leader(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatching, "PAUSES", (0.01, 0.01))
+    async with lab.engine() as h:
+        with lab.faults.dispatch_refused(times=20):
+            key = await h.started(await h.revision(HELLO))
+
+        assert lab.dispatches() == 21
+        assert (await h.ask(key)).status == 200
 
 
 async def test_a_token_that_may_not_dispatch_is_told_at_once(lab: Lab) -> None:
@@ -298,6 +311,7 @@ async def test_while_nomad_is_gone_nothing_ends_and_what_ended_is_noticed_after(
 
 async def test_a_start_while_nomad_is_gone_fails_and_says_so(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatching, "PAUSES", (0.01,))
+    monkeypatch.setattr(dispatching, "ELECTION", 0.0)
     async with lab.engine() as h:
         revision = await h.revision(HELLO)
         await h.started(revision)

@@ -35,6 +35,7 @@ from tests.support.fakes.nomad.server import FakeNomad
 from tests.support.fakes.tasks.runner import TaskRunner
 from tests.support.fakes.tasks.vault import VaultAccess
 from tests.support.nomad_agent import NomadAgent
+from tests.support.nomad_servers import NomadServers
 from tests.support.openbao import OpenBao
 from tests.support.repository import ROOT
 from tests.support.serve import shared_home
@@ -311,11 +312,13 @@ async def cluster(
     environments: tuple[str, ...] = ("main",),
     plugins: Mapping[str, Any] | None = None,
     secured: Secured | None = None,
+    several: bool = False,
     **settings: str,
 ) -> AsyncIterator[Cluster]:
-    """Everything, set up. `real`: a real Nomad. `acl`: commands have a deployer's rights and routers a router's, and no
-    others; so have Nomad's agents in Consul. `plugins`: the real Nomad's. `kept`: Vault outlives being stopped.
-    `secured`: with TLS. `settings`: more environment variables of the commands."""
+    """Everything, set up. `real`: a real Nomad, with `several` servers and clients (`NomadServers`). `acl`: commands
+    have a deployer's rights and routers a router's, and no others; so have Nomad's agents in Consul. `plugins`: the
+    real Nomad's. `kept`: Vault outlives being stopped. `secured`: with TLS. `settings`: more environment variables of
+    the commands."""
     async with AsyncExitStack() as stack:
         tls = None if secured is None else secured.listener(CONSUL_NAME)
         consul = await stack.enter_async_context(FakeConsul(acl=acl, tls=tls))
@@ -325,7 +328,9 @@ async def cluster(
             secured.trust_vault(vault.ca_cert)
             settings = secured.variables(vault.ca_cert) | settings
         nomad = await stack.enter_async_context(
-            _nomad(consul, vault, real=real, acl=acl, plugins=plugins, secured=secured)
+            _several(consul, vault, acl=acl)
+            if several
+            else _nomad(consul, vault, real=real, acl=acl, plugins=plugins, secured=secured)
         )
         if secured is not None and secured.mutual:
             settings["MODALNOMAD_VAULT__JWKS_URL"] = await stack.enter_async_context(secured.keys(nomad.address))
@@ -372,6 +377,11 @@ async def _tokens(made: Cluster, management: Mapping[str, str], policy: str) -> 
         async with session.put(f"{made.consul.address}/v1/acl/token", json=body, headers=headers) as answer:
             found["CONSUL_HTTP_TOKEN"] = (await answer.json())["SecretID"]
     return found
+
+
+def _several(consul: FakeConsul, vault: OpenBao, *, acl: bool) -> NomadServers:
+    token = _agents_token(consul) if acl else ""
+    return NomadServers(consul.address, acl=acl, vault=vault_stanza(vault), consul_token=token)
 
 
 @asynccontextmanager

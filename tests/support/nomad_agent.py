@@ -30,7 +30,6 @@ FAST_HEARTBEATS = {"heartbeat_grace": "1s", "min_heartbeat_ttl": "1s"}
 """A dead client is noticed within some 3 s, not 20."""
 START_LIMIT = 40.0
 """Seconds until its node is ready."""
-PARTS = ("server", "client")
 PLUGIN_DIR = "TEST_GPU_PLUGIN_DIR"
 """Variable that names a folder of plug-ins that are not Nomad's own. An agent loads those it has a configuration of."""
 STOP_LIMIT = 20.0
@@ -55,6 +54,10 @@ class NomadAgent:
 
     `tls`: who signs its certificates; all it says is HTTPS then. `mutual`: its clients have to show one too.
     """
+
+    parts: tuple[str, ...] = ("server", "client")
+    """Its processes."""
+    _ports_needed = 4
 
     def __init__(
         self,
@@ -97,8 +100,8 @@ class NomadAgent:
     async def __aenter__(self) -> Self:
         self.folder = Path(tempfile.mkdtemp(prefix="nomad-"))
         try:
-            self.ports = _free_ports(4)
-            for part in PARTS:
+            self.ports = _free_ports(self._ports_needed)
+            for part in self.parts:
                 (self.folder / f"{part}.json").write_text(json.dumps(self._configuration(part)))
             await self.start()
             if self.acl:
@@ -116,31 +119,37 @@ class NomadAgent:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if len(self._processes) < len(PARTS):
+            if len(self._processes) < len(self.parts):
                 await self.start()  # what it ran ends through it
             await self._end_jobs()
         finally:
             await self._away()
 
     async def start(self) -> None:
-        """Start its server on its own state, and its client if it does not run; wait until its node is ready. Raises
+        """Start its server on its own state, and its client, if they do not run; wait until its node is ready. Raises
         RuntimeError with the end of a log, TimeoutError."""
+        servers, clients = ([part for part in self.parts if part.startswith(kind)] for kind in ("server", "client"))
         async with asyncio.timeout(START_LIMIT):
-            if "server" not in self._processes:
-                self._launch("server")
+            for part in servers:
+                self.launch(part)
             while not await self._leads():
-                await self._wait("server")
-            if "client" not in self._processes:
-                self._launch("client")
-            while "client: node registration complete" not in self.log("client"):
-                await self._wait("client")
+                for part in servers:
+                    await self._wait(part)
+            for part in clients:
+                self.launch(part)
+            for part in clients:
+                while "client: node registration complete" not in self.log(part):
+                    await self._wait(part)
 
     async def _wait(self, part: str) -> None:
         if self._processes[part].poll() is not None:
             raise RuntimeError(f"nomad's {part} ended while it started:\n{self.log(part)[-2000:]}")
         await asyncio.sleep(0.02)
 
-    def _launch(self, part: str) -> None:
+    def launch(self, part: str) -> None:
+        """Start it, on its own state, if it does not run."""
+        if part in self._processes:
+            return
         program = nomad_program()
         if program is None:
             raise RuntimeError("no nomad on PATH")
@@ -205,10 +214,10 @@ class NomadAgent:
 
     async def _away(self) -> None:
         await self._open.aclose()
-        await self._stop("client")
-        await self._stop("server")
+        for part in reversed(self.parts):
+            await self._stop(part)
         # Only after a failure is there anything of these left.
-        for process in _processes_of(self.folder):
+        for process in processes_of(self.folder):
             process.kill()
         for path in mounts(self.folder):
             await asyncio.to_thread(subprocess.run, ["umount", "-l", path], check=False, capture_output=True)
@@ -216,6 +225,22 @@ class NomadAgent:
 
     def _configuration(self, part: str) -> dict[str, Any]:
         http, rpc, serf, client_http = self.ports
+        configuration = self._common(part)
+        if part == "server":
+            own = {"rpc": rpc, "serf": serf}
+            server = {"enabled": True, "bootstrap_expect": 1, "raft_multiplier": 1} | FAST_HEARTBEATS
+            return configuration | {
+                "ports": {"http": http} | own,
+                "advertise": {"http": f"127.0.0.1:{http}"} | {name: f"127.0.0.1:{port}" for name, port in own.items()},
+                "server": server | dict(self._server),
+            }
+        return configuration | {
+            "ports": {"http": client_http},
+            "advertise": {"http": f"127.0.0.1:{client_http}", "rpc": "127.0.0.1", "serf": "127.0.0.1"},
+            "client": self._client_stanza([f"127.0.0.1:{rpc}"]),
+        }
+
+    def _common(self, part: str) -> dict[str, Any]:
         configuration: dict[str, Any] = {
             "name": "test",
             "data_dir": str(self.folder / part),
@@ -231,27 +256,18 @@ class NomadAgent:
             configuration["tls"] = self._secured(part)
         if (plugin_dir := os.environ.get(PLUGIN_DIR)) and not part.startswith("server"):
             configuration["plugin_dir"] = plugin_dir
-        if part == "server":
-            own = {"rpc": rpc, "serf": serf}
-            server = {"enabled": True, "bootstrap_expect": 1, "raft_multiplier": 1} | FAST_HEARTBEATS
-            return configuration | {
-                "ports": {"http": http} | own,
-                "advertise": {"http": f"127.0.0.1:{http}"} | {name: f"127.0.0.1:{port}" for name, port in own.items()},
-                "server": server | dict(self._server),
-            }
+        return configuration
+
+    def _client_stanza(self, servers: list[str]) -> dict[str, Any]:
         client: dict[str, Any] = {
             "enabled": True,
-            "servers": [f"127.0.0.1:{rpc}"],
+            "servers": servers,
             "network_interface": "lo",
             "options": {"fingerprint.denylist": "env_aws,env_gce,env_azure,env_digitalocean"},
             "meta": dict(self._meta),
             "gc_max_allocs": 500,
         }
-        return configuration | {
-            "ports": {"http": client_http},
-            "advertise": {"http": f"127.0.0.1:{client_http}", "rpc": "127.0.0.1", "serf": "127.0.0.1"},
-            "client": client | dict(self._client),
-        }
+        return client | dict(self._client)
 
     def _secured(self, part: str) -> dict[str, Any]:
         assert self._authority is not None
@@ -268,7 +284,7 @@ def mounts(folder: Path) -> list[str]:
     return sorted(found, reverse=True)
 
 
-def _processes_of(folder: Path) -> list[psutil.Process]:
+def processes_of(folder: Path) -> list[psutil.Process]:
     """Executors and tasks: their command or environment names the folder."""
     found = []
     for process in psutil.process_iter():

@@ -288,6 +288,18 @@ def test_one_that_is_started_again_elsewhere_by_itself_is_waited_for() -> None:
     assert [place.key for place in granted(pool.ready(key, 1.1))] == [key]
 
 
+def test_what_went_with_its_machine_may_be_started_elsewhere_by_itself_before_another_one_is() -> None:
+    pool = make_pool()
+    first, second = wake(pool, 2)
+    for place in (first, second):
+        pool.release(place, 1.0)
+        pool.ended(place.key, LOST, 1.0)
+    assert not started(arrive(pool, range(2, 4), 1.0))
+    pool.seen(first.key, TcpAddress("10.0.0.2", 20000), 1.1, alive=True)
+    (key,) = started(pool.settle(1.3))
+    assert key.number == 1, "the other one is not, and has been waited for long enough"
+
+
 # --- the slow part ---
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -14,6 +15,7 @@ from modalnomad.hashicorp.nomad.mirror import Mirror
 from modalnomad.hashicorp.nomad.shapes import Job
 from modalnomad.hashicorp.nomad.view import blocked
 from modalnomad.hashicorp.nomad.world import World, job_name
+from modalnomad.kit.clock import monotonic
 from modalnomad.model.errors import BackendError, BackendUnreachable, ModalNomadError, NotFound
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import Failure, ReplicaKey
@@ -23,7 +25,10 @@ from modalnomad.render.nomad import dispatch_body
 logger = logging.getLogger("modalnomad.nomad")
 
 PAUSES: Final = (0.05, 0.3, 1.0)
-"""Seconds before a dispatch is repeated that was not answered: the same token starts nothing twice."""
+"""Seconds before a dispatch is repeated that was not answered, the last one again and again: the same token starts
+nothing twice."""
+ELECTION: Final = 5.0
+"""Seconds for which it is repeated at least: three servers whose leader was killed had another one after 2.9 to 3.5."""
 DISPATCH_LIMIT: Final = 3.0
 """Seconds for an answer to one of them."""
 SECRETS_LIMIT: Final = 3.0
@@ -112,23 +117,26 @@ class Dispatcher:
 
     async def _repeated(self, parent: Job, key: ReplicaKey, body: Shape) -> Dispatched:
         """Raises NotFound, BackendError."""
-        token = idempotency_token(key)
-        for pause in (*PAUSES, None):
+        token, until, said = idempotency_token(key), monotonic() + ELECTION, ""
+        for tries in itertools.count():
+            last = tries >= len(PAUSES) and monotonic() >= until
             try:
                 return await self._api.dispatch(parent.id, parent.namespace, body, token=token, limit=DISPATCH_LIMIT)
             except ServerRefused as error:
                 if "job not found" in error.text:
                     self._world.forget_job(parent, parent.index)
                     raise NotFound(f"Nomad has no job {parent.id} any more", AGAIN) from error
-                if pause is None or not _passing(error):
+                if last or not _passing(error):
                     raise
                 failure: BackendError = error
             except BackendUnreachable as error:
-                if pause is None:
+                if last:
                     raise
                 failure = error
-            logger.warning("dispatch of %s is repeated: %s", key, failure.message)
-            await asyncio.sleep(pause)
+            if failure.message != said:
+                said = failure.message
+                logger.warning("dispatch of %s is repeated: %s", key, said)
+            await asyncio.sleep(PAUSES[min(tries, len(PAUSES) - 1)])
         raise AssertionError("the last try returns or raises")
 
     async def _took(self, parent: Job, done: Dispatched, body: Shape) -> None:
