@@ -98,6 +98,6 @@ async def _prune(settings: Settings) -> None:
 def interrupted(change: AppChange) -> str:
     """What holds after all."""
     if change.record is None or not change.published:
-        return "Interrupted: nothing was published, all is as it was."
+        return "Interrupted: nothing was published; what was served before still is."
     state = "stopped" if change.record.stopped_at is not None else f"v{change.record.version}"
     return f"Interrupted, but App {change.record.app} is published: {state}."

@@ -73,9 +73,16 @@ class ClusterStage(Stage):
         await self._engine.prepare(revision)
         await self._pull(revision)
 
-    async def renew(self, revisions: Collection[Revision]) -> None:
+    async def renew(self, revisions: Collection[Revision]) -> tuple[str, ...]:
         """Their jobs are registered anew where they are rendered otherwise now, or somebody stopped or changed one."""
-        await all_or_first_error([self._engine.prepare(revision) for revision in revisions])
+        renewed: list[str] = []
+
+        async def renew(revision: Revision) -> None:
+            if await self._engine.renew(revision):
+                renewed.append(revision.function.tag)
+
+        await all_or_first_error([renew(revision) for revision in revisions])
+        return tuple(sorted(renewed))
 
     async def _pull(self, revision: Revision) -> None:
         """A container's image is on every node before requests are sent there: pulling takes longer than they wait."""
@@ -182,8 +189,9 @@ class ClusterStage(Stage):
             return
         try:
             records = await self._cluster.discovery.apps()
-        except BackendError:
-            return  # it may have been published: what nobody asks for ends by itself
+        except BackendError as error:
+            _tell_left(self._brought, f"was not taken back: {error.message}. What no record names serves nobody")
+            return  # it may have been published
         kept = {revision.id for record in records for version in record.versions for revision in version.revisions}
         left = {id: revision for id, revision in self._brought.items() if id not in kept}
         reason = ""
@@ -196,13 +204,16 @@ class ClusterStage(Stage):
                 if isinstance(error, BackendUnreachable):
                     break
         if left:
-            names = ", ".join(f"{revision.app}/{revision.function.tag}" for revision in left.values())
-            logger.warning(
-                "what was brought to Nomad for %s could not be taken back: %s. It serves nobody; a deploy or "
-                "`modalnomad prune` in more than an hour removes it",
-                names,
-                reason,
-            )
+            _tell_left(left, f"could not be taken back: {reason}. It serves nobody")
+
+
+def _tell_left(left: Mapping[RevisionId, Revision], why: str) -> None:
+    names = ", ".join(f"{revision.app}/{revision.function.tag}" for revision in left.values())
+    logger.warning(
+        "what was brought to Nomad for %s %s; a deploy or `modalnomad prune` in more than an hour removes it",
+        names,
+        why,
+    )
 
 
 def _serves(info: RouterInfo, app: str, environment: str, serial: int) -> bool:

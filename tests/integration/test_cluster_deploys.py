@@ -197,6 +197,7 @@ async def test_what_was_begun_and_cannot_be_taken_back_is_told(world: World) -> 
         deploy.process.send_signal(signal.SIGINT)
         assert await deploy.ended() == 130, deploy.said
     assert "Interrupted: nothing was published" in deploy.said
+    assert "all is as it was" not in deploy.said
     faults = world.cluster.nomad.faults
     faults.refuse("/dispatch$", times=99)
     faults.refuse("DELETE .*/job/", times=99)
@@ -224,6 +225,22 @@ async def test_what_was_begun_and_cannot_be_taken_back_is_told(world: World) -> 
 async def test_consul_refuses_the_record(world: World) -> None:
     world.cluster.consul.fail(99, path="/v1/txn")
     await world.refused("answered PUT /v1/txn with 500: No cluster leader", "nothing was changed: App shop stays v1")
+
+
+async def test_what_was_begun_stays_while_consul_does_not_say_who_needs_it(world: World) -> None:
+    before = world.jobs()
+    async with world.held() as deploy:
+        world.cluster.consul.fail(99, path="/v1/kv/modalnomad/apps/")
+        deploy.process.send_signal(signal.SIGINT)
+        assert await deploy.ended() == 130, deploy.said
+    world.cluster.consul.clear_faults()
+    said = " ".join(deploy.said.split())
+    assert "was brought to Nomad for shop/f was not taken back: Consul at" in said
+    assert "Interrupted: nothing was published" in said
+    async with Calls(world.cluster.nomad.address) as calls:
+        for id in world.jobs() - before:
+            await spoil(calls, id, "purge")
+    await world.until_jobs(before)
 
 
 async def test_somebody_else_writes_the_record_meanwhile(world: World) -> None:
@@ -380,7 +397,7 @@ async def test_what_somebody_did_to_jobs_by_hand_is_put_right_by_the_next_deploy
         await spoil(calls, jobs["g"], "purge")
         await spoil(calls, jobs["h"], "change")
     done = await world.cluster.cli("deploy", str(world.file))
-    assert "nothing changed since" in done.stdout
+    assert "Jobs registered anew, as they are made now: f, g, h." in done.stdout
     said = words(done)
     assert running <= world.jobs()
     assert f"the job {jobs['f']} was stopped" in said
