@@ -79,7 +79,8 @@ RETRIES = Described(
     "counter",
     "Requests offered to another replica, or over a fresh connection, because the first did not take them.",
     ("reason",),
-    "`busy`: it was full; `gone`: no connection to it; `stale`: a kept connection was closed",
+    "`busy`: it was full; `gone`: no connection to it, or it ended with the request unread; "
+    "`stale`: a kept connection was closed",
 )
 CONNECTIONS = Described("modalnomad_client_connections", "gauge", "Open connections of clients.")
 ACCEPTED = Described("modalnomad_client_connections_accepted_total", "counter", "Connections accepted from clients.")
