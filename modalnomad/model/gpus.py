@@ -33,9 +33,8 @@ class Choice:
     count: int
 
     def fits(self, gpu: Gpu) -> bool:
-        """Is it of this type?"""
-        words = set(re.split(r"[^A-Z0-9]+", gpu.name.upper()))
-        return (self.type == ANY or self.type in words) and gpu.memory >= self.least
+        """Is it of this type? All words of it (RTX-PRO-6000 has three) stand in the card's name, one behind the other."""
+        return (self.type == ANY or _words(self.type) in _words(gpu.name)) and gpu.memory >= self.least
 
     @property
     def least(self) -> float:
@@ -45,6 +44,10 @@ class Choice:
     def __str__(self) -> str:
         memory = f"-{self.memory}GB" if self.memory else ""
         return f"{self.type}{memory}:{self.count}"
+
+
+def _words(text: str) -> str:
+    return f" {' '.join(re.findall(r'[A-Z0-9]+', text.upper()))} "
 
 
 def parse_choice(text: str) -> Choice:

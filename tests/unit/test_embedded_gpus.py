@@ -15,6 +15,7 @@ A100_80 = Gpu("GPU-b", "NVIDIA A100 80GB PCIe", 81_920)
 L40S = Gpu("GPU-l", "NVIDIA L40S", 46_068)
 T4 = Gpu("GPU-t", "Tesla T4", 15_360)
 A10G = Gpu("GPU-g", "NVIDIA A10G", 23_028)
+RTX = Gpu("GPU-r", "NVIDIA RTX PRO 6000 Blackwell Server Edition", 97_887)
 
 
 @pytest.mark.parametrize(
@@ -43,13 +44,16 @@ def test_a_wish_is_type_memory_and_count(text: str, choice: Choice) -> None:
         ("T4", {T4}),
         ("A10", set()),
         ("A10G", {A10G}),
-        ("ANY", {H100, A100_40, A100_80, L40S, T4, A10G}),
+        ("RTX-PRO-6000", {RTX}),
+        ("RTX PRO 6000-80GB", {RTX}),
+        ("PRO-RTX", set()),
+        ("ANY", {H100, A100_40, A100_80, L40S, T4, A10G, RTX}),
     ],
 )
 def test_a_card_fits_by_the_words_of_its_name(wish: str, fitting: set[Gpu]) -> None:
     choice = parse_choice(wish)
 
-    assert {gpu for gpu in (H100, A100_40, A100_80, L40S, T4, A10G) if choice.fits(gpu)} == fitting
+    assert {gpu for gpu in (H100, A100_40, A100_80, L40S, T4, A10G, RTX) if choice.fits(gpu)} == fitting
 
 
 def test_cards_are_taken_whole_and_in_the_order_of_wishes(tmp_path: Path) -> None:
