@@ -37,7 +37,11 @@ def show_deployed(
         show_endpoint(shown)
     for tag, schedule in schedules(version).items():
         out.print(f"[green]✓[/] [bold]{escape(record.app)}/{escape(tag)}[/] runs {escape(schedule_in_words(schedule))}")
-    if changed.skipped:
+    if changed.renewed:
+        out.print(f"Jobs registered anew, as they are made now: {', '.join(changed.renewed)}.", markup=False)
+    if changed.skipped and changed.renewed:
+        out.print(f"App {record.app} stays v{version.number}: its program did not change.", markup=False)
+    elif changed.skipped:
         out.print(f"{what} skipped: nothing changed since v{version.number} of App {record.app}.", markup=False)
     else:
         note = f" ({version.note})" if version.note else ""
@@ -85,6 +89,7 @@ def as_record(
         "tag": version.tag,
         "note": version.note,
         "skipped": changed.skipped,
+        "renewed": changed.renewed,
         "served": changed.served,
         "seconds": round(seconds, 3),
         "endpoints": [

@@ -84,6 +84,8 @@ class Applying:
         self._report = report
         self._old = {revision.function.tag: revision for revision in change.old}
         self.published = False
+        self.renewed: tuple[str, ...] = ()
+        """Functions that did not change, and start otherwise from now on."""
 
     async def run(self) -> None:
         """To the end. Raises UserCodeFailed or BackendError, which say whether the change holds. Cancelled before it
@@ -170,7 +172,7 @@ class Applying:
     async def _take_over(self, stage: Stage) -> None:
         change, after = self.change, self.change.after
         if change.renews:
-            await stage.renew(change.kept)
+            self.renewed = await stage.renew(change.kept)
         try:
             async with asyncio.timeout(SERVED_WITHIN):
                 await stage.served(after.app, after.environment, after.serial)

@@ -31,7 +31,9 @@ class Changed:
     record: AppRecord
     """As it is now."""
     skipped: bool
-    """It was so before: nothing was done."""
+    """The App was so before: there is no new version."""
+    renewed: tuple[str, ...] = ()
+    """Functions that did not change, and whose jobs were registered anew."""
     served: bool
     """A platform runs and serves it."""
     direct_urls: dict[str, str]
@@ -65,19 +67,19 @@ class AppChange:
             stage = await stack.enter_async_context(self._stage())
             self._applying = Applying(change, self._discovery, stage, self._report)
             await self._applying.run()
-            await self._finish(change.after, stage, skipped=False)
+            await self._finish(change.after, stage, skipped=False, renewed=self._applying.renewed)
 
     async def skip(self, record: AppRecord, *, renews: bool = False) -> None:
         """It was so before. `renews`: see `Change`."""
         async with self._stage() as stage:
-            if renews and stage is not None:
-                await stage.renew(record.revisions)
-            await self._finish(record, stage, skipped=True)
+            renewed = await stage.renew(record.revisions) if renews and stage is not None else ()
+            await self._finish(record, stage, skipped=True, renewed=renewed)
 
-    async def _finish(self, record: AppRecord, stage: Stage | None, *, skipped: bool) -> None:
+    async def _finish(self, record: AppRecord, stage: Stage | None, *, skipped: bool, renewed: tuple[str, ...]) -> None:
         self.changed = Changed(
             record=record,
             skipped=skipped,
+            renewed=renewed,
             served=stage is not None and await stage.serving(),
             direct_urls=await direct_urls(stage, record),
         )

@@ -31,8 +31,10 @@ class Stage(Protocol):
     async def prepare(self, revision: Revision) -> None:
         """Make it startable there. Idempotent. Raises BackendError."""
 
-    async def renew(self, revisions: Collection[Revision]) -> None:
-        """They are served already: have them start from now on as the settings say today. Raises BackendError."""
+    async def renew(self, revisions: Collection[Revision]) -> tuple[str, ...]:
+        """They are served already: have them start from now on as the settings say today. Returns the Functions for
+        which something had to be done. Raises BackendError."""
+        return ()
 
     async def warm(self, revision: Revision, parameters: str, count: int) -> None:
         """Return when that many replicas are ready (within max_containers). Raises UserCodeFailed with the replica's

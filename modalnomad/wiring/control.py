@@ -226,8 +226,9 @@ class RemoteStage(Stage):
         """As the protocol says."""
         await self._call("prepare", revision=revision.model_dump(mode="json"))
 
-    async def renew(self, revisions: Collection[Revision]) -> None:
+    async def renew(self, revisions: Collection[Revision]) -> tuple[str, ...]:
         """Nothing to do: it starts what it serves as its own settings say."""
+        return ()
 
     async def warm(self, revision: Revision, parameters: str, count: int) -> None:
         """As the protocol says."""

@@ -61,8 +61,9 @@ class LocalStage(Stage):
         self._hold(revision)
         await self._parts.engine.prepare(revision)
 
-    async def renew(self, revisions: Collection[Revision]) -> None:
+    async def renew(self, revisions: Collection[Revision]) -> tuple[str, ...]:
         """Nothing to do: it starts what it serves as its own settings say."""
+        return ()
 
     async def warm(self, revision: Revision, parameters: str, count: int) -> None:
         """As the protocol says."""

@@ -111,6 +111,16 @@ async def test_doctor_looks_at_this_machine_and_at_every_server(world: Cluster) 
     assert "none runs" in found["routers"]["message"]
 
 
+async def test_doctor_tells_a_refusal_from_silence(world: Cluster) -> None:
+    world.consul.fail(99, path="/v1/kv/modalnomad/routers", status=403, text="Permission denied")
+    answer = await world.cli("doctor", "--json", code=None)
+    world.consul.clear_faults()
+
+    (routers,) = [record for record in answer.records() if record["check"] == "routers"]
+    assert routers["level"] == "warning"
+    assert "403: Permission denied" in routers["message"]
+
+
 async def test_doctor_works_when_no_server_does(world: Cluster, tmp_path: Path) -> None:
     answer = await world.cli("doctor", "--json", code=1, env={**DOWN, "MODALNOMAD_HOME": str(tmp_path / "none")})
 
@@ -332,16 +342,22 @@ async def test_a_deploy_that_changes_nothing_puts_jobs_right(world: Cluster) -> 
     async with Calls(world.nomad.address) as calls:
         assert "127.0.0.2" not in await url()
         answer = await world.cli("deploy", file, env=moved)
-        assert "skipped: nothing changed since v1" in answer.stdout
+        assert "skipped" not in answer.stdout
+        assert "Jobs registered anew, as they are made now: show.\nApp same stays v1: its program" in answer.stdout
         assert "127.0.0.2" in await url()
 
-        await world.cli("deploy", file, "--tag", "again")
+        answer = await world.cli("deploy", file, "--tag", "again")
+        assert "Jobs registered anew, as they are made now: show.\nApp same deployed as v2" in answer.stdout
         assert "127.0.0.2" not in await url()
 
         await calls.call("DELETE", "/v1/job/same.show.r1", **space)
-        answer = await world.cli("deploy", file)
-        assert "skipped: nothing changed since v2" in answer.stdout
+        (told,) = (await world.cli("deploy", file, "--json")).records()
+        assert (told["version"], told["skipped"], told["renewed"]) == (2, True, ["show"])
         assert (await calls.get("/v1/job/same.show.r1", **space))["Stop"] is False
+
+        (told,) = (await world.cli("deploy", file, "--json")).records()
+        assert (told["version"], told["skipped"], told["renewed"]) == (2, True, [])
+        assert "Deployment skipped: nothing changed since v2" in (await world.cli("deploy", file)).stdout
 
 
 async def test_environments_are_made_on_all_nodes_before_a_version_is_published(world: Cluster) -> None:

@@ -90,7 +90,7 @@ class World:
         text += "".join(SITE.format(site=site, **limits) for site, limits in SITES.items())
         await asyncio.to_thread(file.write_text, text)
         done = await self.cluster.cli("deploy", str(file), code=code)
-        return " ".join(done.stderr.split())
+        return " ".join((done.stderr + done.stdout).split())
 
     def load(self, router: Router, **how: Any) -> Load:
         """Clients of one router."""
@@ -185,7 +185,7 @@ async def test_a_key_is_replaced_under_requests(world: World) -> None:
             async with world.router() as later:
                 assert [await world.ask(later, site) for site in SITES] == [200, 200]
 
-            await world.deploy()
+            assert "Jobs registered anew, as they are made now: cold, warm." in await world.deploy()
             (new,) = set(world.marks(children=False).values())
             assert new != old
             await world.only(new)

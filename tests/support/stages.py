@@ -131,8 +131,10 @@ class FakeStage(Stage):
     async def prepare(self, revision: Revision) -> None:
         await self._step("prepare", revision.function.tag)
 
-    async def renew(self, revisions: Collection[Revision]) -> None:
-        await self._step("renew", " ".join(revision.function.tag for revision in revisions))
+    async def renew(self, revisions: Collection[Revision]) -> tuple[str, ...]:
+        tags = tuple(revision.function.tag for revision in revisions)
+        await self._step("renew", " ".join(tags))
+        return tags
 
     async def warm(self, revision: Revision, parameters: str, count: int) -> None:
         await self._step("warm", f"{revision.function.tag} {parameters}{count}")

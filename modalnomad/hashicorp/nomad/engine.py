@@ -251,7 +251,11 @@ class NomadEngine(Engine):
 
     async def prepare(self, revision: Revision) -> None:
         """Register its job, if it is not there as it should be. Raises UserError, BackendError."""
-        await self._parents.prepare(revision)
+        await self.renew(revision)
+
+    async def renew(self, revision: Revision) -> bool:
+        """The same. Returns whether it had to be registered."""
+        return await self._parents.prepare(revision)
 
     async def retire(self, revision: str) -> None:
         """Take its job away and kill its replicas. Unknown: nothing. Raises BackendError."""

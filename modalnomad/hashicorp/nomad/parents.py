@@ -59,10 +59,10 @@ class Parents:
         """The job that makes its environment on all nodes. Raises UserError, BackendError."""
         return prewarm_job(revision, await self._rendering(revision, await self._version_of(revision)))
 
-    async def prepare(self, revision: Revision) -> None:
-        """Have its job registered, as it is rendered now. Its replicas run on. A job of it that is there under another
-        version's name stays; one that somebody stopped or changed by hand is put right, with a warning. Raises
-        UserError, BackendError."""
+    async def prepare(self, revision: Revision) -> bool:
+        """Have its job registered, as it is rendered now: False if it was so already. Its replicas run on. A job of it
+        that is there under another version's name stays; one that somebody stopped or changed by hand is put right,
+        with a warning. Raises UserError, BackendError."""
         namespace, bump = namespace_of(revision.environment), 0
         for _ in range(TRIES):
             found = await self._find(revision.id, namespace)
@@ -70,7 +70,7 @@ class Parents:
                 body = await self._render(revision, _version(found[0]) or await self._version_of(revision))
                 expect = await self._outdated(found[0], body)
                 if expect is None:
-                    return
+                    return False
             else:
                 body, expect = await self._render(revision, await self._version_of(revision) + bump), 0
             try:
@@ -81,7 +81,7 @@ class Parents:
                 if taken is not None and (taken.get("Meta") or {}).get(META_REVISION) != revision.id:
                     bump += 1
                 continue
-            return
+            return True
         raise BackendConflict(
             f"the job of {revision.app}/{revision.function.tag} was changed by somebody else {TRIES} times in a row",
             "run it again",
