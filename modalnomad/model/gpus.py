@@ -33,7 +33,7 @@ class Choice:
     count: int
 
     def fits(self, gpu: Gpu) -> bool:
-        """Is it of this type? All words of it (RTX-PRO-6000 has three) stand in the card's name, one behind the other."""
+        """Is it of this type? Its words (RTX-PRO-6000 has three) stand in the card's name, one behind the other."""
         return (self.type == ANY or _words(self.type) in _words(gpu.name)) and gpu.memory >= self.least
 
     @property

@@ -12,7 +12,7 @@ from modalnomad.hashicorp.nomad.api import Listing
 from modalnomad.hashicorp.nomad.events import Event
 from modalnomad.hashicorp.nomad.view import View, blocked, with_registrations
 from modalnomad.hashicorp.nomad.world import World
-from modalnomad.model.replica import Replica, ReplicaState, TcpAddress
+from modalnomad.model.replica import Failure, Replica, ReplicaState, TcpAddress
 from tests.support.nomad_recorded import NAMESPACE, key, parent, recorded, world_of
 
 FAILED, GONE, STARTING = ReplicaState.FAILED, ReplicaState.GONE, ReplicaState.STARTING
@@ -225,21 +225,28 @@ def test_a_child_without_a_place_blocks_its_number_and_starts_when_it_gets_one()
     assert blocked(world, key("mem", epoch=2)) is None
 
 
-def test_who_asked_for_a_gpu_blocks_its_number_until_a_node_changes() -> None:
-    """Nomad would not look at it again by itself."""
+def test_who_asked_for_a_gpu_blocks_its_number_until_a_node_with_one_changes() -> None:
+    """Nomad would not look at it again by itself. Each child more would wait, too, and nobody can cancel it: nodes
+    without GPUs come and go, and those whose GPUs are ill have none."""
     world = world_of(recorded("gpu"))
     before = blocked(world, key("gpu", epoch=2))
     job = world.child(key("gpu"))
     assert job is not None
     last = max(each.index for each in world.evaluations(job))
 
-    world.take_node({"ID": "n", "Status": "ready", "ModifyIndex": last}, last)
-    same = blocked(world, key("gpu", epoch=2))
-    world.take_node({"ID": "n", "Status": "ready", "ModifyIndex": last + 1}, last + 1)
+    def after(index: int, **devices: Any) -> Failure | None:
+        """What blocks once a node has these."""
+        had = {"Devices": [devices]} if devices else {}
+        world.take_node({"ID": "n", "Status": "ready", "ModifyIndex": index, "NodeResources": had}, index)
+        return blocked(world, key("gpu", epoch=2))
 
     assert before is not None
-    assert (before.code, same) == ("unplaceable", before)
-    assert blocked(world, key("gpu", epoch=2)) is None
+    assert before.code == "unplaceable"
+    assert after(last, Type="gpu", Instances=[{"Healthy": True}]) == before
+    assert after(last + 1) == before
+    assert after(last + 2, Type="fpga", Instances=[{"Healthy": True}]) == before
+    assert after(last + 3, Type="gpu", Instances=[{"Healthy": False}]) == before
+    assert after(last + 4, Type="gpu", Instances=[{"Healthy": False}, {"Healthy": True}]) is None
 
 
 def test_what_nomad_never_looks_at_is_given_up() -> None:

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from modalnomad.hashicorp.nomad.api import Shape
-from modalnomad.hashicorp.nomad.shapes import node_of
+from modalnomad.hashicorp.nomad.shapes import GPU, node_of
 from modalnomad.model.gpus import MIB, GpuStock
 
-GPU: Final = "gpu"
 UNITS: Final = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 

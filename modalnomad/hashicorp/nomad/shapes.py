@@ -13,6 +13,8 @@ from modalnomad.render.cluster import META_REVISION, PORT, TASK, key_of
 
 NANO: Final = 1e-9
 """Nomad's times are Unix times in nanoseconds."""
+GPU: Final = "gpu"
+"""Type of a device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ class Node:
     pool: str = ""
     datacenter: str = ""
     resources: Mapping[str, float] = field(default_factory=dict)
-    """What a replica could have of it when it is empty: `cpu` MHz, `memory` MiB, `cores`."""
+    """What a replica could have of it when it is empty: `cpu` MHz, `memory` MiB, `cores`, `gpus` that are well."""
 
     @property
     def lost(self) -> bool:
@@ -234,4 +236,10 @@ def _usable(shape: Shape) -> dict[str, float]:
         "memory": float((has.get("Memory") or {}).get("MemoryMB") or 0)
         - float((kept.get("Memory") or {}).get("MemoryMB") or 0),
         "cores": float(len(processor.get("ReservableCpuCores") or ()) - len(taken.get("ReservedCpuCores") or ())),
+        "gpus": float(sum(map(_well, has.get("Devices") or ()))),
     }
+
+
+def _well(device: Shape) -> int:
+    """How many of them may be given, if it is a GPU."""
+    return sum(bool(each.get("Healthy")) for each in device.get("Instances") or ()) if device.get("Type") == GPU else 0

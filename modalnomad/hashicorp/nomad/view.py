@@ -301,10 +301,10 @@ def blocked(world: World, key: ReplicaKey) -> Failure | None:
 
 def _passed_over(world: World, evaluations: list[Evaluation]) -> bool:
     """Whether it may wait for good. Nomad looks again when a node of a class comes that it did not refuse; how many of
-    a node's GPUs are there, and well, is not in its class (measured: 2.0.5). So any change of a node is worth another
-    child; should both get a place, the younger one stays."""
+    a node's GPUs are there, and well, is not in its class (measured: 2.0.5). So a change of a node that has some is
+    worth another child (nobody can cancel those before it); should both get a place, the younger one stays."""
     refused = [each.index for each in evaluations if lacks_devices(each.failed)]
-    return bool(refused) and any(node.index > max(refused) for node in world.nodes())
+    return bool(refused) and any(node.resources.get("gpus") and node.index > max(refused) for node in world.nodes())
 
 
 def with_registrations(replicas: tuple[Replica, ...], registered: Mapping[ReplicaKey, Address]) -> tuple[Replica, ...]:
