@@ -89,8 +89,8 @@ async def _routers(settings: Settings) -> Finding:
             return check_routers(await routers(ConsulApi(http), settings.consul.prefix))
         finally:
             await http.close()
-    except ModalNomadError:
-        return warning("routers", "it cannot be told which run: Consul does not answer", "see its own line")
+    except ModalNomadError as error:
+        return warning("routers", f"it cannot be told which run: {error.message}", "see what is said of Consul")
 
 
 def check_routers(found: Sequence[RouterInfo]) -> Finding:
