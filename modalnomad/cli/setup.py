@@ -105,19 +105,21 @@ def setup(
 
 
 async def _run(steps: AsyncIterator[Step], as_json: bool) -> list[Step]:
-    done = []
+    done: list[Step] = []
     async for step in steps:
+        told = {(before.server, before.fix) for before in done}
         done.append(step)
         if as_json:
             emit(asdict(step))
         else:
-            _show(step)
+            _show(step, with_fix=bool(step.fix) and (step.server, step.fix) not in told)
     return done
 
 
-def _show(step: Step) -> None:
+def _show(step: Step, *, with_fix: bool) -> None:
+    """What many steps lack, such as a token, is told under the first of them."""
     detail = f": {step.detail}" if step.detail else ""
     told = f"{escape(step.what)} [dim]{step.outcome}[/]{escape(detail)}"
     out.print(f"{MARKS[step.outcome]} {NAMES[step.server]:<{WIDTH}} {told}")
-    if step.fix:
+    if with_fix:
         out.print(f"  {'':<{WIDTH}} [dim]→ {escape(step.fix)}[/]")

@@ -315,7 +315,7 @@ async def test_the_router_sees_versions_and_neither_values_nor_keys(servers: Clu
 # --- the command ---------------------------------------------------------------------------------------------
 
 
-async def command(servers: Cluster, *arguments: str) -> tuple[int, str, str]:
+async def command(servers: Cluster, *arguments: str, **more: str) -> tuple[int, str, str]:
     """`modalnomad setup` → exit code, output, errors."""
     variables = {
         "NOMAD_ADDR": servers.nomad.address,
@@ -329,7 +329,7 @@ async def command(servers: Cluster, *arguments: str) -> tuple[int, str, str]:
         *(sys.executable, "-m", "modalnomad", "setup", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **variables},
+        env={**os.environ, **variables, **more},
     )
     output, errors = await process.communicate()
     return process.returncode or 0, output.decode(), errors.decode()
@@ -374,6 +374,21 @@ async def test_the_command_fails_when_a_step_does(servers: Cluster) -> None:
     assert "No cluster leader" in output
     assert "policy modalnomad-router made" in output
     assert "Traceback" not in errors
+
+
+async def test_what_many_steps_were_refused_for_is_told_once(servers: Cluster) -> None:
+    wrong = {"NOMAD_TOKEN": "", "CONSUL_HTTP_TOKEN": "", "VAULT_TOKEN": ""}
+    code, output, _ = await command(servers, **wrong)
+    _, lines, _ = await command(servers, "--json", **wrong)
+
+    assert code == 1
+    steps = [json.loads(line) for line in lines.splitlines()]
+    hints = Counter(step["fix"] for step in steps if step["fix"])
+    assert max(hints.values()) > 3, "programs get it with each step"
+    told = " ".join(output.split())
+    for hint in hints:
+        assert told.count(f"→ {hint}") == 1
+    assert output.count(" failed: ") == sum(step["outcome"] == "failed" for step in steps)
 
 
 # --- the data file -------------------------------------------------------------------------------------------
