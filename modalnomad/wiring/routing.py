@@ -18,6 +18,7 @@ from modalnomad.hashicorp.consul.login import LoginRenewal
 from modalnomad.hashicorp.consul.registrations import watch_registrations
 from modalnomad.hashicorp.consul.routers import RouterInfo, RouterPresence
 from modalnomad.hashicorp.nomad.engine import NomadEngine
+from modalnomad.hashicorp.nomad.namespaces import tell_missing
 from modalnomad.hashicorp.vault.key_watch import KeyWatch
 from modalnomad.hashicorp.vault.platform_key import PlatformKeys
 from modalnomad.hashicorp.vault.renewal import TokenRenewal
@@ -96,6 +97,7 @@ async def open_router(
         stack.push_async_callback(parts.artifacts.close)
         tasks.guard(parts.discovery.run(), "watch")
         tasks.guard(parts.leader.run(), "leader")
+        tasks.spawn(tell_missing(cluster.nomad, environment), "namespaces")
         await parts.engine.open()
         stack.push_async_callback(parts.engine.close)
         if parts.admin is not None:

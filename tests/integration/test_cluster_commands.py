@@ -19,6 +19,7 @@ from modalnomad.wiring.prune import open_pruning
 from modalnomad.wiring.pruning import Plan
 from modalnomad.wiring.records import open_records
 from tests.support.cluster import Cluster, cluster
+from tests.support.fakes.nomad.server import FakeNomad
 from tests.support.fakes.nomad.shapes import device_group
 from tests.support.nomad_calls import Calls
 from tests.support.repository import ROOT
@@ -315,6 +316,21 @@ async def test_things_of_a_deploy_under_way_stay(world: Cluster, settings: Setti
         assert "held.show.r1" not in {item.name for item in gone.removed}
         assert await jobs(world, "held") == {"held.show.r1", "held.show.r2"}
         assert "held.show.r1" in {item.name for item in (await pruning.carry_out(plan)).removed}
+
+
+# --- router ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_router_whose_environment_nomad_does_not_have_says_so_and_serves(world: Cluster) -> None:
+    async with world.router("--env", "nowhere") as router:
+        told = await router.told("WARNING", "no namespace modalnomad-nowhere")
+        assert "`modalnomad setup --env nowhere` makes it" in told
+        assert (await router.get("nowhere.localhost"))[0] == 404
+
+
+async def test_a_router_of_a_nomad_that_was_never_prepared_says_so(world: Cluster) -> None:
+    async with FakeNomad() as bare, world.router(env={"NOMAD_ADDR": bare.address}) as router:
+        assert "until `modalnomad setup` makes it" in await router.told("WARNING", "no namespace of an environment")
 
 
 # --- deploy ------------------------------------------------------------------------------------------------------

@@ -114,6 +114,7 @@ async def test_each_role_may_do_what_it_is_for_and_nothing_else(roles: Roles, op
     allocations = await allocation(router, child, NAMESPACE, {"running"})
     assert [found["ID"] for found in (await router.nodes()).items] == [roles.node]
     assert (await router.job("a.f.r1", NAMESPACE)) is not None
+    assert await router.namespaces("modalnomad-") == (NAMESPACE,)
     assert [found["ID"] for found in (await viewer.allocations(NAMESPACE)).items] == [allocations["ID"]]
     assert await viewer.tail(allocations["ID"], "app", "stdout", 100, limit=5) == b""
     with pytest.raises(ServerRefused):
