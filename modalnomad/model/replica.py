@@ -90,8 +90,8 @@ class Failure:
 
     @property
     def lost(self) -> bool:
-        """It went with its machine. The engine may start it elsewhere by itself."""
-        return self.code == "replica_gone"
+        """It went with its machine: nobody knows how its process ended. The engine may start it elsewhere by itself."""
+        return self.code == "replica_gone" and self.exit_code is None
 
 
 @dataclass(frozen=True, slots=True)

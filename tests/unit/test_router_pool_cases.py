@@ -288,6 +288,19 @@ def test_one_that_is_started_again_elsewhere_by_itself_is_waited_for() -> None:
     assert [place.key for place in granted(pool.ready(key, 1.1))] == [key]
 
 
+def test_one_that_failed_as_it_ended_did_not_go_with_its_machine() -> None:
+    """Its exit method raised, say: the next one is not waited with, and one that never got ready failed by a fault."""
+    failure = Failure("replica_gone", "its exit method failed", exit_code=78)
+    pool = make_pool(failures=1)
+    (place,) = wake(pool, 1)
+    pool.release(place, 1.0)
+    pool.ended(place.key, failure, 1.0)
+    (key,) = started(arrive(pool, range(2, 3), 1.0))
+    effects = pool.ended(key, failure, 1.1)
+    assert [effect.failure for effect in effects if isinstance(effect, Deny)] == [failure]
+    assert not started(arrive(pool, range(3, 4), 1.5)), "the breaker is open"
+
+
 def test_what_went_with_its_machine_may_be_started_elsewhere_by_itself_before_another_one_is() -> None:
     pool = make_pool()
     first, second = wake(pool, 2)
