@@ -82,6 +82,7 @@ async def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     async with AsyncExitStack() as stack:
         if request.param == "fake":
             fake = await stack.enter_async_context(FakeNomad())
+            fake.clients.prompt = True
             calls = await stack.enter_async_context(Calls(fake.address))
             nodes = {name: fake.add_node(name, meta={"name": name}) for name in had}
             found = World(calls, shelf, nodes, fake)

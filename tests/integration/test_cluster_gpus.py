@@ -34,10 +34,11 @@ app = modal.App("APP")
 
 """
 FUNCTION = """
-@app.function(gpu=GPU, scaledown_window=2)
+@app.function(gpu=GPU, HOW)
 @modal.fastapi_endpoint()
-async def NAME(wait: float = 0):
-    await asyncio.sleep(wait)
+async def NAME(until: str = ""):
+    while until and not os.path.exists(until):
+        await asyncio.sleep(0.02)
     return os.environ["CUDA_VISIBLE_DEVICES"]
 """
 ASKS: dict[str, str | list[str]] = {
@@ -47,7 +48,7 @@ ASKS: dict[str, str | list[str]] = {
     "smaller": ["A100-80GB", "A100-40GB"],
     "blind": "L4",
 }
-"""Functions of the App."""
+"""Functions of the App. An idle replica of `one` stays, those of the others go after their answer."""
 
 
 @dataclass
@@ -67,7 +68,13 @@ class World:
 
     def write(self, app: str, asks: Mapping[str, str | list[str]]) -> str:
         """A program with Functions that ask for these."""
-        functions = (FUNCTION.replace("NAME", name).replace("GPU", repr(gpu)) for name, gpu in asks.items())
+        how = {"one": "scaledown_window=60"}
+        functions = (
+            FUNCTION.replace("NAME", name)
+            .replace("GPU", repr(gpu))
+            .replace("HOW", how.get(name, "single_use_containers=True"))
+            for name, gpu in asks.items()
+        )
         file = self.cluster.folder / f"{app}.py"
         file.write_text(HEAD.replace("APP", app) + "\n".join(functions))
         return str(file)
@@ -107,6 +114,8 @@ async def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         Calls(made.nomad.address) as calls,
         made.router() as router,
     ):
+        if isinstance(made.nomad, FakeNomad):
+            made.nomad.clients.prompt = True
         (node,) = await calls.get("/v1/nodes")
         found = World(made, router, calls, node["ID"], shelf)
         await found.put(*ALL)
@@ -129,12 +138,14 @@ async def test_cards_are_shown_given_and_given_back(world: World) -> None:
 async def test_choices_are_taken_in_their_order(world: World) -> None:
     assert await world.ask("first") == (200, "MIG-a0", None)
     await world.idle()
-    busy = asyncio.ensure_future(world.ask("smaller", "/?wait=2"))
+    done = world.cluster.folder / "done"
+    busy = asyncio.ensure_future(world.ask("smaller", f"/?until={done}"))
     await world.calls.until(
         "/v1/allocations", lambda all_of: any(a["ClientStatus"] == "running" for a in all_of), namespace="*"
     )
     status, seen, _ = await world.ask("first")
     assert (status, seen in H100.ids) == (200, True)
+    done.touch()
     assert await busy == (200, "MIG-a0", None)
     await world.idle()
 
@@ -152,8 +163,7 @@ async def test_what_no_node_could_ever_give_is_refused(world: World) -> None:
     asks: dict[str, str | list[str]] = {"a": "B200", "b": "A100-80GB", "c": "H100:3", "d": "any:3"}
     file = world.write("never", asks)
 
-    planned = await world.cluster.cli("plan", file, code=1)
-    refused = await world.cluster.cli("deploy", file, code=1)
+    planned, refused = await asyncio.gather(*(world.cluster.cli(what, file, code=1) for what in ("plan", "deploy")))
 
     for name, gpu in asks.items():
         what = "3 GPUs of one model" if name == "d" else "the GPU it asks for"
