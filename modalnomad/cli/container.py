@@ -23,7 +23,7 @@ def list_(
     env: EnvOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Those that start, serve or end, with what runs on them."""
+    """Those that start, serve or end, with what runs on them; on a cluster also those that wait for room, and why."""
     from modalnomad.wiring.loop import run
     from modalnomad.wiring.running import containers
 
@@ -52,7 +52,7 @@ def _row(container: Mapping[str, Any], *, now: float) -> Sequence[str]:
     name = f"{container['app']}/{container['function']}"
     if container["parameters"]:
         name += f" {container['parameters']}"
-    reason = container["reason"]
+    reason = container["waits"] or container["reason"]
     return (
         container["id"],
         name,

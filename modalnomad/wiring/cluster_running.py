@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from modalnomad.deploy.warming import ALIVE
 from modalnomad.embedded.environments import EnvironmentInfo
 from modalnomad.hashicorp.consul.registrations import registration
 from modalnomad.hashicorp.nomad.engine import NomadEngine
+from modalnomad.model.errors import UserError
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import LogLine, Replica, ReplicaKey, ReplicaState
 from modalnomad.model.revision import Revision
@@ -20,6 +21,11 @@ from modalnomad.wiring.cluster import Cluster, open_cluster
 from modalnomad.wiring.cluster_deploy import watching_engine
 from modalnomad.wiring.cluster_prune import environment_names
 from modalnomad.wiring.containers import container_of, in_order, name_of, pick
+
+WAITING: Final = "waiting"
+"""State of a container without a place."""
+NO_PLACE: Final = frozenset({"no_capacity", "unplaceable"})
+"""Failures of replicas that Nomad has not found a place for, and may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +41,17 @@ class Running:
 
     def alive(self) -> dict[str, tuple[Replica, Revision]]:
         """By their names for people; those of revisions no record has are left out."""
+        return self._named(replica for replica in self.replicas if replica.state in ALIVE)
+
+    def waiting(self) -> dict[str, tuple[Replica, Revision]]:
+        """The same of those that Nomad starts once there is room; `failure` says what for."""
+        return self._named(r for r in self.replicas if r.failure is not None and r.failure.code in NO_PLACE)
+
+    def _named(self, replicas: Iterable[Replica]) -> dict[str, tuple[Replica, Revision]]:
         return {
             name_of(replica): (replica, self.revisions[replica.key.pool.revision])
-            for replica in self.replicas
-            if replica.state in ALIVE and replica.key.pool.revision in self.revisions
+            for replica in replicas
+            if replica.key.pool.revision in self.revisions
         }
 
 
@@ -67,6 +80,9 @@ async def cluster_containers(settings: Settings) -> Sequence[Mapping[str, Any]]:
             )
             for replica, revision in running.alive().values()
         ]
+        for replica, revision in running.waiting().values():
+            waits = replica.failure.reason if replica.failure is not None else ""
+            found.append(replace(container_of(replica, revision, requests=None), state=WAITING, waits=waits))
     return [asdict(container) for container in in_order(found)]
 
 
@@ -74,8 +90,16 @@ async def stop_cluster_container(settings: Settings, id: str, *, now: bool, envi
     """SIGTERM: it lets no more requests in, finishes those it has and goes; `now`: it is killed. Raises NotFound,
     UserError, BackendError."""
     async with open_cluster(settings) as cluster, look(cluster) as running:
-        alive = {n: found for n, found in running.alive().items() if environment in {None, found[1].environment}}
-        name = pick(id, alive)
+        alive, waiting = (
+            {name: found for name, found in some.items() if environment in {None, found[1].environment}}
+            for some in (running.alive(), running.waiting())
+        )
+        name = pick(id, {**alive, **waiting})
+        if name in waiting:
+            raise UserError(
+                f"{name} waits for a place in Nomad: nothing of it runs",
+                "it starts once there is room, and ends by itself when nobody needs it then",
+            )
         replica, _ = alive[name]
         await (running.engine.kill(replica.key) if now else running.engine.terminate(replica.key))
     return name

@@ -40,6 +40,8 @@ class Container:
     """Unix time."""
     reason: str
     """Why it was started."""
+    waits: str = ""
+    """Why it has no place yet; empty: it has one."""
 
 
 class Containers:

@@ -225,6 +225,29 @@ async def test_gpus_are_listed_by_node_with_what_is_free(world: Cluster) -> None
     assert (lost["free"], lost["state"]) == (0, "down")
 
 
+async def test_what_waits_for_a_place_is_listed_with_the_reason(world: Cluster) -> None:
+    node = world.nomad.add_node("busy", devices=[device_group("H100", ["GPU-9"])])
+    try:
+        await world.cli("deploy", write(world, "queued", PROGRAM.replace("scaledown_window=2", 'gpu="H100"')))
+        async with Calls(world.nomad.address) as calls:
+            await calls.put("/v1/jobs", {"Job": HOLDER})
+            await calls.until("/v1/job/holder/allocations", lambda found: any(a["NodeID"] == node for a in found))
+            async with world.router() as router:
+                assert (await router.get("queued-show.localhost"))[0] == 503
+        (told,) = [one for one in (await world.cli("container", "list", "--json")).records() if one["app"] == "queued"]
+        table = await world.cli("container", "list", "--app", "queued")
+        stopped = await world.cli("container", "stop", told["id"], code=1)
+    finally:
+        await world.nomad.lose(node)
+
+    assert told["state"] == "waiting"
+    assert "GPU" in told["waits"]
+    assert told["reason"]
+    assert "waiting" in table.stdout
+    assert told["waits"][:30] in table.stdout
+    assert f"{told['id']} waits for a place" in stopped.stderr
+
+
 # --- prune -------------------------------------------------------------------------------------------------------
 
 
