@@ -14,34 +14,16 @@ import pytest
 import pytest_asyncio
 
 from tests.support.fakes.nomad.shapes import device_group
-from tests.support.load import Load, program
+from tests.support.load import LATE, Load, program
 from tests.support.shaken import Shaken, shaken, until_gone
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PROGRAM = """
-import time
-
 @app.function(scaledown_window=600)
 @modal.fastapi_endpoint()
 def warm():
     return os.environ["MODALNOMAD_REPLICA"]
-
-@app.function(scaledown_window=2)
-@modal.fastapi_endpoint()
-def late():
-    return os.environ["MODALNOMAD_REPLICA"]
-
-@app.cls(scaledown_window=600)
-class Held:
-    @modal.enter()
-    def enter(self):
-        while os.path.exists(GATE):
-            time.sleep(0.02)
-
-    @modal.fastapi_endpoint()
-    def web(self):
-        return os.environ["MODALNOMAD_REPLICA"]
 
 @app.function(scaledown_window=600)
 @modal.fastapi_endpoint()
@@ -96,7 +78,12 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shake
     """One for all tests of this file."""
     folder = tmp_path_factory.mktemp("shaken")
     (folder / "seen").mkdir()
-    text = program(folder / "seen", "v1", name="shaken", window=600) + f"\nGATE = {str(folder / 'gate')!r}\n" + PROGRAM
+    text = (
+        program(folder / "seen", "v1", name="shaken", window=600)
+        + f"\nGATE = {str(folder / 'gate')!r}\n"
+        + LATE
+        + PROGRAM
+    )
     secrets = {"db": {"PASSWORD": "one"}, "deleted": {"PASSWORD": "kept"}}
     async with shaken(folder, text, secrets=secrets, env=SETTINGS) as made:
         made.cluster.nomad.add_node("two")

@@ -18,31 +18,12 @@ import pytest_asyncio
 
 from modalnomad.kit.tasks import Tasks
 from tests.support.cluster import Cluster, Router, cluster
-from tests.support.load import Load, Verdict, program, verdict
+from tests.support.load import LATE, Load, Verdict, program, verdict
 from tests.support.nomad_agent import nomad_program
 from tests.support.nomad_servers import CLIENTS, SERVERS, NomadServers
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(90)]
 
-PROGRAM = """
-import time
-
-@app.function(scaledown_window=2)
-@modal.fastapi_endpoint()
-def late():
-    return os.environ["MODALNOMAD_REPLICA"]
-
-@app.cls(scaledown_window=600)
-class Held:
-    @modal.enter()
-    def enter(self):
-        while os.path.exists(GATE):
-            time.sleep(0.02)
-
-    @modal.fastapi_endpoint()
-    def web(self):
-        return os.environ["MODALNOMAD_REPLICA"]
-"""
 ALIVE = frozenset({"pending", "running"})
 SITES = 2
 """Replicas of the endpoint under load."""
@@ -134,7 +115,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
     folder: Path = tmp_path_factory.mktemp("servers")
     (folder / "seen").mkdir()
     text = program(folder / "seen", "v1", name="shaken", window=600, least=SITES, most=4)
-    (folder / "shaken.py").write_text(f"{text}\nGATE = {str(folder / 'gate')!r}\n{PROGRAM}")
+    (folder / "shaken.py").write_text(f"{text}\nGATE = {str(folder / 'gate')!r}\n{LATE}")
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         made = await enter(cluster(folder, real=True, several=True, acl=True))

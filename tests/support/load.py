@@ -75,6 +75,28 @@ def {site}():
 """
 
 
+LATE = """
+import time
+
+@app.function(scaledown_window=2)
+@modal.fastapi_endpoint()
+def late():
+    return os.environ["MODALNOMAD_REPLICA"]
+
+@app.cls(scaledown_window=600)
+class Held:
+    @modal.enter()
+    def enter(self):
+        while os.path.exists(GATE):
+            time.sleep(0.02)
+
+    @modal.fastapi_endpoint()
+    def web(self):
+        return os.environ["MODALNOMAD_REPLICA"]
+"""
+"""Endpoints `late`, which idles out, and `Held`, whose replicas start while nothing is at the path GATE."""
+
+
 def program(
     folder: Path,
     version: str,
