@@ -32,8 +32,8 @@ START_LIMIT = 40.0
 """Seconds until its node is ready."""
 PLUGIN_DIR = "TEST_GPU_PLUGIN_DIR"
 """Variable that names a folder of plug-ins that are not Nomad's own. An agent loads those it has a configuration of."""
-STOP_LIMIT = 20.0
-"""Seconds for its tasks to end, and again for itself."""
+STOP_LIMIT = 45.0
+"""Seconds for its tasks to end, and again for itself. A replica that hangs has its grace period, 30 s, first."""
 
 
 def nomad_program() -> str | None:
