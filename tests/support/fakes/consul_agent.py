@@ -166,8 +166,9 @@ class Agent:
                 # A connection for each run, as Consul has it.
                 headers = [("Connection", "close")]
                 headers += [(name, one) for name, all in (wanted.get("Header") or {}).items() for one in all]
-                how = {"headers": headers, "data": wanted.get("Body") or None, "allow_redirects": False}
-                async with self._http.request(method, url, **how) as answer:
+                body = wanted.get("Body") or None
+                asked = self._http.request(method, url, headers=headers, data=body, allow_redirects=False)
+                async with asked as answer:
                     text = (await answer.content.read(4096)).decode("utf-8", "replace")
                     status = "passing" if answer.ok else "warning" if answer.status == 429 else "critical"
                     return status, f"HTTP {method} {url}: {answer.status} {answer.reason} Output: {text}"
