@@ -105,7 +105,7 @@ def trust_of(settings: ServerSettings, group: str, *, shows: bool = True) -> Tru
 
 
 def _trusting(ca_cert: Path, setting: str) -> ssl.SSLContext:
-    _read(ca_cert, setting)
+    read_pem(ca_cert, setting)
     try:
         return ssl.create_default_context(cafile=ca_cert)
     except (ssl.SSLError, ValueError) as error:
@@ -120,9 +120,9 @@ def _show(context: ssl.SSLContext, cert: Path, key: Path, trust: Trust) -> None:
         asked.append(True)
         return ""  # it would be asked for on the terminal, where nobody may be
 
-    if "CERTIFICATE-----" not in _read(cert, of_cert):
+    if "CERTIFICATE-----" not in read_pem(cert, of_cert):
         raise BackendRefused(f"{cert} holds no certificate", f"give a PEM file: {of_cert}")
-    if "PRIVATE KEY-----" not in _read(key, of_key):
+    if "PRIVATE KEY-----" not in read_pem(key, of_key):
         raise BackendRefused(f"{key} holds no key", f"give a PEM file: {of_key}, without which {of_cert} is of no use")
     try:
         context.load_cert_chain(cert, key, passphrase)
@@ -141,7 +141,8 @@ def _show(context: ssl.SSLContext, cert: Path, key: Path, trust: Trust) -> None:
         ) from None
 
 
-def _read(path: Path, setting: str) -> str:
+def read_pem(path: Path, setting: str) -> str:
+    """Its text; what is no ASCII stands for nothing. `setting`: where the path comes from. Raises BackendRefused."""
     try:
         return path.read_text("ascii", "replace")
     except OSError as error:

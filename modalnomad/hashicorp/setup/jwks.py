@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from modalnomad.hashicorp.http import ServerRefused
+from modalnomad.hashicorp.tls import Trust, read_pem
 from modalnomad.model.errors import BackendRefused
 
 CERTIFICATE: Final = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -19,12 +20,7 @@ async def signer_of(url: str, nomad_ca: Path | None) -> str | None:
     its file. Raises BackendRefused."""
     if nomad_ca is None or not url.startswith("https"):
         return None
-    try:
-        text = await asyncio.to_thread(nomad_ca.read_text, "ascii", "replace")
-    except OSError as error:
-        raise BackendRefused(
-            f"cannot use {nomad_ca}: {error.strerror}", "the path comes from NOMAD_CACERT (nomad.ca_cert)"
-        ) from error
+    text = await asyncio.to_thread(read_pem, nomad_ca, Trust("nomad").named("ca_cert"))
     return "".join(f"{certificate}\n" for certificate in CERTIFICATE.findall(text))
 
 
