@@ -33,7 +33,7 @@ class Bundles:
         self._guard = FileLock(home / "bundles.lock")
         self._serial = threading.Lock()
         self._locks: dict[Digest, FileLock] = {}
-        self._users: dict[Digest, set[RevisionId]] = {}
+        self._users: dict[Digest, set[str]] = {}
 
     async def hold(self, digest: Digest, user: RevisionId) -> Path:
         """The unpacked bundle, kept until `release`. Raises BackendRefused, NotFound."""
@@ -62,7 +62,24 @@ class Bundles:
         """This revision needs its bundle no more; the folder goes with its last user on this machine."""
         await asyncio.to_thread(self._release, user)
 
-    def _release(self, user: RevisionId) -> None:
+    async def compile(self, digest: Digest, python: Path) -> None:
+        """Byte-compile it, if it is held. It is kept until that is done: the compiler makes the folders it writes into,
+        and what it made after the bundle was removed would pass for the bundle."""
+        compiler = f"compiler of {digest}"
+        try:
+            if await asyncio.to_thread(self._join, digest, compiler):
+                await compile_bundle(self._folder / digest, python)
+        finally:
+            await asyncio.to_thread(self._release, compiler)
+
+    def _join(self, digest: Digest, user: str) -> bool:
+        with self._serial:
+            if digest not in self._users:
+                return False
+            self._users[digest].add(user)
+            return True
+
+    def _release(self, user: str) -> None:
         with self._serial, self._guard:
             for digest in [digest for digest, users in self._users.items() if user in users]:
                 self._users[digest].discard(user)

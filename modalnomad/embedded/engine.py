@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 from modalnomad_sdk import contract
 
-from modalnomad.embedded.bundles import Bundles, compile_bundle
+from modalnomad.embedded.bundles import Bundles
 from modalnomad.embedded.effects import without_effect
 from modalnomad.embedded.gpus import Gpus
 from modalnomad.embedded.life import Life, Prepared, SecretValues, Tools
@@ -25,7 +25,7 @@ from modalnomad.embedded.templates import START_AFTER, Templates
 from modalnomad.kit.tasks import Tasks
 from modalnomad.kit.watch import Cell
 from modalnomad.model.errors import BackendRefused, ModalNomadError, NotFound
-from modalnomad.model.ids import RevisionId
+from modalnomad.model.ids import Digest, RevisionId
 from modalnomad.model.manifest import Function, Notice
 from modalnomad.model.replica import Failure, LogLine, Replica, ReplicaKey
 from modalnomad.model.revision import Revision
@@ -149,13 +149,13 @@ class EmbeddedEngine(Engine):
         except OSError as error:
             return refused(f"prepare {revision.app}/{revision.function.tag}", error)
         if new:
-            self._tasks.spawn(self._compile_later(bundle, image), f"compile {revision.bundle[:12]}")
+            self._tasks.spawn(self._compile_later(revision.bundle, image), f"compile {revision.bundle[:12]}")
         return None
 
-    async def _compile_later(self, bundle: Path, image: Path) -> None:
+    async def _compile_later(self, bundle: Digest, image: Path) -> None:
         await asyncio.sleep(COMPILE_AFTER)
         async with self._compiling:  # a platform that starts prepares all that is deployed
-            await compile_bundle(bundle, image / "bin" / "python")
+            await self._bundles.compile(bundle, image / "bin" / "python")
 
     async def _open(self) -> Tools:
         async with self._opening:

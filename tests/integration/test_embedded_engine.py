@@ -290,14 +290,38 @@ async def test_many_bundles_are_compiled_one_after_the_other(home: Path, monkeyp
         done.append(running.pop())
 
     monkeypatch.setattr("modalnomad.embedded.engine.COMPILE_AFTER", 0.0)
-    monkeypatch.setattr("modalnomad.embedded.engine.compile_bundle", compile_slowly)
+    monkeypatch.setattr("modalnomad.embedded.bundles.compile_bundle", compile_slowly)
     async with embedded(home) as h:
         await asyncio.gather(*(h.revision(f"{HELLO}\nNUMBER = {number}\n") for number in range(4)))
         for _ in range(10):
             await asyncio.sleep(0)
-        assert len(running) == 1
+        await eventually(lambda: len(running) == 1)
         gate.set()
         await eventually(lambda: len(done) == 4)
+
+
+async def test_what_is_compiled_while_its_revision_goes_is_whole_when_it_comes_back(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler makes the folder it writes into, also where a bundle was."""
+    compiling, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def compile_slowly(bundle: Path, python: Path) -> None:
+        compiling.set()
+        await goes_on.wait()
+        (bundle / "__pycache__").mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr("modalnomad.embedded.engine.COMPILE_AFTER", 0.0)
+    monkeypatch.setattr("modalnomad.embedded.bundles.compile_bundle", compile_slowly)
+    async with embedded(home) as h:
+        revision = await h.revision(HELLO)
+        await asyncio.wait_for(compiling.wait(), 10)
+        await h.engine.retire(revision.id)
+        goes_on.set()
+        await eventually(lambda: not list((home / "bundles").iterdir()), "the bundle is gone")
+
+        await h.engine.prepare(revision)
+        assert (await h.ask(await h.started(revision))).status == 200
 
 
 async def test_an_environment_that_is_not_here_can_never_run(home: Path) -> None:
