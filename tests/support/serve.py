@@ -267,8 +267,8 @@ class Serve:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and self.exit_code is None:
-            print(self.output(), file=sys.stderr)
+        # Shown where a test failed; a fixture is not told whether its test did.
+        print(self.output(), file=sys.stderr)
         self.stop()
 
 
