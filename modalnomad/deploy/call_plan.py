@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from modalnomad.deploy.images import check_images
-from modalnomad.deploy.plan import Plan, app_name, secret_problems
+from modalnomad.deploy.plan import Plan, app_name, scaling_problems, secret_problems
 from modalnomad.model.errors import ManifestInvalid, Problem
 from modalnomad.model.ids import NAME
 from modalnomad.model.manifest import Description, Function
@@ -36,7 +36,7 @@ def plan_calls(
     if not NAME.fullmatch(app):
         problems.append(Problem("", f"App name {app!r}: 1 to 64 letters, digits, '-', '_' and '.' are allowed"))
     for function in wanted:
-        problems += secret_problems(function)
+        problems += (*secret_problems(function), *scaling_problems(function))
     bad, more = check_images(wanted)
     problems += bad
     if problems:

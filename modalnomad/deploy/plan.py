@@ -13,6 +13,7 @@ from modalnomad.model.ids import ENVIRONMENT_NAME, NAME, SECRET_NAME, Digest
 from modalnomad.model.manifest import Description, Function, Manifest, Notice, SecretRef
 from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.model.routes import Route
+from modalnomad.scaling.decide import excess
 from modalnomad.scaling.schedule import fault
 
 
@@ -90,7 +91,7 @@ def make_plan(
     named, bad = name_endpoints(manifest, app, naming, ephemeral=ephemeral)
     problems += bad
     for function in manifest.functions:
-        problems += (*secret_problems(function), *schedule_problems(function))
+        problems += (*secret_problems(function), *scaling_problems(function), *schedule_problems(function))
     if problems:
         raise ManifestInvalid(problems)
     if ephemeral:
@@ -170,6 +171,12 @@ def secret_problems(function: Function) -> list[Problem]:
         if ref.environment is not None and not ENVIRONMENT_NAME.fullmatch(ref.environment):
             problems.append(Problem(where, f"secret environment {ref.environment!r}: a-z, 0-9 and '-', at most 63"))
     return problems
+
+
+def scaling_problems(function: Function) -> list[Problem]:
+    """More replicas than can be kept."""
+    why = excess(function.scaling)
+    return [Problem(function.where or function.tag, f"`{function.tag}`: {why}")] if why else []
 
 
 def schedule_problems(function: Function) -> list[Problem]:

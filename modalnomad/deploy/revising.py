@@ -117,7 +117,7 @@ class Scale(AppChange):
 
     async def run(self, app: str, environment: str, name: str, values: ScalingOverride | None) -> None:
         """`name`: of the Function, or of one of its endpoints. `values`: those that are given change, None takes all
-        of them back. Raises NotFound, or UserError for a minimum above the maximum."""
+        of them back. Raises NotFound, or UserError for what `check_scaling` refuses."""
         async with hold_app(self._discovery, app, environment):
             before = await self.present(app, environment)
             revision = served_revision(before, name)

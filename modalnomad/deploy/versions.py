@@ -11,6 +11,7 @@ from modalnomad.model.errors import NotFound, Problem, UserError
 from modalnomad.model.manifest import Endpoint, Function
 from modalnomad.model.revision import Revision
 from modalnomad.model.routes import Route, ScalingOverride
+from modalnomad.scaling.decide import excess
 
 TAG: Final = re.compile(r"[A-Za-z0-9._-]{1,50}")
 
@@ -149,7 +150,10 @@ def merged(present: ScalingOverride, given: ScalingOverride) -> ScalingOverride:
 
 
 def check_scaling(function: Function, override: ScalingOverride, *, given: ScalingOverride) -> None:
-    """Raises UserError for a minimum above the maximum, naming where both come from."""
+    """Raises UserError for more replicas than can be kept, and for a minimum above the maximum, naming where both come
+    from."""
+    if why := excess(given):
+        raise UserError(f"{function.tag}: {why}", "give a smaller number")
     least = _said("min_containers", function, override, given)
     most = _said("max_containers", function, override, given)
     if least[0] is not None and most[0] is not None and least[0] > most[0]:

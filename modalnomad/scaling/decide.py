@@ -9,13 +9,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, Self
 
-from modalnomad.model.manifest import Function
+from modalnomad.model.manifest import Function, Scaling
 from modalnomad.model.routes import ScalingOverride
 from modalnomad.scaling.window import Peak
 
 STARTING: Final = 100
 """Replicas that a minimum or a buffer has starting at once. What the machine has no room for fails at once, too: a
-minimum of a million must not keep the router busy with nothing else."""
+minimum must not keep the router busy with nothing else."""
+KEPT: Final = 10_000
+"""Replicas that a minimum or a buffer may ask for: more than a platform holds, so that a slip of the pen is told."""
+
+
+def excess(wanted: Scaling | ScalingOverride) -> str | None:
+    """What asks for more replicas than can be kept, in words; None: nothing. A maximum may be as large as it likes:
+    requests decide how many there are."""
+    for name in ("min_containers", "buffer_containers"):
+        if (count := getattr(wanted, name) or 0) > KEPT:
+            return f"{name}={count} is more replicas than can be kept: {KEPT} at most"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
+from modalnomad.deploy.call_plan import plan_calls
 from modalnomad.deploy.hosts import Naming
 from modalnomad.deploy.plan import Plan, check_together, make_plan
 from modalnomad.model.errors import ManifestInvalid, UserError
 from modalnomad.model.ids import Digest
-from modalnomad.model.manifest import Description, Endpoint, Function, Manifest, Refusal, SecretRef, Source
+from modalnomad.model.manifest import Description, Endpoint, Function, Manifest, Refusal, Scaling, SecretRef, Source
 from modalnomad.model.revision import BuiltImage
+from modalnomad.scaling.decide import KEPT
 
 IMAGE = BuiltImage(digest=Digest("i" * 64), python="3.11")
 BUNDLE = Digest("b" * 64)
@@ -55,6 +57,16 @@ def test_every_problem_is_told_at_once_with_its_place() -> None:
     assert "'no spaces'" in text
     assert "'Bad Name'" in text
     assert "'No'" in text
+
+
+def test_more_replicas_than_can_be_kept_are_a_problem_of_the_program_and_a_large_maximum_is_none() -> None:
+    plan(function(scaling=Scaling(min_containers=KEPT, buffer_containers=KEPT, max_containers=10**9)))
+    for name in ("min_containers", "buffer_containers"):
+        asked = description(function(scaling=Scaling.model_validate({name: KEPT + 1}), line=7))
+        with pytest.raises(ManifestInvalid, match=f"app.py:7: `f`: {name}={KEPT + 1} is more replicas than can be"):
+            make_plan(asked, Naming(), ephemeral=True)
+        with pytest.raises(ManifestInvalid, match=f"app.py:7: `f`: {name}={KEPT + 1} is more replicas than can be"):
+            plan_calls(asked, {"f"}, "main", name=None, most=4)
 
 
 def test_an_app_without_a_name_takes_the_file_s_stem_and_says_so() -> None:

@@ -22,6 +22,7 @@ from modalnomad.model.errors import NotFound, UserError
 from modalnomad.model.ids import NAME
 from modalnomad.model.manifest import Endpoint, Scaling
 from modalnomad.model.routes import ScalingOverride
+from modalnomad.scaling.decide import KEPT
 from tests.support.stages import record, revision, version
 
 F1, F2 = revision("f", "1"), revision("f", "2")
@@ -161,6 +162,19 @@ def test_a_minimum_above_the_maximum_is_refused(
     with pytest.raises(UserError) as caught:
         check_scaling(function, merged(ScalingOverride.model_validate(present), asked), given=asked)
     assert says in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["min_containers", "buffer_containers"])
+def test_more_replicas_than_can_be_kept_are_refused(name: str) -> None:
+    program = revision("f", scaling=Scaling.model_validate({name: KEPT + 1})).function
+    most, above = (ScalingOverride.model_validate({name: count}) for count in (KEPT, KEPT + 1))
+    check_scaling(program, most, given=most)
+    with pytest.raises(UserError, match=f"f: {name}={KEPT + 1} is more replicas than can be kept: {KEPT} at most"):
+        check_scaling(program, above, given=above)
+    # What an older version of the platform took can be taken back, and does not stand in the way of the rest.
+    check_scaling(program, ScalingOverride(), given=ScalingOverride())
+    other = ScalingOverride(scaledown_window=30.0)
+    check_scaling(program, merged(above, other), given=other)
 
 
 def test_a_function_is_named_by_its_tag_or_an_endpoint() -> None:
