@@ -127,6 +127,26 @@ async def test_a_scheduler_that_holds_replicas_to_what_is_reserved_is_a_warning(
         assert "-memory-oversubscription=true" in bad["memory"].fix
 
 
+async def test_servers_that_believe_for_minutes_that_a_lost_node_lives_are_a_warning(servers: Cluster) -> None:
+    await set_up_all(servers)
+    servers.nomad.cluster.settings["GCMaxAllocs"] = 500
+    servers.nomad.cluster.servers = 3
+    unset = wrong(await examine_cluster(servers.settings))["nomad servers"]
+    servers.nomad.cluster.server["FailoverHeartbeatTTL"] = 30_000_000_000
+    lower = await examine_cluster(servers.settings)
+
+    assert "for 300 s" in unset.message
+    assert 'failover_heartbeat_ttl = "30s"' in unset.fix
+    assert (of(lower, "nomad servers").level, of(lower, "nomad servers").message) == (
+        "ok",
+        "there are 3; after an election they believe for 30 s that every node lives",
+    )
+    # Whose token may not look at agents is told nothing.
+    assert "nomad servers" not in {
+        finding.check for finding in await examine_cluster(servers.of_role("modalnomad-router"))
+    }
+
+
 async def test_another_environment_lacks_its_own_things_alone(servers: Cluster) -> None:
     await set_up_all(servers)
     staging = servers.settings.model_copy(update={"environment": "staging"})

@@ -155,6 +155,24 @@ def test_a_grace_period_that_nodes_cut_is_told() -> None:
     assert of_nodes.check_agents({}, "this token lacks agent read", NomadSettings())[0].level == "ok"
 
 
+@pytest.mark.parametrize(
+    ("servers", "config", "level"),
+    [
+        (3, {"Enabled": True, "FailoverHeartbeatTTL": 0}, "warning"),
+        (3, {"Enabled": True, "FailoverHeartbeatTTL": 300_000_000_000}, "warning"),
+        (3, {"Enabled": True, "FailoverHeartbeatTTL": 120_000_000_000}, "ok"),
+        (3, {"Enabled": True}, "warning"),
+        (1, {"Enabled": True, "FailoverHeartbeatTTL": 0}, None),
+        (3, {"Enabled": False, "FailoverHeartbeatTTL": 0}, None),
+        (3, None, None),
+    ],
+)
+def test_what_servers_believe_after_an_election(servers: int, config: Any, level: str | None) -> None:
+    found = of_nodes.check_elections(servers, {"Server": config})
+
+    assert (found.level if found else None) == level
+
+
 def test_nodes_that_forget_logs_early_are_told() -> None:
     (found,) = of_nodes.check_agents({"one": agent(allocations=50)}, "", NomadSettings())
 

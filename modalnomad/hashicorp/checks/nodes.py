@@ -19,6 +19,8 @@ MAX_KILL_DEFAULT: Final = 30.0
 """Seconds; Nomad's own `max_kill_timeout`."""
 FEW_ALLOCATIONS: Final = 50
 """Nomad's own `gc_max_allocs`."""
+FAILOVER_DEFAULT: Final = 300.0
+"""Seconds; Nomad's own `failover_heartbeat_ttl` (nomad/config.go)."""
 RAW_EXEC: Final = 'plugin "raw_exec" { config { enabled = true } } in the agents\' configuration'
 UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
@@ -152,6 +154,23 @@ def check_agents(configs: Mapping[str, Shape], hidden: str, settings: NomadSetti
         seen = f"settings of {len(configs)} nodes fit" if configs else "settings of nodes cannot be seen"
         found.append(ok("agents", f"{seen} ({hidden})" if hidden else seen))
     return found
+
+
+def check_elections(servers: int, config: Shape) -> Finding | None:
+    """How long new leaders believe that every node lives. `config`: of one server's agent. None: there is but one
+    server, or this agent is none."""
+    server = config.get("Server") or {}
+    if servers < 2 or not server.get("Enabled"):
+        return None
+    seconds = (server.get("FailoverHeartbeatTTL") or 0) / 1e9 or FAILOVER_DEFAULT
+    told = f"after an election they believe for {seconds:g} s that every node lives"
+    if seconds < FAILOVER_DEFAULT:
+        return ok("nomad servers", f"there are {servers}; {told}")
+    return warning(
+        "nomad servers",
+        f"there are {servers}; {told}: replicas are placed on a machine that was lost together with the leader",
+        'server { failover_heartbeat_ttl = "30s" } in the configuration of Nomad\'s servers',
+    )
 
 
 def max_kill(config: Shape) -> float:

@@ -38,6 +38,8 @@ async def nomad_checks(http: HttpClient, settings: NomadSettings, environment: s
     who: Mapping[str, Any] = token.json()
     rights = await _rights(http, environment)
     found.append(_acl(http, who, rights))
+    if (elections := await _elections(http)) is not None:
+        found.append(elections)
     found.append(await _namespace(http, environment))
     if rights["jobs"] and (memory := await _memory(http, settings, environment)) is not None:
         found.append(memory)
@@ -152,6 +154,15 @@ async def _namespace(http: HttpClient, environment: str) -> Finding:
             raise
         return ok("namespace", f"{name} cannot be seen with this token")
     return problem("namespace", f"there is no {name}", f"modalnomad setup{env_flag(environment)}")
+
+
+async def _elections(http: HttpClient) -> Finding | None:
+    """None: it cannot be told, or does not matter."""
+    peers = await http.request("GET", "/v1/status/peers", ok=(200, 403, 500))
+    config = await _agent(http, http.server.address)
+    if peers.status != 200 or isinstance(config, str):
+        return None
+    return of_nodes.check_elections(len(peers.json()), config)
 
 
 async def _nodes(http: HttpClient, nodes: Sequence[of_nodes.Shape], settings: NomadSettings) -> list[Finding]:

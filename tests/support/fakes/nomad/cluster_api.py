@@ -23,11 +23,14 @@ _POOLS: Final = {"all": "Node pool with all nodes in the cluster.", "default": "
 
 
 class ClusterApi:
-    """`signer`: of workload identities. `settings`: of the client part of `agent/self`."""
+    """`signer`: of workload identities. `settings` and `server`: the parts of `agent/self` of that name (client) and
+    of the server; `servers`: how many there are."""
 
     def __init__(self, state: State, nodes: Nodes, signer: Signer, routes: Routes, tasks: Tasks) -> None:
         self._state, self._nodes, self._signer, self._tasks = state, nodes, signer, tasks
         self.settings: dict[str, Any] = {"Enabled": True, "GCMaxAllocs": 50, "MaxKillTimeout": "30s"}
+        self.server: dict[str, Any] = {"Enabled": True, "FailoverHeartbeatTTL": 0}
+        self.servers = 1
         routes.add("GET", r"/v1/nodes", self.nodes)
         routes.add("GET", r"/v1/node/pools", self.pools)
         routes.add("PUT POST", r"/v1/node/(?P<id>[^/]*)/drain", self.drain)
@@ -219,8 +222,8 @@ class ClusterApi:
         return answer(ask, "127.0.0.1:4647")
 
     async def peers(self, ask: Ask) -> web.StreamResponse:
-        """One server."""
-        return answer(ask, ["127.0.0.1:4647"])
+        """Addresses of the servers' RPC."""
+        return answer(ask, [f"127.0.0.{number}:4647" for number in range(1, self.servers + 1)])
 
     async def regions(self, ask: Ask) -> web.StreamResponse:
         """One region."""
@@ -249,7 +252,7 @@ class ClusterApi:
                     "Client": self.settings,
                     "Datacenter": "dc1",
                     "Region": "global",
-                    "Server": {"Enabled": True},
+                    "Server": self.server,
                     "Version": version,
                 },
                 "member": {"Addr": "127.0.0.1", "Name": "fake.global", "Status": "alive", "Tags": tags},
