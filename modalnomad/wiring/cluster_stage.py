@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from typing import Final
 
 from modalnomad.deploy.stage import Stage
@@ -31,6 +31,8 @@ TOLD_AFTER: Final = 5.0
 logger = logging.getLogger("modalnomad.deploy")
 PULLED_WITHIN: Final = 900.0
 """Seconds that all nodes together have to pull an image; each has Nomad's own limit besides."""
+READY_TOLD: Final = 2.0
+"""Seconds for Consul to say first whose health check passes; then it is nobody's."""
 
 
 class ClusterStage(Stage):
@@ -41,8 +43,9 @@ class ClusterStage(Stage):
         self._engine = engine
         self.replicas: Cell[tuple[Replica, ...] | None] = Cell(None)
         """As the engine says; None: not known yet."""
-        self.ready: Cell[frozenset[ReplicaKey]] = Cell(frozenset())
-        """Those whose health check passes."""
+        self.ready: Cell[frozenset[ReplicaKey] | None] = Cell(None)
+        """Those whose health check passes; None: not known yet."""
+        self._started: set[ReplicaKey] = set()
         self._brought: dict[RevisionId, Revision] = {}
         self._pulls: dict[str, asyncio.Lock] = {}
         self._pulled: set[str] = set()
@@ -123,13 +126,22 @@ class ClusterStage(Stage):
             await all_or_first_error([self._until_ready(revision, key) for key in keys])
 
     async def _start(self, pool: PoolKey, number: int) -> ReplicaKey:
+        """Its own that lives, or one that is ready. Another one that lives may be on its way out: routers send away
+        what a deploy a short while ago replaced, and Nomad does not know of it."""
         mine = [r for r in await self._known() if r.key.pool == pool and r.key.number == number]
         for replica in mine:
-            if replica.state in WARM:
+            if replica.state in WARM and (replica.key in self._started or await self._is_ready(replica.key)):
                 return replica.key
         key = ReplicaKey(pool, number, 1 + max((replica.key.epoch for replica in mine), default=0))
+        self._started.add(key)
         await self._engine.start(key, "deploy: as warm as the version before")
         return key
+
+    async def _is_ready(self, key: ReplicaKey) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(READY_TOLD):
+                await self.ready.until(lambda keys: keys is not None)
+        return key in (self.ready.value or ())
 
     async def _until_ready(self, revision: Revision, key: ReplicaKey) -> None:
         def ended(replicas: Collection[Replica] | None) -> Replica | None:
@@ -138,10 +150,10 @@ class ClusterStage(Stage):
 
         limit = revision.function.start_limit + self._cluster.settings.nomad.grace_period
         async with Tasks("warming") as tasks:
-            ready = tasks.spawn(self.ready.until(lambda keys: key in keys), "ready")
+            ready = tasks.spawn(self.ready.until(lambda keys: keys is not None and key in keys), "ready")
             over = tasks.spawn(self.replicas.until(lambda replicas: ended(replicas) is not None), "over")
             await asyncio.wait([ready, over], return_when=asyncio.FIRST_COMPLETED, timeout=limit)
-        if key in self.ready.value:
+        if key in (self.ready.value or ()):
             return
         name = f"{revision.app}/{revision.function.tag}"
         if (replica := ended(self.replicas.value)) is not None:
@@ -182,6 +194,16 @@ class ClusterStage(Stage):
         """None: routers may be many."""
         return {}
 
+    async def _take_back(self, revision: RevisionId) -> None:
+        """Replicas that it did not start finish what they do, and keep their job: of a version that is not kept any
+        more, or of another deploy of the same, which this one's lost lock let in. Pruning removes it after them."""
+        known = self.replicas.value or ()
+        alive = {r.key for r in known if r.key.pool.revision == revision and r.state in ALIVE}
+        if alive <= self._started:
+            await self._engine.retire(revision)
+        else:
+            await asyncio.gather(*(self._engine.kill(key) for key in alive & self._started))
+
     async def close(self) -> None:
         """What it brought and is in no record by now is ended and forgotten. What cannot be is told: there is an error
         or an interrupt on its way already, which says what holds."""
@@ -197,7 +219,7 @@ class ClusterStage(Stage):
         reason = ""
         for id in list(left):
             try:
-                await self._engine.retire(id)
+                await self._take_back(id)
                 del left[id]
             except BackendError as error:
                 reason = error.message

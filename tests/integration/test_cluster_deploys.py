@@ -17,6 +17,7 @@ from modalnomad.hashicorp.consul.routers import RouterInfo, encoded
 from modalnomad.ports.discovery import PublishApp
 from modalnomad.wiring.cluster import open_cluster
 from tests.support.cluster_shop import World, settings_of, shop, words
+from tests.support.engines import eventually
 from tests.support.fakes.nomad.faults import Fault
 from tests.support.nomad_calls import Calls
 from tests.support.pace import turn
@@ -39,6 +40,15 @@ def g(): return "2"
 @app.function()
 @modal.fastapi_endpoint()
 def h(): return "3"
+"""
+LEAVES_LATE = """
+@app.cls()
+class Late:
+    @modal.exit()
+    def leave(self):
+        while pathlib.Path({gate!r}).exists(): time.sleep(0.02)
+    @modal.fastapi_endpoint()
+    def g(self): return "{answer}"
 """
 SCRIPT = """
 import sys
@@ -442,6 +452,34 @@ async def test_a_rollback_to_a_version_whose_job_was_purged(world: World) -> Non
         await spoil(calls, jobs["f"], "purge")
     await world.cluster.cli("app", "rollback", "shop")
     assert await world.answer() == old
+
+
+async def test_a_rollback_while_the_replicas_it_replaced_still_leave(world: World) -> None:
+    """One of that very version that is on its way out is neither waited for nor taken for warm: when it was gone, the
+    rollback failed, as if the program did not start."""
+    gate, agent, host = str(world.gate), world.cluster.consul.agent, "shop-late-g.localhost"
+    world.gate.touch()
+    try:
+        world.write(answer="good", more=LEAVES_LATE.format(gate=gate, answer="good"))
+        await world.cluster.cli("deploy", str(world.file))
+        assert await world.answer(host) == "good"
+        revision = world.cluster.nomad.state.jobs["modalnomad-main", (await world.served_jobs())["Late"]]["Meta"]
+        world.write(answer="bad", more=LEAVES_LATE.format(gate=gate, answer="bad"))
+        await world.cluster.cli("deploy", str(world.file))
+        assert await world.answer(host) == "bad"
+
+        def leaves() -> bool:
+            found = agent.health("modalnomad-replica", False)[1]
+            old = [each["Checks"] for each in found if each["Service"]["Meta"]["revision"] == revision["revision"]]
+            return bool(old) and any(check["Status"] != "passing" for check in old[0])
+
+        await eventually(leaves)
+        replaced = {id for id in world.jobs() if "/" in id}
+        await world.cluster.cli("app", "rollback", "shop")
+        assert await world.answer(host) == "good"
+    finally:
+        world.gate.unlink(missing_ok=True)
+    await world.cluster.nomad.until(lambda state: not replaced & world.jobs())
 
 
 async def test_a_rollback_to_a_version_whose_source_is_gone(world: World) -> None:
