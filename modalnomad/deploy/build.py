@@ -8,7 +8,7 @@ Nothing is built before every check that needs no build has passed; nothing is s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +25,7 @@ from modalnomad.ports.secrets import Secrets
 
 Bundler = Callable[[Description, tuple[Function, ...]], Awaitable[Digest]]
 """Packs the local source of these functions and stores it."""
+Note = Callable[[Collection[RevisionId]], None]
 
 
 class ImageBuilder(Protocol):
@@ -84,24 +85,31 @@ class Builder:
         """All there is to say of it on this back end, each thing once. Raises BackendError."""
         return tuple(dict.fromkeys((*plan.notices, *await self.engine.remarks(plan.functions))))
 
-    async def build(self, description: Description, plan: Plan, report: Report) -> Candidate:
-        """Raises UserError for the program's problems, BackendError for the machine's."""
+    async def build(
+        self, description: Description, plan: Plan, report: Report, note: Note = lambda revisions: None
+    ) -> Candidate:
+        """`note` is told what is about to be prepared: the engine goes on with it, also when this is cancelled. Raises
+        UserError for the program's problems, BackendError for the machine's."""
         await self.store_anonymous(description)
         await self.secrets.check(plan.secrets, plan.environment)
         revisions = await make_revisions(description, plan, report, images=self.images, bundles=self.bundles)
         await self._refuse_unplaceable(revisions)
         if self.prepares:
-            await asyncio.gather(*(self.engine.prepare(revision) for revision in revisions))
+            await self._prepare(revisions, note)
         return Candidate(description, plan, revisions)
 
-    async def guess(self, last: Candidate) -> tuple[Revision, ...]:
+    async def guess(self, last: Candidate, note: Note) -> tuple[Revision, ...]:
         """The revisions that an edit gives when it leaves all declarations as they are: same description, new bundle.
-        Prepared; whether the guess holds is known when the program has been described again."""
+        Prepared; whether the guess holds is known when the program has been described again. `note`: see `build`."""
         bundle = await self.bundles(last.description, last.plan.functions)
         images = {tag: revision.image for tag, revision in last.by_tag.items()}
         revisions = last.plan.revisions(bundle, images)
-        await asyncio.gather(*(self.engine.prepare(revision) for revision in revisions))
+        await self._prepare(revisions, note)
         return revisions
+
+    async def _prepare(self, revisions: Collection[Revision], note: Note) -> None:
+        note([revision.id for revision in revisions])
+        await asyncio.gather(*(self.engine.prepare(revision) for revision in revisions))
 
     async def store_anonymous(self, description: Description) -> None:
         """Values written in the program become secrets behind the port."""

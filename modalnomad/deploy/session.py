@@ -97,8 +97,9 @@ class Session:
         # Watching starts before the build: what changed since the program was read makes a reload.
         self._watcher = Watcher(description.watched, since=begun)
         plan = await self._planned(self._platform.builder.plan(description, self._name))
-        self._current = await self._platform.builder.build(description, plan, self._platform.report)
-        self._prepared.update(self._current.ids)
+        self._current = await self._platform.builder.build(
+            description, plan, self._platform.report, self._prepared.update
+        )
 
     async def publish(self) -> None:
         """Let the router serve what was built."""
@@ -168,8 +169,7 @@ class Session:
             assert self._watcher is not None
             self._watcher.replace(description.watched, since=begun)
             plan = await self._planned(platform.builder.plan(description, self._name))
-            candidate = await platform.builder.build(description, plan, platform.report)
-            self._prepared.update(candidate.ids)
+            candidate = await platform.builder.build(description, plan, platform.report, self._prepared.update)
             if candidate.serves_like(last):
                 self._current = candidate
                 return False
@@ -185,8 +185,7 @@ class Session:
         platform = self._platform
         try:
             if all(map(compiles, paths)):
-                revisions = await platform.builder.guess(last)
-                self._prepared.update(revision.id for revision in revisions)
+                revisions = await platform.builder.guess(last, self._prepared.update)
                 await warm_like(revisions, last.by_tag, pools=platform.pools, succession=platform.succession)
         except (ModalNomadError, OSError) as error:
             logger.debug("the guess failed: %s", error)
@@ -240,8 +239,9 @@ class Session:
             await self._sweep()
 
     async def _sweep(self) -> None:
-        """Retire what was prepared and is neither served nor draining. Not while a reload prepares more."""
-        while unused := self._prepared - self.current.ids - self._draining:
+        """Retire what was prepared and is neither served nor draining. Not while a reload prepares more: one that comes
+        in between does the rest when it ends."""
+        while not self._reloading and (unused := self._prepared - self.current.ids - self._draining):
             revision = unused.pop()
             self._prepared.discard(revision)
             await self._platform.pools.retire(revision)  # a start guessed in vain is no failure of the program

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Protocol, Self
+from typing import Any, Final, Protocol, Self, TypeVar
 from weakref import WeakValueDictionary
 
 from modalnomad_sdk import contract
@@ -33,6 +33,8 @@ from modalnomad.ports.artifacts import Artifacts
 from modalnomad.ports.engine import Engine, Verdict
 from modalnomad.render.environment import contract_environment
 from modalnomad.settings import EmbeddedSettings, ScalingSettings
+
+T = TypeVar("T")
 
 ENDED_KEPT: Final = 75.0
 """Seconds an ended replica stays in the snapshots, with its output."""
@@ -95,7 +97,7 @@ class EmbeddedEngine(Engine):
         self._journal = Journal(settings.log_lines)
         self._tasks = Tasks("engine")
         self._prepared: dict[RevisionId, Prepared] = {}
-        self._preparing: set[asyncio.Task[ModalNomadError | None]] = set()
+        self._changes: set[asyncio.Task[Any]] = set()
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Revision → held while it is prepared or retired."""
         self._compiling = asyncio.Semaphore(1)
@@ -121,12 +123,15 @@ class EmbeddedEngine(Engine):
         """Make the revision startable: bundle unpacked, image present. Idempotent. Raises BackendError, NotFound."""
         if self._closed:
             raise BackendRefused("the engine is closed")
-        # A task of our own: a caller that gives up must not leave a folder locked that nobody frees.
-        task = self._tasks.spawn(self._prepare(revision), f"prepare {revision.id}")
-        self._preparing.add(task)
-        task.add_done_callback(self._preparing.discard)
-        if (error := await asyncio.shield(task)) is not None:
+        if (error := await self._to_its_end(self._prepare(revision), f"prepare {revision.id}")) is not None:
             raise error
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, T], name: str) -> T:
+        """In a task of our own: a caller that gives up must not leave a folder locked that nobody frees."""
+        task = self._tasks.spawn(work, name)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
 
     async def _prepare(self, revision: Revision) -> ModalNomadError | None:
         async with self._change_of(revision.id):
@@ -200,12 +205,20 @@ class EmbeddedEngine(Engine):
 
     async def retire(self, revision: str) -> None:
         """Forget a revision: its running replicas are killed, what was prepared for it is freed. Unknown: nothing."""
+        if self._closed:
+            return
+        id = RevisionId(revision)
+        # Before anything else can happen: what is started from here on is prepared anew, and not killed with the rest.
+        held = self._prepared.pop(id, None) is not None
+        await self._to_its_end(self._retire(id, held), f"retire {id}")
+
+    async def _retire(self, revision: RevisionId, held: bool) -> None:
         async with self._change_of(revision):
-            known = self._prepared.pop(RevisionId(revision), None)
+            held |= self._prepared.pop(revision, None) is not None
             lives = [life for key, life in self._lives.items() if key.pool.revision == revision]
             await asyncio.gather(*(life.kill() for life in lives))
-            if known is not None:
-                await self._bundles.release(known.revision.id)
+            if held:
+                await self._bundles.release(revision)
 
     async def explain(self, revision: Revision) -> Verdict:
         """Could anything run it, and if not, why. Starts nothing."""
@@ -242,8 +255,9 @@ class EmbeddedEngine(Engine):
         """Start this replica. The same key twice starts once. Cancelling the call does not stop the start. The request
         it is for is told by the router's log. Raises NotFound, or BackendError when it has to be prepared first and
         cannot be."""
-        unprepared = key not in self._lives and key.pool.revision not in self._prepared
-        if unprepared and (revision := self._known(key.pool.revision)) is not None:
+        id = key.pool.revision
+        # Once more, should it have been retired, and wanted again, before this start went on.
+        while key not in self._lives and id not in self._prepared and (revision := self._known(id)) is not None:
             await self.prepare(revision)
         life = self._lives.get(key) or self._begin(key, reason)
         await life.under_way.wait()
@@ -319,8 +333,8 @@ class EmbeddedEngine(Engine):
     async def close(self) -> None:
         """Kill everything and remove all that was made. Twice does nothing more."""
         self._closed = True
-        if self._preparing:
-            await asyncio.wait(set(self._preparing))
+        if self._changes:
+            await asyncio.wait(set(self._changes))
         prepared, self._prepared = self._prepared, {}
         await asyncio.gather(*(life.kill() for life in self._lives.values()))
         await self._tasks.close()

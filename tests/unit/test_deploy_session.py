@@ -47,11 +47,19 @@ class World(Silent):
         self.prepared: set[str] = set()
         self.done: list[str] = []
         self.drained: set[str] = set()
+        self.lingering = False
+        """Drained replicas do not end."""
         self.start_failure: ModalNomadError | None = None
-        self.hold = asyncio.Event()
-        self.hold.set()
+        self.hold, self.started, self.retired, self.unpacked = (asyncio.Event() for _ in range(4))
+        for gate in self.gates:
+            gate.set()
         self.collected = 0
         self.lines: tuple[int, ...] = ()
+
+    @property
+    def gates(self) -> tuple[asyncio.Event, ...]:
+        """Closed, they hold up: a description, the starts, the engine's retirements, its preparations."""
+        return self.hold, self.started, self.retired, self.unpacked
 
     # --- the program
     async def collect(self, on_output: Callable[[str], None] | None = None) -> Description:
@@ -70,11 +78,13 @@ class World(Silent):
 
     # --- engine
     async def prepare(self, revision: Revision) -> None:
-        self.prepared.add(revision.id)
+        self.prepared.add(revision.id)  # whoever gives up: the engine goes on
+        await self.unpacked.wait()
 
     async def retire_revision(self, revision: str) -> None:
         self.prepared.discard(revision)
         self.end(revision)
+        await self.retired.wait()
 
     async def explain(self, revision: Revision) -> Verdict:
         return Verdict("yes")
@@ -89,6 +99,7 @@ class World(Silent):
     async def warm(self, revision: Revision, key: PoolKey, count: int) -> None:
         self.done.append("warm")
         await asyncio.sleep(0)
+        await self.started.wait()
         if self.start_failure is not None:
             raise self.start_failure
         self.start(revision.id, count=count)
@@ -96,7 +107,8 @@ class World(Silent):
     async def retire(self, revision: RevisionId) -> None:
         self.done.append("drain")
         self.drained.add(revision)
-        self.end(revision)
+        if not self.lingering:
+            self.end(revision)
 
     async def routed(self, revisions: frozenset[RevisionId]) -> None:
         return
@@ -172,7 +184,8 @@ async def served(world: World, file: Path, monkeypatch: pytest.MonkeyPatch) -> A
     try:
         yield session
     finally:
-        world.hold.set()
+        for gate in world.gates:
+            gate.set()
         await session.close()
 
 
@@ -289,6 +302,53 @@ async def test_undoing_an_edit_brings_the_old_revision_back(world: World, sessio
     assert world.prepared == first
     assert world.record is not None
     assert {route.revision for route in world.record.routes} == first
+
+
+async def test_an_edit_that_comes_while_the_last_one_is_swept_up_is_not_swept_up_with_it(
+    world: World, session: Session
+) -> None:
+    """What was to be served was retired in between: each request was told that it is not prepared on this engine."""
+    (old,) = session.current.ids
+    world.start(old)
+    world.lingering = True
+    world.content = "2"
+    await session._reload([])
+    world.retired.clear()
+    world.end(old)
+    await settle(world, session)
+    assert old not in world.prepared
+
+    world.content = "3"
+    world.started.clear()
+    reload = asyncio.ensure_future(session._reload([]))
+    await settle(world, session)
+    world.retired.set()
+    await settle(world, session)
+    world.started.set()
+    await reload
+
+    assert world.record is not None
+    assert world.prepared >= {route.revision for route in world.record.routes}
+
+
+@pytest.mark.parametrize("guessed", [True, False], ids=["guess", "build"])
+async def test_what_a_given_up_reload_was_just_preparing_goes_too(
+    world: World, session: Session, guessed: bool
+) -> None:
+    world.content = "2"
+    world.unpacked.clear()
+    if guessed:
+        world.hold.clear()
+    else:
+        world.described = describe("f", "g")
+    reload = asyncio.ensure_future(session._reload([] if guessed else [__file__ + "/gone.py"]))
+    await settle(world, session)
+    assert world.prepared > session.current.ids
+    reload.cancel()
+    await asyncio.wait([reload])
+    await settle(world, session)
+
+    assert world.prepared == session.current.ids
 
 
 async def test_a_renamed_app_leaves_its_old_name(world: World, session: Session) -> None:
