@@ -23,7 +23,7 @@ def server_of(settings: ServerSettings, address: str, *, name: str, header: str,
     `variables`: that set address and token besides. Raises BackendRefused for what cannot be used."""
     group = name.lower()
     of_address, of_token = (f"{variable} ({group}.{field})" for variable, field in zip(variables, FIELDS, strict=True))
-    token_setting = of_token if settings.token_file is None else f"{group}.token_file"
+    token_setting = token_setting_of(settings, group, of_token)
     token = Token(settings, token_setting)
     return Server(
         name=name,
@@ -49,41 +49,43 @@ def address_of(address: str, setting: str) -> str:
     return address.rstrip("/")
 
 
+def token_setting_of(settings: ServerSettings, group: str, variable: str) -> str:
+    """Which one the token comes from; `variable`: that of the token itself."""
+    return variable if settings.token_file is None else f"{group}.token_file"
+
+
 class Token:
     """The token of a server, as of now: who keeps its file fresh (Nomad, an agent) writes a new one before the old one
     ends. Raises BackendRefused where the file cannot be read at first, or there is no token in it. `setting`: where it
     comes from, for errors."""
 
     def __init__(self, settings: ServerSettings, setting: str) -> None:
-        self._file = settings.token_file
-        self._last = settings.token.get_secret_value()
-        if self._file is None and not TOKEN.fullmatch(self._last):
-            raise BackendRefused(
-                f"{setting} holds no token: there are blanks, line ends or other letters in it", "correct it"
-            )
-        if self._file is not None:
-            try:
-                self._last = _read(self._file)
-            except (OSError, ValueError) as error:
-                raise _unusable(self._file, setting, error) from error
+        self._file, self._setting = settings.token_file, setting
+        self.origin = setting if self._file is None else f"{self._file} ({setting})"
+        """In words."""
+        self._last = self._read(self._file) if self._file else self._checked(settings.token.get_secret_value())
 
     def now(self) -> str:
-        """Empty: none."""
+        """Empty: none. What was read before stands for a file that cannot be read, or holds no token."""
         if self._file is not None:
             # Nomad writes it in place: for a moment it is empty.
-            with suppress(OSError, ValueError):
-                self._last = _read(self._file) or self._last
+            with suppress(BackendRefused):
+                self._last = self._read(self._file) or self._last
         return self._last
 
+    def _read(self, file: Path) -> str:
+        try:
+            text = file.read_text("ascii", "replace").strip()
+        except (OSError, ValueError) as error:  # ValueError: a path that none can be
+            what = getattr(error, "strerror", None) or str(error)
+            raise BackendRefused(
+                f"cannot use {file}: {what}", f"the path comes from the setting {self._setting}"
+            ) from error
+        return self._checked(text)
 
-def _read(file: Path) -> str:
-    """Raises OSError; ValueError: no token, which as a header would be refused with an error that nobody expects."""
-    text = file.read_text("utf-8").strip()
-    if not TOKEN.fullmatch(text):
-        raise ValueError("it holds more than a token")
-    return text
-
-
-def _unusable(path: Path, setting: str, error: Exception) -> BackendRefused:
-    what = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return BackendRefused(f"cannot use {path}: {what}", f"the path comes from the setting {setting}")
+    def _checked(self, text: str) -> str:
+        if not TOKEN.fullmatch(text):
+            raise BackendRefused(
+                f"{self.origin} holds no token: there are blanks, line ends or other letters in it", "correct it"
+            )
+        return text

@@ -255,6 +255,28 @@ async def test_one_who_watches_hears_of_it_once_and_keeps_it(
     assert not [key for key in told[0].all if key.hex() in caplog.text]
 
 
+async def test_one_who_watches_goes_on_where_the_token_s_file_is_gone(
+    client: VaultClient, openbao: OpenBao, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the watch the router would end, which has the key that it needs."""
+    file = tmp_path / "token"
+    file.write_text("ended")
+    await make_key(client)
+    first = await platform_keys(client, tmp_path / "key")
+    await rotate_key(client, first)
+    told = list[PlatformKeys]()
+    own = VaultClient(client.settings.model_copy(update={"token_file": file}))
+    watch = KeyWatch(own, tmp_path / "key", first, told.append, every=3600)
+    file.unlink()
+    await watch.look()
+    assert "with 403" in caplog.text
+    file.write_text("root")
+    await watch.look()
+    await own.close()
+
+    assert [keys.previous for keys in told] == [first.key]
+
+
 async def test_one_who_watches_looks_when_asked_to(client: VaultClient, tmp_path: Path) -> None:
     await make_key(client)
     known = await platform_keys(client, tmp_path / "key")

@@ -212,15 +212,33 @@ async def test_a_token_file_that_is_written_anew_is_read_again(openbao: OpenBao,
         assert await store.list("main") == ()
 
 
+@pytest.mark.parametrize("content", [None, b"", b"two\nlines", b"\xff"], ids=["gone", "empty", "two", "bytes"])
+async def test_a_token_file_that_went_bad_while_it_was_used_is_a_refusal_like_any_other(
+    openbao: OpenBao, mount: str, tmp_path: Path, content: bytes | None
+) -> None:
+    """Whoever goes on when Vault refuses something goes on then, too."""
+    file = tmp_path / "token"
+    file.write_text("out-of-date")
+    async with opened(openbao, mount, token_file=file) as store:
+        if content is None:
+            file.unlink()
+        else:
+            file.write_bytes(content)
+        with pytest.raises(BackendRefused, match="with 403") as refused:
+            await store.list("main")
+        assert f"{file} (vault.token_file)" in str(refused.value.hint)
+        file.write_text("root\n")
+        assert await store.list("main") == ()
+
+
 @pytest.mark.parametrize("content", [b"two\nlines", b"with blank", b"\xff", "gr\u00fcn".encode()])
 async def test_a_file_that_holds_no_token_is_refused_unseen(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "token"
     file.write_bytes(content)
 
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(BackendRefused, match=r"\(vault\.token_file\) holds no token") as refused:
         VaultSecrets(VaultSettings(token_file=file))
 
-    assert "token" in str(refused.value)
     assert content.decode("utf-8", "replace") not in str(refused.value)
 
 

@@ -21,10 +21,10 @@ import requests.adapters
 from hvac.adapters import RawAdapter
 from hvac.exceptions import VaultError
 
-from modalnomad.hashicorp.access import TOKEN, address_of
+from modalnomad.hashicorp.access import Token, address_of, token_setting_of
 from modalnomad.hashicorp.http import TEXT_SHOWN, Answer, ServerRefused, broken, speaks_tls
 from modalnomad.hashicorp.tls import PLAIN_TO_TLS, trust_of
-from modalnomad.model.errors import BackendError, BackendUnreachable, UserError
+from modalnomad.model.errors import BackendError, BackendUnreachable
 from modalnomad.settings import VaultSettings
 
 CONNECT_LIMIT: Final = 3.0
@@ -36,6 +36,7 @@ CALL_LIMIT: Final = 10.0
 THREADS: Final = 4
 HEALTH: Final = "sys/health"
 ADDRESS: Final = "VAULT_ADDR (vault.address)"
+TOKEN: Final = "VAULT_TOKEN (vault.token)"
 NO_NAMESPACE: Final = "namespace not found"
 COUNTED: Final = re.compile(r"\d+ errors? occurred:\s*\* ")
 SHORTEST_HIDDEN: Final = 4
@@ -81,7 +82,8 @@ class VaultClient:
     def __init__(self, settings: VaultSettings) -> None:
         self.settings = settings
         self.address = address_of(settings.address, ADDRESS)
-        self.token = read_token(settings)
+        self._shown = Token(settings, token_setting_of(settings, "vault", TOKEN))
+        self.token = self._shown.now()
         self._trust = trust_of(settings, "vault")
         self._tls: ssl.SSLContext | None = None
         self._threads = ThreadPoolExecutor(THREADS, "vault")
@@ -105,7 +107,7 @@ class VaultClient:
         answer = await self._call(method, path, data)
         if answer.status == 403 and self.settings.token_file is not None:
             # Whoever keeps the file fresh (an agent, Nomad) may have written a new one.
-            self.token = await asyncio.to_thread(read_token, self.settings)
+            self.token = await asyncio.to_thread(self._shown.now)
             if self.token != token:
                 answer = await self._call(method, path, data)
         if answer.status == 400 and PLAIN_TO_TLS in answer.text:
@@ -185,9 +187,7 @@ class VaultClient:
         elif "standby" in said or "no active" in said or "active cluster node not found" in said:
             hint = "it is a standby without an active server: wait for the election, or look at its other servers"
         elif answer.status in {401, 403}:
-            origin = "VAULT_TOKEN (vault.token)"
-            if self.settings.token_file is not None:
-                origin = f"{self.settings.token_file} (vault.token_file)"
+            origin = self._shown.origin
             hint = (
                 f"its policies must allow {capabilities(method, path)} on {path}; the token comes from {origin}; "
                 "`modalnomad doctor` tells its rights"
@@ -226,24 +226,6 @@ def gone(error: BackendError) -> bool:
     """It gave no useful answer at all: not there, sealed, or failing by itself. No matter of rights or of what was
     asked."""
     return isinstance(error, BackendUnreachable) or (isinstance(error, ServerRefused) and error.status >= 500)
-
-
-def read_token(settings: VaultSettings) -> str:
-    """Empty: none. Raises UserError for a file that cannot be read, and for what cannot be a token."""
-    token, origin = settings.token.get_secret_value(), "VAULT_TOKEN (vault.token)"
-    if settings.token_file is not None:
-        origin = f"{settings.token_file} (vault.token_file)"
-        try:
-            token = settings.token_file.read_text("utf-8").strip()
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise UserError(
-                f"the token file {settings.token_file} cannot be read: {reason}",
-                "correct vault.token_file, or give the token as VAULT_TOKEN",
-            ) from error
-    if not TOKEN.fullmatch(token):
-        raise UserError(f"{origin} holds no token: there are blanks, line ends or other letters in it", "correct it")
-    return token
 
 
 def _innermost(error: BaseException) -> str:
