@@ -206,18 +206,23 @@ class AnonymousShelf(Shelf):
         found: Mapping[str, Mapping[str, float]] = {
             environment: await self._secrets.anonymous(environment) for environment in await self._environments()
         }
-        others = await self._others()
+        fates = {
+            (environment, digest): fate((environment, digest) in rule.needed.anonymous, stored, rule)
+            for environment, digests in sorted(found.items())
+            for digest, stored in sorted(digests.items())
+        }
+        # All jobs are listed for it, and mostly nothing goes.
+        others = await self._others() if any(goes for goes, _ in fates.values()) else frozenset[str]()
         return tuple(
             Item(
                 "secret",
                 f"of Secret.from_dict, {digest[:12]}",
                 0,
-                *fate((environment, digest) in rule.needed.anonymous or digest in others, stored, rule),
+                *((False, "a job names it") if goes and digest in others else (goes, why)),
                 environment,
                 digest,
             )
-            for environment, digests in sorted(found.items())
-            for digest, stored in sorted(digests.items())
+            for (environment, digest), (goes, why) in fates.items()
         )
 
     async def remove(self, item: Item, rule: NowRule) -> int | None:
