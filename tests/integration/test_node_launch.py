@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 from modalnomad_sdk import contract as c
+from modalnomad_sdk.node.prune import prune
+from modalnomad_sdk.store import ImageStore
 
 from tests.support.nodes import Node, node_at, shown
 
@@ -204,6 +206,43 @@ async def test_what_a_killed_one_left_is_not_used_and_goes(node: Node) -> None:
     assert code == 0, (out, err)
     assert builds(node) == 1
     assert not part.exists()
+
+
+def test_what_killed_builds_of_other_images_left_goes_too(tmp_path: Path) -> None:
+    """Nobody may ever build those again on this node; one that is being built stays."""
+    images = tmp_path / "images"
+    built = f".building-{'c' * 64}-1-ab"
+    for name in (f".building-{'a' * 64}-1-ab", f".trash-{'b' * 64}-ab", built):
+        (images / name / "lib").mkdir(parents=True)
+    (tmp_path / "sdk").mkdir()
+    with ImageStore(images).claim("c" * 64):
+        assert prune(str(tmp_path), kept="d" * 64) == []
+
+    assert [path.name for path in images.glob(".*-*")] == [built]
+
+
+def test_a_kill_while_an_unused_runner_is_removed_leaves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of one would pass for it: every start of a version that needs it would fail on this node."""
+    sdk = tmp_path / "sdk" / ("a" * 64)
+    (sdk / "modalnomad_sdk").mkdir(parents=True)
+    os.utime(sdk, (1000, 1000))
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path: object, **_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("modalnomad_sdk.node.prune.shutil.rmtree", killed)
+        with pytest.raises(Killed):
+            prune(str(tmp_path), kept="d" * 64)
+    assert not sdk.exists()
+
+    assert prune(str(tmp_path), kept="d" * 64) == []
+    assert [path.name for path in sdk.parent.iterdir()] == [".lock"]
 
 
 async def test_an_environment_whose_python_went_away_is_made_anew(node: Node) -> None:

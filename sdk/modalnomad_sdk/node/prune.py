@@ -10,14 +10,15 @@ from pathlib import Path
 
 from modalnomad_sdk.store import ImageStore
 
-from .unpack import locked
+from .unpack import PART, locked
 
 UNUSED = 30 * 86400.0
 """Seconds after the last start from it. It is made again when it is wanted again."""
 
 
 def prune(store: str, kept: str) -> list[str]:
-    """Names of what was removed; `kept` stays. What a process runs from stays too. Raises OSError."""
+    """Names of what was removed; `kept` stays. What a process runs from stays too. What killed builds and removals left
+    goes with it. Raises OSError."""
     before = time.time() - UNUSED
     images = ImageStore(Path(store) / "images")
     removed = []
@@ -30,6 +31,7 @@ def prune(store: str, kept: str) -> list[str]:
             if got and _last_use(path / "modalnomad-image.json") < before:
                 images.discard(image.digest)
                 removed.append(image.digest)
+    images.sweep()
     return removed + _prune_sdks(os.path.join(store, "sdk"), before)
 
 
@@ -39,9 +41,15 @@ def _prune_sdks(folder: str, before: float) -> list[str]:
         commands = _commands()
         for name in sorted(os.listdir(folder)):
             path = os.path.join(folder, name)
+            if name.startswith(PART):  # of one that was killed: who unpacks holds the lock
+                shutil.rmtree(path, ignore_errors=True)
+                continue
             if name.startswith(".") or _last_use(Path(path)) >= before or any(name in line for line in commands):
                 continue
-            shutil.rmtree(path, ignore_errors=True)
+            # Renamed first: half of one would pass for it, and be used, when this is killed meanwhile.
+            part = os.path.join(folder, f"{PART}{name}")
+            os.rename(path, part)
+            shutil.rmtree(part, ignore_errors=True)
             removed.append(name)
     return removed
 
