@@ -24,21 +24,30 @@ class OrderedEngine(Engine):
         self._engine = engine
         self._apart = apart
         self._earlier: dict[RevisionId, set[RevisionId]] = {}
+        self._held: set[ReplicaKey] = set()
+        """Starts that wait."""
 
     def apart(self, revision: Revision) -> bool:
         """See `warming.Succession`."""
         return self._apart(revision)
 
     def after(self, revision: RevisionId, earlier: RevisionId) -> None:
-        """See `warming.Succession`. Going back to an earlier revision turns the order round."""
-        self._earlier.pop(earlier, None)
-        self._earlier.setdefault(revision, set()).add(earlier)
+        """See `warming.Succession`. Going back to an earlier revision turns the order round. What `earlier` still waits
+        for is waited for too."""
+        inherited = self._earlier.pop(earlier, set())
+        self._earlier.setdefault(revision, set()).update({earlier, *inherited} - {revision})
 
     async def start(self, key: ReplicaKey, reason: str, *, request_id: str = "") -> None:
-        """As the port says, once those that have to go first are gone."""
+        """As the port says, once those that have to go first are gone. Killed before that, it does not begin."""
         revision = key.pool.revision
         if revision in self._earlier:
-            await self._gone(revision)
+            self._held.add(key)
+            try:
+                await self._gone(revision)
+                if key not in self._held:
+                    return
+            finally:
+                self._held.discard(key)
             self._earlier.pop(revision, None)
         await self._engine.start(key, reason, request_id=request_id)
 
@@ -67,6 +76,7 @@ class OrderedEngine(Engine):
 
     async def kill(self, key: ReplicaKey) -> None:
         """As the port says."""
+        self._held.discard(key)
         await self._engine.kill(key)
 
     def logs(self, key: ReplicaKey | None, *, follow: bool) -> AsyncIterator[LogLine]:

@@ -38,7 +38,7 @@ class Revisions:
         self._served: frozenset[RevisionId] = frozenset()
         self._routes: dict[RevisionId, list[Route]] = {}
         self._tags: dict[tuple[str, str, str], RevisionId] = {}
-        """(environment, App, function) → the revision that is served."""
+        """(environment, App, function) → the revision that is served, or was and still drains."""
         self._holders: dict[RevisionId, set[object]] = {}
         self._awaited: set[RevisionId] = set()
         """In a record that is newer than the last snapshot."""
@@ -80,9 +80,9 @@ class Revisions:
         tags = {(r.environment, r.app, r.function.tag): r.id for r in snapshot.revisions.values()}
         for name, id in tags.items():
             earlier = self._tags.get(name, id)
-            if earlier != id and self._engine.apart(self.known[id]):
+            if earlier != id and earlier in self.known and self._engine.apart(self.known[id]):
                 self._engine.after(id, earlier)
-        self._tags = tags
+        self._tags = {name: id for name, id in self._tags.items() if id in self.known} | tags
 
     def routed(self) -> None:
         """The router acts on the last snapshot: what it leads to no more can go."""

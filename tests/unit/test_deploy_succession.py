@@ -11,7 +11,7 @@ from modalnomad.kit.watch import Cell
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import PoolKey, Replica, ReplicaKey, ReplicaState
 
-OLD, NEW = RevisionId("o" * 32), RevisionId("n" * 32)
+OLD, MIDDLE, NEW = RevisionId("o" * 32), RevisionId("m" * 32), RevisionId("n" * 32)
 
 
 def key(revision: RevisionId) -> ReplicaKey:
@@ -29,6 +29,9 @@ class FakeEngine:
         self.started.append(key)
 
     async def retire(self, revision: str) -> None:
+        return
+
+    async def kill(self, key: ReplicaKey) -> None:
         return
 
     def watch(self) -> AsyncIterator[tuple[Replica, ...]]:
@@ -95,3 +98,45 @@ async def test_going_back_turns_the_order_round() -> None:
     async with asyncio.timeout(1):
         await engine.start(key(NEW), "no longer the successor")
         await engine.start(key(OLD), "nothing of the new one runs")
+
+
+async def test_what_the_one_before_waits_for_is_waited_for_too() -> None:
+    """Two edits during one long request: the port, or the card, is still the first version's."""
+    engine, fake = ordered()
+    fake.state(ReplicaState.DRAINING)
+    engine.after(MIDDLE, OLD)
+    engine.after(NEW, MIDDLE)
+    starting = asyncio.ensure_future(engine.start(key(NEW), "wake"))
+
+    await turns()
+    assert fake.started == []
+    fake.state(ReplicaState.GONE)
+    await starting
+
+    assert fake.started == [key(NEW)]
+
+
+async def test_nothing_waits_for_itself() -> None:
+    engine, fake = ordered()
+    fake.state(ReplicaState.READY)
+    engine.after(MIDDLE, OLD)
+    engine.after(OLD, MIDDLE)
+
+    async with asyncio.timeout(1):
+        await engine.start(key(OLD), "back")
+
+
+async def test_a_start_that_is_killed_while_it_waits_does_not_begin() -> None:
+    engine, fake = ordered()
+    fake.state(ReplicaState.DRAINING)
+    engine.after(MIDDLE, OLD)
+    held = asyncio.ensure_future(engine.start(key(MIDDLE), "wake"))
+    await turns()
+
+    await engine.kill(key(MIDDLE))
+    engine.after(NEW, MIDDLE)
+    fake.state(ReplicaState.GONE)
+    await held
+    await engine.start(key(NEW), "wake")
+
+    assert fake.started == [key(NEW)]

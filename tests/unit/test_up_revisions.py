@@ -27,7 +27,14 @@ class Platform:
         self.drained: list[RevisionId] = []
         self.forgotten: list[str] = []
         self.prepared: list[RevisionId] = []
-        self.engine = SimpleNamespace(apart=lambda revision: False, prepare=self.prepare, retire=self.forget)
+        self.ordered: list[tuple[RevisionId, RevisionId]] = []
+        self.is_apart = False
+        self.engine = SimpleNamespace(
+            apart=lambda revision: self.is_apart,
+            prepare=self.prepare,
+            retire=self.forget,
+            after=lambda revision, earlier: self.ordered.append((revision, earlier)),
+        )
         self.pools = SimpleNamespace(replicas=self.replicas, retire=self.drain, led_to=frozenset())
 
     async def prepare(self, revision: Revision) -> None:
@@ -136,3 +143,36 @@ async def test_what_requests_are_still_led_to_is_not_forgotten(platform: Platfor
     revisions.routed()
     await turns()
     assert platform.forgotten == [other.id, old.id]
+
+
+async def test_an_app_that_was_stopped_and_is_served_again_waits_for_what_still_runs_of_it(
+    platform: Platform, revisions: Revisions
+) -> None:
+    """Its last requests are still answered, on the port or the card that the new version needs."""
+    platform.is_apart = True
+    old, new = make_match().revision, make_match(version=2).revision
+    revisions.take(RouteSnapshot(revisions={old.id: old}, index=1))
+    platform.run(old.id)
+    revisions.take(RouteSnapshot(index=2))
+    revisions.routed()
+    await turns()
+
+    revisions.take(RouteSnapshot(revisions={new.id: new}, index=3))
+
+    assert platform.ordered == [(new.id, old.id)]
+
+
+async def test_an_app_of_which_nothing_runs_any_more_is_not_waited_for(
+    platform: Platform, revisions: Revisions
+) -> None:
+    platform.is_apart = True
+    old, new = make_match().revision, make_match(version=2).revision
+    revisions.take(RouteSnapshot(revisions={old.id: old}, index=1))
+    revisions.take(RouteSnapshot(index=2))
+    revisions.routed()
+    await turns()
+    assert platform.forgotten == [old.id]
+
+    revisions.take(RouteSnapshot(revisions={new.id: new}, index=3))
+
+    assert platform.ordered == []
