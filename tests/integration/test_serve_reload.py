@@ -266,9 +266,13 @@ import modal, subprocess, sys
 
 app = modal.App("ported")
 CODE = '''
-import http.server
+import http.server, pathlib, time
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        if self.path == "/slow":
+            pathlib.Path({folder!r}, "begun").touch()
+            while not pathlib.Path({folder!r}, "over").exists():
+                time.sleep(0.01)
         body = b'"{version}"'
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -289,15 +293,45 @@ def server():
 def test_a_server_on_a_fixed_port_is_replaced_without_losing_a_request(tmp_path: Path, network: str) -> None:
     file = tmp_path / "program.py"
     port = 18731
-    save(file, SERVER.format(version="one", port=port))
+    save(file, SERVER.format(version="one", port=port, folder=str(tmp_path)))
     with serve(file, env={"MODALNOMAD_EMBEDDED__NETWORK": network}) as s:
         assert get(s) == "one"
         with asking_all_the_time(s):
             mark = len(s.events)
-            save(file, SERVER.format(version="two", port=port))
+            save(file, SERVER.format(version="two", port=port, folder=str(tmp_path)))
             s.wait_event("reloaded", 20, after=mark)
             assert get(s) == "two"
         assert not [e for e in s.events if e["event"] == "replica" and e["state"] == "failed"], s.output()
+
+
+def test_two_edits_during_one_request_wait_for_the_port_it_has(tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    answers: list[str] = []
+
+    def ask(path: str) -> None:
+        answers.append(httpx.get(s.url() + path, timeout=30).text)
+
+    def version(number: int) -> str:
+        return SERVER.format(version=number, port=18732, folder=str(tmp_path))
+
+    save(file, version(1))
+    with serve(file, env={"MODALNOMAD_EMBEDDED__NETWORK": "exclusive"}) as s:
+        clients = [threading.Thread(target=ask, args=(path,)) for path in ("/slow", "/")]
+        clients[0].start()
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < deadline, s.output()
+            time.sleep(turn())
+        for number in (2, 3):
+            mark = len(s.events)
+            save(file, version(number))
+            s.wait_event("reloaded", 20, after=mark)
+        clients[1].start()
+        clients[1].join(1.0)
+        (tmp_path / "over").touch()
+        for client in clients:
+            client.join(30)
+        assert answers == ['"1"', '"3"'], s.output()
 
 
 def test_a_save_while_the_program_is_first_read_is_not_missed(tmp_path: Path) -> None:
