@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -163,6 +164,25 @@ async def test_anonymous_ones_can_be_found_and_removed(secrets: VaultSecrets) ->
 
     assert list(await secrets.anonymous("main")) == ["b" * 64]
     assert await secrets.anonymous("staging") == {}
+
+
+async def test_values_that_are_pruned_while_a_deploy_stores_them_anew_are_stored(
+    secrets: VaultSecrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was quicker did not write the same: it removed what was too old."""
+    digest, write = "c" * 64, secrets._write
+    await secrets.create_anonymous(digest, "main", {"A": "1"})
+
+    async def after_pruning(path: str, values: Mapping[str, str], version: int) -> dict[str, Any] | None:
+        await secrets.remove_anonymous(digest, "main")
+        monkeypatch.undo()
+        return await write(path, values, version)
+
+    monkeypatch.setattr("modalnomad.hashicorp.vault.secrets.FRESH", -1.0)
+    monkeypatch.setattr(secrets, "_write", after_pruning)
+    await secrets.create_anonymous(digest, "main", {"A": "1"})
+
+    await secrets.check([SecretRef(anonymous=digest)], "main")
 
 
 async def test_what_others_keep_beside_is_not_shown(secrets: VaultSecrets, openbao: OpenBao, mount: str) -> None:

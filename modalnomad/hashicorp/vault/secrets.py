@@ -113,13 +113,22 @@ class VaultSecrets(Secrets):
         return SecretInfo(name, environment, tuple(sorted(values)), int(written["version"]), created, updated)
 
     async def create_anonymous(self, digest: str, environment: str, values: Mapping[str, str]) -> None:
-        """Store values given in a program under the digest of their content. Idempotent."""
+        """Store values given in a program under the digest of their content. Idempotent. Raises BackendConflict when
+        they change again and again."""
         path = f"{ROOT}/{check_environment(environment)}/{ANONYMOUS}/{check_digest(digest)}"
         _check_storable(values, "Secret.from_dict")
-        before = await self._stored(path)
-        if before is None or not before.live or time.time() - before.updated_at > FRESH:
-            # Whoever was quicker wrote the same. What is old is written anew, so that pruning leaves it alone.
-            await self._write(path, values, before.version if before else 0)
+        for _ in range(TRIES):
+            before = await self._stored(path)
+            if before is not None and before.live and time.time() - before.updated_at <= FRESH:
+                return
+            # What is old is written anew, so that pruning leaves it alone.
+            if await self._write(path, values, before.version if before else 0) is not None:
+                return
+            # Whoever was quicker wrote the same, or removed what was too old.
+        raise BackendConflict(
+            f"values of Secret.from_dict in environment {environment} were changed by somebody else {TRIES} times in a row",
+            "deploy again",
+        )
 
     async def list(self, environment: str) -> tuple[SecretInfo, ...]:
         """Named secrets, sorted by name; anonymous ones are not shown, nor what others keep there under names that no
