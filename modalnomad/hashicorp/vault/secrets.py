@@ -126,7 +126,7 @@ class VaultSecrets(Secrets):
                 return
             # Whoever was quicker wrote the same, or removed what was too old.
         raise BackendConflict(
-            f"values of Secret.from_dict in environment {environment} were changed by somebody else {TRIES} times in a row",
+            f"values of Secret.from_dict in environment {environment} were changed by others {TRIES} times in a row",
             "deploy again",
         )
 
