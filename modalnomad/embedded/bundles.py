@@ -13,7 +13,7 @@ from typing import Final
 from modalnomad_sdk.store.archives import unpack
 
 from modalnomad.embedded.child import run_quietly
-from modalnomad.embedded.janitor import clear_unheld, remove_tree
+from modalnomad.embedded.janitor import clear_unheld, remove_bundle, remove_tree
 from modalnomad.embedded.store import TEMPORARY_PREFIX, FileLock, make_folder, refused
 from modalnomad.model.errors import BackendRefused
 from modalnomad.model.ids import Digest, RevisionId
@@ -101,7 +101,7 @@ def _remove_if_unused(path: Path) -> None:
     except OSError:
         return  # in use, or gone already
     try:
-        remove_tree(str(path))
+        remove_bundle(str(path))
     finally:
         lock.release()
 

@@ -25,6 +25,8 @@ LIMIT = 5.0
 """Seconds after which what cannot be ended or removed is left to the next engine of this home."""
 SOCKETS = "sockets"
 """In a run's folder: the folder of sockets, or a link to it where the home's path is too long for a socket."""
+LEFT = ".part-"
+"""Beginning of the name of what is half there, in the folder of unpacked bundles (`store.TEMPORARY_PREFIX`)."""
 GROUPS = "groups"
 """In a run's folder: a file with the folders in which the run makes control groups, one a line (`limits.Limits`)."""
 GROUP_PREFIX = "modalnomad-"
@@ -143,6 +145,20 @@ def end_run(folder: str, patience: float = 0.0) -> bool:
     return remove_tree(folder)
 
 
+def remove_bundle(path: str) -> bool:
+    """Remove a bundle that nobody holds; the guard of all of them is held. Under another name: what is left of one, had
+    this process to end meanwhile, would pass for the bundle. True when nothing is left."""
+    name = os.path.basename(path)
+    if not name.startswith(LEFT):
+        gone = os.path.join(os.path.dirname(path), f"{LEFT}{os.getpid()}-{name[:12]}-gone")
+        if os.path.lexists(gone):  # of an earlier process with our number
+            remove_tree(gone)
+        with suppress(OSError):  # it is removed where it is, then
+            os.rename(path, gone)
+            path = gone
+    return remove_tree(path)
+
+
 def clear_unheld(bundles: str) -> None:
     """Remove the unpacked bundles that no process of the home holds a lock on (`bundles.Bundles`)."""
     with suppress(OSError), open(f"{bundles}.lock", "rb") as guard:
@@ -157,7 +173,7 @@ def _remove_unheld(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        remove_tree(path)
+        remove_bundle(path)
     finally:
         os.close(descriptor)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from modalnomad.embedded.artifacts import EmbeddedArtifacts
-from modalnomad.embedded.janitor import remove_tree
+from modalnomad.embedded.janitor import remove_bundle, remove_tree
 from modalnomad.embedded.log_segments import app_named, logs_folder
 from modalnomad.embedded.secrets import EmbeddedSecrets
 from modalnomad.embedded.store import FileLock, held_since, translated
@@ -150,7 +150,7 @@ class UnpackedShelf(Shelf):
     def _remove(self, path: Path, size: int) -> int | None:
         # Under the guard nobody begins to use it.
         with translated(f"remove {path}"), self._guard:
-            return size if self._is_free(path) and remove_tree(str(path)) else None
+            return size if self._is_free(path) and remove_bundle(str(path)) else None
 
     def _is_free(self, path: Path) -> bool:
         lock = FileLock(path)

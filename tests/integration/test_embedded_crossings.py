@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from modalnomad.embedded.gpus import Gpus
+from modalnomad.embedded.janitor import clear_unheld
+from modalnomad.embedded.prune import UnpackedShelf
+from modalnomad.embedded.store import FileLock
+from modalnomad.model.errors import BackendRefused
+from modalnomad.model.gpus import Gpu
 from modalnomad.model.ids import RevisionId
+from modalnomad.model.manifest import Resources
+from modalnomad.model.replica import ReplicaState
 from modalnomad.model.revision import Revision
 from tests.support.engines import HELLO, ThisEnvironment, embedded, eventually
 
@@ -70,3 +81,63 @@ async def test_nothing_is_left_when_the_engine_ends_in_the_middle_of_a_retiremen
         await asyncio.sleep(0)
         retire.cancel()
     assert list((home / "bundles").iterdir()) == []
+
+
+@pytest.mark.parametrize("who", ["engine", "prune", "janitor"])
+async def test_a_bundle_whose_removal_was_cut_off_does_not_pass_for_a_whole_one(
+    home: Path, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """Another process was killed while it removed what this one then needs."""
+
+    def cut_off(path: str, onerror: object) -> None:
+        os.unlink(os.path.join(path, "prog.py"))
+        raise OSError
+
+    async with embedded(home) as h:
+        revision = await h.revision(HELLO)
+        bundle = home / "bundles" / revision.bundle
+        if who != "engine":
+            await h.engine.retire(revision.id)
+            bundle.mkdir()
+            (bundle / "prog.py").touch()
+        with monkeypatch.context() as patch, suppress(OSError, BackendRefused):
+            patch.setattr("modalnomad.embedded.janitor.shutil.rmtree", cut_off)
+            match who:
+                case "engine":
+                    await h.engine.retire(revision.id)
+                case "prune":
+                    UnpackedShelf(home)._remove(bundle, 0)
+                case _:
+                    clear_unheld(str(home / "bundles"))
+        assert not (bundle / "prog.py").exists()
+
+        await h.engine.prepare(revision)
+        assert (await h.ask(await h.started(revision))).status == 200
+    clear_unheld(str(home / "bundles"))
+    assert list((home / "bundles").iterdir()) == []
+
+
+async def test_a_card_that_another_process_only_looks_at_is_not_taken(home: Path) -> None:
+    """A deploy, or a list of the cards, tries their locks for a moment."""
+    runner = home.parent / "sleep.py"
+    runner.write_text("import time\ntime.sleep(3600)\n")
+    look = FileLock(home / "gpus" / "GPU-1.lock")
+
+    def cards() -> tuple[Gpu, ...]:
+        return (Gpu("GPU-1", "NVIDIA H100 80GB HBM3", 81_559),)
+
+    class LookedAt(Gpus):
+        """The look ends right after the first try."""
+
+        @contextmanager
+        def taken(self, wanted: Sequence[str]) -> Iterator[tuple[Gpu, ...] | None]:
+            with super().taken(wanted) as got:
+                look.release()
+                yield got
+
+    async with embedded(home, gpus=LookedAt(home, cards), runner=runner) as h:
+        revision = await h.revision(HELLO, resources=Resources(gpu=("H100",)))
+        look.acquire(shared=True)
+        replica = await h.replica(await h.start(revision))
+
+        assert replica.state is ReplicaState.STARTING, replica.failure
