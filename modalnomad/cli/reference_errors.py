@@ -26,6 +26,21 @@ AFTER = """
 When a part of the answer has been passed on already, none of these can be said any more: the connection is cut, so
 that a broken answer never looks complete.
 
+## Can a request run twice?
+
+| method | |
+|---|---|
+| POST, PATCH and all that are not named below | never |
+| GET, HEAD, OPTIONS, PUT, DELETE | yes, once more: HTTP has them mean the same when they come twice (RFC 9110, 9.2.2) |
+
+Any request goes to another replica where nothing of it was written to the one before, or where that one refused it
+unread. Without a body, a request of the second row also goes there where the way in which the connection ended tells
+that nobody read it: then it did not run. But the router keeps connections to replicas, and where a kept one ends with
+a request on it and without an answer, nobody can tell whether the replica ran it, or had closed the connection just
+before. Such a request is sent once more, on a new connection, unless more than 64 KiB of its body were passed on
+already. A request that ends every replica it comes to ends two of them at most, and is then answered 502
+`replica_gone`. What must not run twice should be a POST.
+
 ## WebSockets
 
 A handshake is answered like any request. Later a WebSocket ends with a close code:

@@ -76,9 +76,9 @@ class Exchange:
 
     __slots__ = (
         "_chunked", "_decoder", "_held", "_held_back", "_kept", "_kept_size", "_limit", "_link",
-        "answered_at", "arrived_at", "close_after", "code", "continued", "failure", "finished", "head", "host",
-        "leased_at", "meter", "origin", "partner", "peer", "received", "replayable", "replica", "request_id", "sent",
-        "show_private", "started", "status", "websocket",
+        "answered_at", "arrived_at", "close_after", "code", "continued", "doubted", "failure", "finished", "head",
+        "host", "leased_at", "meter", "origin", "partner", "peer", "received", "replayable", "replica", "request_id",
+        "sent", "show_private", "started", "status", "websocket",
     )  # fmt: skip
 
     def __init__(self, link: Link, head: RequestHead, peer: Peer, origin: Origin, *, body_limit: int) -> None:
@@ -91,6 +91,8 @@ class Exchange:
         self.show_private = False
         self.replayable = True
         """All of the body that was passed on is still here."""
+        self.doubted = False
+        """It may have been what ended a replica: to the next one it goes on a new connection, whose end tells more."""
         self.failure: Reply | None = None
         self.started = False
         """A byte of the final answer was passed on, or is about to be."""

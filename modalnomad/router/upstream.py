@@ -168,7 +168,7 @@ class Upstream:
         match = lease.match
         exchange.replica, exchange.leased_at = lease.key, gate.clock()
         single = match.route.endpoint.kind == "web_server"
-        channel = await self._channel(lease, fresh=single or exchange.websocket)
+        channel = await self._channel(lease, fresh=single or exchange.websocket or exchange.doubted)
         until = gate.clock() + match.revision.function.timeout
         passage = Passage(
             origin=exchange.origin,
@@ -298,6 +298,7 @@ def raise_for(error: Exception, exchange: Exchange, lease: Lease, channel: Chann
     # when it may be executed twice, or when the first write already failed or was never made: then nothing arrived.
     unsent = channel.writes == 0 or (isinstance(error, BrokenPipeError) and channel.writes == 1)
     if channel.uses > 1 and exchange.replayable and (unsent or exchange.head.method in _IDEMPOTENT):
+        exchange.doubted |= not unsent
         raise TryElsewhere("stale", lease.key) from error
     lease.gone()
     unread = _unread(error, exchange, channel) and exchange.head.method in _IDEMPOTENT

@@ -146,6 +146,36 @@ async def test_a_request_that_nobody_read_goes_elsewhere_if_it_may_run_twice(
             assert router.router.gate.counters.retries == ({"gone": 1} if status == 200 else {})
 
 
+@pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
+async def test_a_request_that_ends_every_replica_it_comes_to_ends_two_of_them(unix: bool, tmp_path: Path) -> None:
+    """On kept connections it looks as if those were closed already; on a new one it does not."""
+    ended = 0
+
+    async def mortal(backend: raw.Replica, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal ended
+        while "/end" not in (await backend.read(reader)).line:
+            writer.write(raw.answer())
+            await writer.drain()
+        ended += 1
+
+    async with contextlib.AsyncExitStack() as stack:
+        paths = [tmp_path / str(number) if unix else None for number in range(5)]
+        replicas = [await stack.enter_async_context(raw.replica(mortal, unix=path)) for path in paths]
+        addresses = [backend.address for backend in replicas]
+        router = await stack.enter_async_context(served(*addresses, *addresses))
+        client = await stack.enter_async_context(raw.client(router.port))
+        for _ in addresses:
+            assert (await client.request(raw.get())).status == 200
+        assert router.upstream.connections == (5, 5)
+
+        answer = await client.request(raw.get("/end"))
+
+        assert (answer.status, answer["modalnomad-error"]) == (502, "replica_gone")
+        assert ended == 2
+        assert [lease.events for lease in router.activator.leases[5:]] == [[], ["gone"]]
+        assert router.router.gate.counters.retries == {"stale": 1}
+
+
 async def test_a_connection_that_closes_as_it_is_made_took_no_request() -> None:
     """As of a server that is out of descriptors: accepted and closed at once, before anything came or just after."""
     closed = 0
