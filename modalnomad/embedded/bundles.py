@@ -121,8 +121,9 @@ def _unpack(archive: Path, target: Path) -> None:
 
 async def compile_bundle(bundle: Path, python: Path) -> None:
     """Byte-compile it for this Python, in a process of its own: the code is the user's. A file that does not compile is
-    left for the replica to complain about."""
-    await run_quietly([str(python), "-I", "-S", "-W", "ignore", "-m", "compileall", "-q", str(bundle)], COMPILE_LIMIT)
+    left for the replica to complain about. It works inside the folder: once that is gone it can make no other in its
+    place, also when it outlives us."""
+    await run_quietly([str(python), "-I", "-S", "-W", "ignore", "-m", "compileall", "-q", "."], COMPILE_LIMIT, bundle)
 
 
 def copy_bundle(bundle: Path, target: Path) -> None:

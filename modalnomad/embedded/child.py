@@ -174,13 +174,13 @@ class Child:
             os.close(lifeline)
 
 
-async def run_quietly(argv: Sequence[str], limit: float) -> int | None:
+async def run_quietly(argv: Sequence[str], limit: float, cwd: Path | None = None) -> int | None:
     """The return code of a short helper process without input, output or environment; None when it was ended after
     `limit` seconds. Cancelled, it ends the process. Raises OSError."""
     nothing = subprocess.DEVNULL
     # Not awaited on purpose: it returns in a millisecond, and we watch and reap it ourselves.
     process = subprocess.Popen(  # noqa: ASYNC220
-        argv, stdin=nothing, stdout=nothing, stderr=nothing, env={}, start_new_session=True
+        argv, cwd=cwd, stdin=nothing, stdout=nothing, stderr=nothing, env={}, start_new_session=True
     )
     exited = asyncio.Event()
     stop_watching = watch_exit(process.pid, exited)

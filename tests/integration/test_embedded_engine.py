@@ -15,6 +15,7 @@ import pytest
 from modalnomad_sdk import contract
 
 from modalnomad.embedded.artifacts import EmbeddedArtifacts
+from modalnomad.embedded.bundles import compile_bundle
 from modalnomad.embedded.engine import EmbeddedEngine
 from modalnomad.embedded.gpus import Gpus
 from modalnomad.embedded.secrets import EmbeddedSecrets
@@ -322,6 +323,28 @@ async def test_what_is_compiled_while_its_revision_goes_is_whole_when_it_comes_b
 
         await h.engine.prepare(revision)
         assert (await h.ask(await h.started(revision))).status == 200
+
+
+async def test_a_compiler_makes_no_folder_where_its_bundle_was(tmp_path: Path) -> None:
+    """Whoever started it may be killed, and the bundle removed by another process, while it works."""
+    bundle, begun, goes_on = tmp_path / "bundle", tmp_path / "begun", tmp_path / "goes_on"
+    bundle.mkdir()
+    compiler = tmp_path / "python"
+    compiler.write_text(
+        f"""#!/bin/sh
+        for folder do :; done
+        echo > {begun}
+        until [ -e {goes_on} ]; do sleep 0.01; done
+        mkdir -p "$folder/__pycache__"
+        """
+    )
+    compiler.chmod(0o700)
+    compiling = asyncio.create_task(compile_bundle(bundle, compiler))
+    await eventually(begun.exists)
+    bundle.rmdir()
+    goes_on.touch()
+    await compiling
+    assert not bundle.exists()
 
 
 async def test_an_environment_that_is_not_here_can_never_run(home: Path) -> None:
