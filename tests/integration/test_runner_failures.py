@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from modalnomad_sdk import contract as c
 
+from tests.support.ports import held_port
 from tests.support.runner import LONG, RUNNER, Asking, environment, head, read_answer, running, wait_until
 
 SIMPLE = """
@@ -146,10 +147,7 @@ def test_a_descriptor_that_is_no_socket_is_told(tmp_path: Path) -> None:
 
 
 def test_it_binds_a_port_when_told_to(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with running(tmp_path, SIMPLE, extra={c.ENV_LISTEN: f"port:{port}"}):
+    with held_port() as port, running(tmp_path, SIMPLE, extra={c.ENV_LISTEN: f"port:{port}"}):
 
         def connect() -> socket.socket | None:
             try:

@@ -25,6 +25,7 @@ from modalnomad_sdk.runner.relay import Relay
 from modalnomad_sdk.runner.serve import Server
 from modalnomad_sdk.runner.sockets import Strangers
 
+from tests.support.ports import held_port
 from tests.support.runner import LONG, TICKET, Answer, Asking, Runner, dispose, head, spawn, wait_until
 
 BOTH_LOOPS = True
@@ -58,28 +59,23 @@ class TcpRunner(Runner):
         return self.ask(c.READY_PATH, method, ticket=None)
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 @contextlib.contextmanager
 def on_tcp(
     folder: Path, program: str = SLOW, *, port: int = 0, extra: Mapping[str, str] | None = None
 ) -> Iterator[TcpRunner]:
     """A runner as a task of Nomad: a port, and nobody who holds a lifeline."""
-    port = port or free_port()
-    variables = {c.ENV_LISTEN: "", c.ENV_LIFELINE: "", "NOMAD_PORT_http": str(port), "NOMAD_IP_http": "127.0.0.1"}
-    started = spawn(folder, program, extra={**variables, c.ENV_MAX_INPUTS: "8", **(extra or {})})
-    runner = TcpRunner(started.process, f"127.0.0.1:{port}", started.lifeline, folder, started.released)
-    try:
-        wait_until(lambda: listens(runner), "something listens")
-        yield runner
-    finally:
-        if runner.process.poll() is None:
-            runner.process.kill()
-        dispose(started)
+    with contextlib.ExitStack() as stack:
+        port = port or stack.enter_context(held_port())
+        variables = {c.ENV_LISTEN: "", c.ENV_LIFELINE: "", "NOMAD_PORT_http": str(port), "NOMAD_IP_http": "127.0.0.1"}
+        started = spawn(folder, program, extra={**variables, c.ENV_MAX_INPUTS: "8", **(extra or {})})
+        stack.callback(dispose, started)
+        runner = TcpRunner(started.process, f"127.0.0.1:{port}", started.lifeline, folder, started.released)
+        try:
+            wait_until(lambda: listens(runner), "something listens")
+            yield runner
+        finally:
+            if runner.process.poll() is None:
+                runner.process.kill()
 
 
 def listens(runner: TcpRunner) -> bool:
@@ -209,19 +205,19 @@ sys.stdin.read()
 
 def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     """Nomad's executor: without it nobody would hear of the replica, and its port may be given to another."""
-    port = free_port()
     (tmp_path / "prog.py").write_text(
         "import modal\napp = modal.App('app')\n@app.function()\n@modal.fastapi_endpoint()\ndef f(): return 1\n"
     )
     from tests.support.runner import PYTHON, RUNNER, environment
 
-    extra = {"NOMAD_PORT_http": str(port), "NOMAD_IP_http": "127.0.0.1"}
-    variables = environment(tmp_path, "script:prog.py", "f", extra)
     with (
+        held_port() as port,
         open(tmp_path / "err", "wb") as err,
         subprocess.Popen(
             [sys.executable, "-c", PARENT, PYTHON, str(RUNNER)],
-            env=variables,
+            env=environment(
+                tmp_path, "script:prog.py", "f", {"NOMAD_PORT_http": str(port), "NOMAD_IP_http": "127.0.0.1"}
+            ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=err,

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from tests.support.cluster import free_port
 from tests.support.fakes.nomad.server import FakeNomad
 from tests.support.fakes.nomad.shapes import device_group
 from tests.support.nomad_agent import PLUGIN_DIR, NomadAgent, nomad_program
 from tests.support.nomad_calls import Calls
+from tests.support.ports import held_port
 
 PLUGIN = "nomad-device-nvidia"
 
@@ -96,7 +96,7 @@ class NomadWithCards(NomadAgent):
     def _configuration(self, part: str) -> dict[str, Any]:
         found = super()._configuration(part)
         if part in self._cards:
-            port = free_port()
+            port = self._open.enter_context(held_port())
             found["plugin"] += [{name: [{"config": [config]}]} for name, config in self._cards[part].items()]
             found["advertise"] |= {"http": f"127.0.0.1:{port}"}
             found |= {"name": part.removeprefix("client-"), "ports": {"http": port}}

@@ -13,7 +13,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -37,6 +36,7 @@ from tests.support.fakes.tasks.vault import VaultAccess
 from tests.support.nomad_agent import NomadAgent
 from tests.support.nomad_servers import NomadServers
 from tests.support.openbao import OpenBao
+from tests.support.ports import held_port
 from tests.support.repository import ROOT
 from tests.support.serve import shared_home
 from tests.support.up import own_home
@@ -283,13 +283,6 @@ async def leader_of(routers: Sequence[Router]) -> Router:
             await asyncio.sleep(0.05)
 
 
-def free_port() -> int:
-    """A port nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def vault_stanza(vault: OpenBao) -> dict[str, Any]:
     """Of a Nomad agent."""
     return {
@@ -347,7 +340,7 @@ async def cluster(
             # Environments are made once for all tests: a node's store is where deploys make theirs.
             "MODALNOMAD_NOMAD__NODE_STORE": str(shared_home()),
             "MODALNOMAD_NOMAD__PYTHON": sys.executable,
-            "MODALNOMAD_ARTIFACTS__PORT": str(free_port()),
+            "MODALNOMAD_ARTIFACTS__PORT": str(stack.enter_context(held_port())),
             **settings,
         }
         tasks = await stack.enter_async_context(Tasks("cluster"))

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ import psutil
 
 from tests.support.certificates import Authority
 from tests.support.nomad_calls import Calls
+from tests.support.ports import held_port
 
 FAST_HEARTBEATS = {"heartbeat_grace": "1s", "min_heartbeat_ttl": "1s"}
 """A dead client is noticed within some 3 s, not 20."""
@@ -100,7 +100,7 @@ class NomadAgent:
     async def __aenter__(self) -> Self:
         self.folder = Path(tempfile.mkdtemp(prefix="nomad-"))
         try:
-            self.ports = _free_ports(self._ports_needed)
+            self.ports = tuple(self._open.enter_context(held_port()) for _ in range(self._ports_needed))
             for part in self.parts:
                 (self.folder / f"{part}.json").write_text(json.dumps(self._configuration(part)))
             await self.start()
@@ -295,14 +295,3 @@ def processes_of(folder: Path) -> list[psutil.Process]:
         if process.pid != os.getpid() and any(f"{folder}/" in word for word in words):
             found.append(process)
     return found
-
-
-def _free_ports(count: int) -> tuple[int, ...]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return tuple(each.getsockname()[1] for each in sockets)
-    finally:
-        for each in sockets:
-            each.close()

@@ -28,10 +28,11 @@ import pytest
 
 from modalnomad.kit.tasks import Tasks
 from tests.support import terraform
-from tests.support.cluster import Cluster, free_port, vault_stanza
+from tests.support.cluster import Cluster, vault_stanza
 from tests.support.fakes.consul import FakeConsul
 from tests.support.nomad_agent import NomadAgent, nomad_program
 from tests.support.openbao import OpenBao
+from tests.support.ports import held_port
 from tests.support.repository import ROOT
 from tests.support.serve import shared_home
 from tests.support.up import own_home
@@ -58,7 +59,7 @@ async def bare(folder: Path, *, consul_acl: bool = True) -> AsyncIterator[Cluste
                 vault=vault_stanza(vault),
             )
         )
-        artifacts = free_port()
+        artifacts = stack.enter_context(held_port())
         env = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
@@ -104,7 +105,8 @@ class Platform:
         self.state = self.module / "terraform.tfstate"
         self._plugins = plugins
         env = cluster.env
-        ports = {"port": free_port(), "admin_port": free_port()}
+        with held_port() as port, held_port() as admin_port:  # let go at once: nothing here ends with the test
+            ports = {"port": port, "admin_port": admin_port}
         self.url = f"http://127.0.0.1:{ports['port']}"
         self.admin_url = f"http://127.0.0.1:{ports['admin_port']}"
         self.variables: dict[str, Any] = {

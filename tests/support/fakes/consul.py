@@ -14,7 +14,7 @@ import random
 import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +28,7 @@ from tests.support.fakes.consul_admin import Admin, add_acl_routes, secret_of
 from tests.support.fakes.consul_agent import Agent, AgentRoutes
 from tests.support.fakes.consul_login import add_login_routes
 from tests.support.fakes.consul_state import Refused, Store
+from tests.support.ports import held_port
 
 DEFAULT_WAIT, LONGEST_WAIT = 300.0, 600.0
 NODE = "fake-consul"
@@ -79,6 +80,7 @@ class FakeConsul:
         self.agent = Agent(self.store, self._tasks, NODE)
         self._runner: web.AppRunner | None = None
         self._listening: asyncio.Server | None = None
+        self._held = ExitStack()
 
     @property
     def address(self) -> str:
@@ -104,6 +106,7 @@ class FakeConsul:
         add_login_routes(admin)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.05)
         await self._runner.setup()
+        self.port = self._held.enter_context(held_port())
         await self.come_back()
         self._tasks.spawn(self.store.expire(), "sessions")
         return self
@@ -117,6 +120,7 @@ class FakeConsul:
             self._listening.close()
         assert self._runner is not None
         await self._runner.cleanup()
+        self._held.close()
 
     # --- faults ----------------------------------------------------------------------------------------------
 
@@ -137,7 +141,6 @@ class FakeConsul:
         self._listening = await asyncio.get_running_loop().create_server(
             lambda: _Lenient(server()), "127.0.0.1", self.port, reuse_address=True, ssl=self._tls
         )
-        self.port = int(self._listening.sockets[0].getsockname()[1])
 
     @asynccontextmanager
     async def gone(self) -> AsyncIterator[None]:

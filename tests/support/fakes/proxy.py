@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
@@ -19,6 +19,8 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
+
+from tests.support.ports import held_port
 
 NOT_PASSED: Final = frozenset({"transfer-encoding", "connection", "keep-alive", "host", "content-length"})
 """Headers that are of one connection, or that aiohttp writes itself."""
@@ -59,6 +61,7 @@ class FaultyProxy:
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
+        self._held = ExitStack()
 
     @property
     def address(self) -> str:
@@ -74,6 +77,7 @@ class FaultyProxy:
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.05)
         await self._runner.setup()
+        self.port = self._held.enter_context(held_port())
         await self.come_back()
         return self
 
@@ -84,6 +88,7 @@ class FaultyProxy:
         assert self._session is not None
         await self._runner.cleanup()
         await self._session.close()
+        self._held.close()
 
     # --- faults --------------------------------------------------------------------------------------------------
 
@@ -105,7 +110,6 @@ class FaultyProxy:
         assert self._runner is not None
         self._site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
         await self._site.start()
-        self.port = self.port or self._runner.addresses[0][1]
 
     @asynccontextmanager
     async def gone(self) -> AsyncIterator[None]:

@@ -14,7 +14,7 @@ import asyncio
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -40,6 +40,7 @@ from tests.support.fakes.nomad.state import TERMINAL, Refused, Shape, State
 from tests.support.fakes.nomad.stream_api import StreamApi
 from tests.support.fakes.nomad.web import Ask, Routes, refusal
 from tests.support.fakes.tasks.runner import TaskRunner
+from tests.support.ports import held_port
 
 BODY: int = 8 * 1024 * 1024
 """Bytes of a request."""
@@ -76,6 +77,7 @@ class FakeNomad:
         self.management = ""
         self._acl_enabled, self._runner = acl, runner
         self._port = 0
+        self._held = ExitStack()
         self._listening: asyncio.Server | None = None
 
     @property
@@ -107,6 +109,7 @@ class FakeNomad:
         self._web = web.Server(self._handle, handler_cancellation=True, keepalive_timeout=75.0)
         self._tasks.spawn(self.scheduler.run(), "scheduler")
         self._tasks.spawn(self.clients.run(), "clients")
+        self._port = self._held.enter_context(held_port())
         await self._listen()
         return self
 
@@ -114,6 +117,7 @@ class FakeNomad:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.gone()
+        self._held.close()
         await self._web.shutdown(1.0)
         await self._tasks.close()
         await self.running.close()
@@ -195,7 +199,6 @@ class FakeNomad:
         self._listening = await loop.create_server(
             self._accepted, "127.0.0.1", self._port, reuse_address=True, ssl=self._tls
         )
-        self._port = self._listening.sockets[0].getsockname()[1]
 
     def _accepted(self) -> asyncio.BaseProtocol:
         if self.connections and len(self._web.connections) >= self.connections:
