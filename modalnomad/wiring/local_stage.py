@@ -10,6 +10,7 @@ from pydantic import Field
 
 from modalnomad.deploy.stage import Stage
 from modalnomad.deploy.warming import ALIVE, count_warm
+from modalnomad.model.apps import AppRecord
 from modalnomad.model.errors import BackendError, BackendRefused
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.manifest import Model
@@ -102,14 +103,13 @@ class LocalStage(Stage):
 
     async def close(self) -> None:
         """What is in a record by now is served soon: it stays."""
-        held = self._revisions.held_by(self)
-        published: set[RevisionId] = set()
-        if held:
+        records: tuple[AppRecord, ...] | None = ()
+        if self._revisions.held_by(self):
             try:
-                published = {revision.id for app in await self._discovery.apps() for revision in app.revisions}
+                records = await self._discovery.apps()
             except BackendError:
-                published = set(held)
-        self._revisions.let_go(self, soon_served=published)
+                records = None
+        self._revisions.let_go(self, records=records)
 
 
 class _Revision(Model):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any
 
 from modalnomad.deploy.hosts import Naming, name_function
 from modalnomad.deploy.succession import OrderedEngine
 from modalnomad.deploy.warming import is_alive
 from modalnomad.kit.tasks import Tasks
+from modalnomad.model.apps import AppRecord
 from modalnomad.model.errors import ModalNomadError
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.revision import Revision
@@ -23,6 +24,9 @@ from modalnomad.settings import RouterSettings
 from modalnomad.wiring.parts import Parts, RouterPools
 
 logger = logging.getLogger("modalnomad.up")
+
+AppName = tuple[str, str]
+"""Environment, App."""
 
 AT_ONCE = 2
 """Revisions prepared in the background at the same time."""
@@ -40,8 +44,10 @@ class Revisions:
         self._tags: dict[tuple[str, str, str], RevisionId] = {}
         """(environment, App, function) → the revision that is served, or was and still drains."""
         self._holders: dict[RevisionId, set[object]] = {}
-        self._awaited: set[RevisionId] = set()
-        """In a record that is newer than the last snapshot."""
+        self._serials: Mapping[AppName, int] = {}
+        """Of the records that the last snapshot was made of."""
+        self._awaited: dict[RevisionId, tuple[AppName, int]] = {}
+        """In a record that is newer than the last snapshot, with its serial → until there is one as new."""
         self._forgetting: set[RevisionId] = set()
         self._tasks = Tasks("revisions")
         self._closed = False
@@ -69,7 +75,11 @@ class Revisions:
         """A new snapshot, before the router acts on it."""
         assert self._engine is not None, "attach comes first"
         self._served = frozenset(snapshot.revisions)
-        self._awaited.clear()
+        self._serials = snapshot.serials
+        # It may have been read before the record was written.
+        self._awaited = {
+            id: (app, serial) for id, (app, serial) in self._awaited.items() if snapshot.serials.get(app, 0) < serial
+        }
         self._routes = {}
         for route in snapshot.routes:
             self._routes.setdefault(route.revision, []).append(route)
@@ -110,10 +120,16 @@ class Revisions:
         """What it holds."""
         return frozenset(revision for revision, holders in self._holders.items() if holder in holders)
 
-    def let_go(self, holder: object, *, soon_served: Collection[RevisionId] = ()) -> None:
-        """What nobody else holds and no record serves is drained and forgotten; not `soon_served`, which are in a
-        record that was not followed yet."""
-        self._awaited.update(self.held_by(holder) & set(soon_served) - self._served)
+    def let_go(self, holder: object, *, records: Iterable[AppRecord] | None = ()) -> None:
+        """What nobody else holds and no record serves is drained and forgotten. `records`: as they are now, for what is
+        in one that was not followed yet; None: they cannot be read, so the next snapshot decides."""
+        held = self.held_by(holder)
+        if records is None:
+            self._awaited.update((id, (("", ""), 0)) for id in held - self._awaited.keys())
+        for record in records or ():
+            name = record.environment, record.app
+            if record.serial > self._serials.get(name, 0):
+                self._awaited.update((one.id, (name, record.serial)) for one in record.revisions if one.id in held)
         for revision, holders in list(self._holders.items()):
             holders.discard(holder)
             if not holders:

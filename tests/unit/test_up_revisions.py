@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from modalnomad.kit.watch import Cell
+from modalnomad.model.apps import AppRecord, AppVersion
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import PoolKey, Replica, ReplicaKey, ReplicaState
 from modalnomad.model.revision import Revision
@@ -176,3 +177,65 @@ async def test_an_app_of_which_nothing_runs_any_more_is_not_waited_for(
     revisions.take(RouteSnapshot(revisions={new.id: new}, index=3))
 
     assert platform.ordered == []
+
+
+async def test_what_was_published_stays_warm_though_a_snapshot_from_before_comes_first(
+    platform: Platform, revisions: Revisions
+) -> None:
+    """A deploy is interrupted right after it has published. Another App changed at the same time, and the records were
+    read for that just before."""
+    revision = make_match().revision
+    name = revision.environment, revision.app
+    revisions.take(RouteSnapshot(serials={name: 1}, index=1))
+    revisions.hold(revision, deploy := object())
+    platform.run(revision.id)
+
+    revisions.let_go(deploy, records=[record_of(revision, serial=2)])
+    revisions.take(RouteSnapshot(serials={name: 1, ("main", "other"): 1}, index=2))
+    revisions.routed()
+    await turns()
+    assert platform.drained == []
+
+    revisions.take(RouteSnapshot(serials={name: 3, ("main", "other"): 1}, index=3))
+    revisions.routed()
+    await turns()
+    assert platform.drained == [revision.id], "another change of the App took it away since"
+
+
+async def test_what_is_published_again_stays_warm_though_its_end_is_seen_first(
+    platform: Platform, revisions: Revisions
+) -> None:
+    """Stopped, and rolled back to at once; the rollback is interrupted right after it has published."""
+    revision = make_match().revision
+    name = revision.environment, revision.app
+    revisions.take(RouteSnapshot(revisions={revision.id: revision}, serials={name: 1}, index=1))
+    platform.run(revision.id)
+    revisions.hold(revision, rollback := object())
+
+    revisions.let_go(rollback, records=[record_of(revision, serial=3)])
+    revisions.take(RouteSnapshot(serials={name: 2}, index=2))
+    revisions.routed()
+    await turns()
+
+    assert platform.drained == []
+
+
+async def test_where_records_cannot_be_read_the_next_snapshot_decides(platform: Platform, revisions: Revisions) -> None:
+    revision = make_match().revision
+    revisions.hold(revision, deploy := object())
+    platform.run(revision.id)
+
+    revisions.let_go(deploy, records=None)
+    await turns()
+    assert platform.drained == []
+
+    revisions.take(RouteSnapshot(index=1))
+    revisions.routed()
+    await turns()
+    assert platform.drained == [revision.id]
+
+
+def record_of(revision: Revision, serial: int) -> AppRecord:
+    """Of an App that serves nothing else."""
+    version = AppVersion(number=serial, deployed_at=0, revisions=(revision,))
+    return AppRecord(app=revision.app, environment=revision.environment, serial=serial, versions=(version,))
