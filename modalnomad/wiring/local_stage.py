@@ -69,6 +69,7 @@ class LocalStage(Stage):
     async def warm(self, revision: Revision, parameters: str, count: int) -> None:
         """As the protocol says."""
         self._hold(revision)
+        self._revisions.order(revision)
         await self._parts.pools.warm(revision, PoolKey(revision.id, parameters), count)
 
     async def follow(self, earlier: RevisionId, successor: RevisionId) -> None:

@@ -41,8 +41,6 @@ class Revisions:
         """All that may have replicas."""
         self._served: frozenset[RevisionId] = frozenset()
         self._routes: dict[RevisionId, list[Route]] = {}
-        self._tags: dict[tuple[str, str, str], RevisionId] = {}
-        """(environment, App, function) → the revision that is served, or was and still drains."""
         self._holders: dict[RevisionId, set[object]] = {}
         self._serials: Mapping[AppName, int] = {}
         """Of the records that the last snapshot was made of."""
@@ -74,7 +72,7 @@ class Revisions:
     def take(self, snapshot: RouteSnapshot) -> None:
         """A new snapshot, before the router acts on it."""
         assert self._engine is not None, "attach comes first"
-        self._served = frozenset(snapshot.revisions)
+        before, self._served = self._served, frozenset(snapshot.revisions)
         self._serials = snapshot.serials
         # It may have been read before the record was written.
         self._awaited = {
@@ -87,12 +85,18 @@ class Revisions:
             if revision.id not in self.known:
                 self.known[revision.id] = revision
                 self._spawn(self._prepare(revision), f"prepare {revision.id}")
-        tags = {(r.environment, r.app, r.function.tag): r.id for r in snapshot.revisions.values()}
-        for name, id in tags.items():
-            earlier = self._tags.get(name, id)
-            if earlier != id and earlier in self.known and self._engine.apart(self.known[id]):
-                self._engine.after(id, earlier)
-        self._tags = {name: id for name, id in self._tags.items() if id in self.known} | tags
+        for id in snapshot.revisions.keys() - before:
+            self.order(self.known[id])
+
+    def order(self, revision: Revision) -> None:
+        """Where it cannot live beside others of its Function: its starts wait for those that are served no more, and
+        still answer their last requests. To be called once it is prepared, or served."""
+        assert self._engine is not None
+        if self._engine.apart(revision):
+            stay = {revision.id, *self._served}
+            for other in self.known.values():
+                if other.id not in stay and _name(other) == _name(revision):
+                    self._engine.after(revision.id, other.id)
 
     def routed(self) -> None:
         """The router acts on the last snapshot: what it leads to no more can go."""
@@ -184,3 +188,7 @@ class Revisions:
             work.close()
         else:
             self._tasks.spawn(work, name)
+
+
+def _name(revision: Revision) -> tuple[str, str, str]:
+    return revision.environment, revision.app, revision.function.tag

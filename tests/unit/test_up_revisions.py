@@ -179,6 +179,30 @@ async def test_an_app_of_which_nothing_runs_any_more_is_not_waited_for(
     assert platform.ordered == []
 
 
+async def test_what_is_started_ahead_waits_for_what_is_served_no_more_and_not_for_what_is(
+    platform: Platform, revisions: Revisions
+) -> None:
+    """`deploy --check` right after `app stop`; and after a check that was given up, whose replica still ends."""
+    platform.is_apart = True
+    served, stopped, given_up, new = (make_match(version=number).revision for number in (1, 2, 3, 4))
+    other = served.model_copy(update={"id": RevisionId("o" * 32), "app": "other"})
+    revisions.take(RouteSnapshot(revisions={stopped.id: stopped, other.id: other}, index=1))
+    platform.run(stopped.id, given_up.id, other.id)
+    revisions.take(RouteSnapshot(index=2))
+    revisions.routed()
+    revisions.hold(given_up, before := object())
+    revisions.let_go(before)
+    revisions.hold(new, object())
+
+    revisions.order(new)
+    assert platform.ordered == [(new.id, stopped.id), (new.id, given_up.id)]
+
+    revisions.take(RouteSnapshot(revisions={served.id: served}, index=3))
+    platform.ordered.clear()
+    revisions.order(new)
+    assert (new.id, served.id) not in platform.ordered
+
+
 async def test_what_was_published_stays_warm_though_a_snapshot_from_before_comes_first(
     platform: Platform, revisions: Revisions
 ) -> None:
