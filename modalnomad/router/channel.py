@@ -16,6 +16,8 @@ from modalnomad.router.http1 import HEAD_END, BadAnswer, Headers, ResponseHead, 
 
 _HEAD_LIMIT: Final = 256 * 1024
 _INTERIM_LIMIT: Final = 64
+_WHOLE: Final = 16 * 1024
+"""Bytes that the system takes all of or none, with nothing else on the way; of more it may take a part."""
 
 
 class Sink(Protocol):
@@ -64,7 +66,7 @@ class Channel(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", None)
         self.uses = 0
         self.writes = 0
-        """Of this request, so far."""
+        """Of this request, so far. One that the system may take a part of counts as several."""
         self.sent = False
         """The request was written to its end."""
         self.answered = False
@@ -113,7 +115,7 @@ class Channel(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         if not self.transport.is_closing():  # that it closes is told by `connection_lost`; uvloop raises here
-            self.writes += 1
+            self.writes += 1 + len(data) // _WHOLE
             self.transport.write(data)
 
     def pause_reading(self) -> None:

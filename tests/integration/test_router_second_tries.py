@@ -15,6 +15,7 @@ import pytest
 from modalnomad.kit.tasks import Tasks
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import PoolKey, ReplicaKey, TcpAddress, UnixAddress
+from modalnomad.router import channels
 from modalnomad.router.channel import Channel
 from modalnomad.router.http1 import parse_request
 from modalnomad.router.replies import Reply
@@ -174,6 +175,43 @@ async def test_a_request_that_ends_every_replica_it_comes_to_ends_two_of_them(un
         assert ended == 2
         assert [lease.events for lease in router.activator.leases[5:]] == [[], ["gone"]]
         assert router.router.gate.counters.retries == {"stale": 1}
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["new", "kept"])
+async def test_a_replica_that_read_a_part_of_the_first_write_may_have_run_it(
+    kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of that write fails like a write to a connection that was closed long before."""
+    monkeypatch.setattr(channels, "_watch", lambda sock: sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096))
+    loop = asyncio.get_running_loop()
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.setblocking(False)
+        address = TcpAddress(*listener.getsockname())
+        async with (
+            raw.replica(raw.polite) as backend,
+            served(*[address] * (1 + kept), backend.address) as router,
+            raw.client(router.port) as client,
+        ):
+            await client.send(raw.get() if kept else raw.post(b"x" * 60_000))
+            ours, _ = await loop.sock_accept(listener)
+            with ours:
+                ours.setblocking(False)
+                if kept:
+                    await loop.sock_recv(ours, 65536)
+                    await loop.sock_sendall(ours, raw.answer())
+                    assert (await client.response()).status == 200
+                    await client.send(raw.post(b"x" * 60_000))
+                read = len(await loop.sock_recv(ours, 65536))
+                with contextlib.suppress(BlockingIOError):
+                    while data := ours.recv(65536):
+                        read += len(data)
+            assert 0 < read < 60_000
+            assert (await client.response()).status == 502
+            assert router.activator.leases[-1].events == ["gone"]
+            assert backend.connections == 0
 
 
 async def test_a_connection_that_closes_as_it_is_made_took_no_request() -> None:
