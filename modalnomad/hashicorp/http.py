@@ -60,7 +60,10 @@ class Answer:
 
     def json(self) -> Any:
         """Raises ValueError."""
-        return json.loads(self.body)
+        try:
+            return json.loads(self.body)
+        except RecursionError:
+            raise ValueError("it is nested too deep") from None
 
 
 class ServerRefused(BackendRefused):

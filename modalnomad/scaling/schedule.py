@@ -50,6 +50,8 @@ def fault(schedule: Schedule) -> str | None:
             _after(schedule.period, LATEST)
         except (OverflowError, ValueError):
             return "has a Period that is too long"
+        except TypeError:
+            return f"has a Period of {', '.join(sorted(schedule.period))}: not all of these are known here"
         return None if seconds >= SHORTEST else f"has a Period of {seconds:g} s: {SHORTEST:g} s is the shortest"
     try:
         zone = ZoneInfo(schedule.timezone)
@@ -216,9 +218,10 @@ def memories_to_json(memory: Mapping[JobKey, Memory]) -> list[dict[str, str | fl
 
 def memories_from_json(jobs: Iterable[Mapping[str, Any]]) -> dict[JobKey, Memory]:
     """Raises KeyError, TypeError, ValueError for what was not written so."""
-    return {
-        (str(job["environment"]), str(job["app"]), str(job["function"])): Memory(
-            float(job["deployed_at"]), float(job["last"])
-        )
-        for job in jobs
-    }
+    found = {}
+    for job in jobs:
+        memory = Memory(float(job["deployed_at"]), float(job["last"]))
+        if not abs(memory.last) <= LATEST:
+            raise ValueError(f"{memory.last} is no time of a run")
+        found[str(job["environment"]), str(job["app"]), str(job["function"])] = memory
+    return found

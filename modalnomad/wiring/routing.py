@@ -33,6 +33,7 @@ from modalnomad.wiring.cluster_deploy import registers_nothing
 from modalnomad.wiring.cluster_schedules import ClusterSchedules, led_scheduler
 from modalnomad.wiring.cluster_secrets import SecretVersions
 from modalnomad.wiring.death import Death
+from modalnomad.wiring.lasting import lasting
 from modalnomad.wiring.parts import address, admin_of
 from modalnomad.wiring.shared import SharedDiscovery
 from modalnomad.wiring.tls import tls_context
@@ -90,13 +91,17 @@ async def open_router(
         if login is not None:
             stack.push_async_callback(login.close)
         tasks = await stack.enter_async_context(Tasks("routing", death.of))
+
+        def keep(run: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+            tasks.guard(lasting(run, name), name)
+
         if login is not None:
-            tasks.guard(login.run(), "login to Consul")
+            keep(login.run, "login to Consul")
         parts = await _build(cluster, environment, death)
         await parts.artifacts.start()
         stack.push_async_callback(parts.artifacts.close)
         tasks.guard(parts.discovery.run(), "watch")
-        tasks.guard(parts.leader.run(), "leader")
+        keep(parts.leader.run, "leader")
         tasks.spawn(tell_missing(cluster.nomad, environment), "namespaces")
         await parts.engine.open()
         stack.push_async_callback(parts.engine.close)
@@ -111,12 +116,13 @@ async def open_router(
         tasks.spawn(death.watch("router", parts.router.died()), "router")
         schedules = ClusterSchedules(cluster.consul, settings.consul.prefix)
         scheduler = led_scheduler(parts.leader, parts.discovery, parts.router.caller, schedules)
-        tasks.guard(parts.leader.while_held(scheduler.run), "schedules")
+        keep(lambda: parts.leader.while_held(scheduler.run), "schedules")
         if parts.rotation is not None:
-            tasks.guard(parts.leader.while_held(parts.rotation.run), "rotation")
-        tasks.guard(parts.keys.run(), "platform key")
-        tasks.guard(_tell_presence(parts), "presence")
-        tasks.guard(TokenRenewal(cluster.vault).run(), "token of Vault")
+            rotate = parts.rotation.run
+            keep(lambda: parts.leader.while_held(rotate), "rotation")
+        keep(parts.keys.run, "platform key")
+        keep(lambda: _tell_presence(parts), "presence")
+        keep(TokenRenewal(cluster.vault).run, "token of Vault")
         stack.push_async_callback(parts.presence.close)
         yield parts
 

@@ -49,6 +49,9 @@ class SharedDiscovery(Discovery):
                 logger.warning("the watch on the records ended; again in %g s", PAUSE)
             except (BackendError, OSError) as error:
                 logger.warning("the records cannot be watched, again in %g s: %s", PAUSE, error)
+            except Exception:
+                # What is served stays served, whatever nobody foresaw in a record.
+                logger.exception("the records cannot be watched, again in %g s", PAUSE)
             self.on_failure()
             await asyncio.sleep(PAUSE)
 

@@ -33,6 +33,7 @@ from modalnomad.wiring.doors import Doors
 from modalnomad.wiring.ending import Ending
 from modalnomad.wiring.following import Following
 from modalnomad.wiring.home import home_of
+from modalnomad.wiring.lasting import lasting
 from modalnomad.wiring.local_stage import LocalStage, handle_stage
 from modalnomad.wiring.parts import Parts, RouterPools, build, running
 from modalnomad.wiring.revisions import Revisions
@@ -107,7 +108,10 @@ class UpParts:
 
 def services(up: UpParts) -> tuple[Service, ...]:
     """All that runs beside the router, started in this order."""
-    return (Service("follow", up.following.run), Service("schedules", up.scheduler.run))
+    return (
+        Service("follow", lambda: lasting(up.following.run, "follow")),
+        Service("schedules", lambda: lasting(up.scheduler.run, "schedules")),
+    )
 
 
 def handlers(up: UpParts) -> Mapping[str, Handler]:

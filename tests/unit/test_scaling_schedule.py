@@ -268,6 +268,7 @@ def test_months_go_by_the_calendar() -> None:
         (period(years=9000), "too long"),
         (period(years=8000), "too long"),
         (period(days=2_900_000), "too long"),
+        (period(days=1, fortnights=1), "days, fortnights: not all of these are known here"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_told(schedule: Schedule, words: str) -> None:

@@ -134,10 +134,13 @@ async def test_what_another_one_ran_meanwhile_is_not_run_again(world: World) -> 
         assert len(world.calls) == 2
 
 
+@pytest.mark.parametrize("last", ["{", "1e300", "Infinity"])
 async def test_records_that_cannot_be_read_are_said_and_passed_over(
-    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, last: str
 ) -> None:
-    (tmp_path / "schedules.json").write_text("{")
+    await world.records.save({KEY: Memory(1000.0, -1.5)})
+    file = tmp_path / "schedules.json"
+    file.write_text(file.read_text().replace("-1.5", f"-{last}"))
     async with running(world):
         await world.look(3600)
         assert len(world.calls) == 1

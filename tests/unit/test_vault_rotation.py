@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from modalnomad.hashicorp.vault.rotation import Rotation, stale, versions_of, versions_text
-from modalnomad.model.errors import BackendUnreachable
+from modalnomad.model.errors import BackendUnreachable, UserError
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import PoolKey, ReplicaKey
 
@@ -57,6 +57,7 @@ class World:
         self.running: dict[ReplicaKey, str] = {}
         self.current: dict[RevisionId, dict[str, int]] = {}
         self.down = False
+        self.wrong: set[RevisionId] = set()
         self.asked: list[RevisionId] = []
         self.told: list[Mapping[ReplicaKey, str]] = []
         self.rotation = Rotation(running=lambda: self.running, current=self.ask, tell=self.told.append, every=30.0)
@@ -65,6 +66,8 @@ class World:
         self.asked.append(revision)
         if self.down:
             raise BackendUnreachable("Vault does not answer")
+        if revision in self.wrong:
+            raise UserError("'..' is not the name of an environment")
         return self.current[revision]
 
     async def look(self) -> set[ReplicaKey]:
@@ -113,3 +116,18 @@ async def test_a_lower_number_is_believed_when_it_is_seen_twice() -> None:
     assert await world.look() == set()
     world.current = {A: {"db": 1}}
     assert await world.look() == set()
+
+
+async def test_a_record_that_names_no_secret_that_can_be_keeps_no_other_from_being_looked_at(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World()
+    world.running = {key(A): "db=1", key(B): "db=1"}
+    world.current = {B: {"db": 2}}
+    world.wrong = {A}
+
+    assert await world.look() == {key(B)}
+    assert await world.look() == {key(B)}
+    assert [record.message.rpartition(": ")[2] for record in caplog.records] == [
+        "'..' is not the name of an environment"
+    ]

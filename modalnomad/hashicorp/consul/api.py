@@ -245,7 +245,7 @@ class ConsulApi:
                 index=int(item["ModifyIndex"]),
                 session=item.get("Session") or "",
             )
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise self._odd(path, "a list of keys was expected") from None
 
     def _odd(self, path: str, why: str) -> BackendRefused:

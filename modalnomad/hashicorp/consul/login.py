@@ -70,7 +70,7 @@ class LoginRenewal:
             self._tell(error.message)
         except (OSError, UnicodeDecodeError) as error:
             self._tell(f"cannot use {self._file}: {error}")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             self._tell("its answer to the login cannot be read")
 
     async def _login(self) -> None:

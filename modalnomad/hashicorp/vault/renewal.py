@@ -62,7 +62,7 @@ class TokenRenewal:
         except ModalNomadError as error:
             self._tell(error.message)
             return AGAIN
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             self._tell("its answer about the token cannot be read")
             return AGAIN
         return min(max(ttl / SHARE, SOONEST), LATEST) if ttl else LATEST

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 
-from modalnomad.model.errors import BackendError
+from modalnomad.model.errors import ModalNomadError
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import ReplicaKey
 
@@ -110,7 +110,7 @@ class Rotation:
         """None: no answer; told once in a row."""
         try:
             current = await self._current(revision)
-        except BackendError as error:
+        except ModalNomadError as error:  # a record may name what no secret can be
             if revision not in self._failing:
                 logger.warning("whether secrets of running replicas have newer versions: %s", error.message)
             self._failing.add(revision)
