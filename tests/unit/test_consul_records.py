@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import logging
+import threading
 
 import pytest
 
@@ -99,3 +100,26 @@ def test_the_guard_and_folders_are_no_records() -> None:
 
     assert reader.records([entry(b"x", f"modalnomad/apps/{GUARD}"), entry(b"", "modalnomad/apps/main/")]) == ()
     assert reader.problems([entry(b"", "modalnomad/apps/main/")]) == ()
+
+
+def test_the_contents_that_stand_in_are_told_whole_while_another_thread_reads_a_new_record() -> None:
+    reader = Reader(KEYS, APPS)
+    new = entry(encode(APP.model_copy(update={"app": "b"})), "modalnomad/apps/main/b")
+    other = threading.Thread(target=lambda: reader.records([new]))
+
+    class Read:
+        """Another thread comes in between two of them."""
+
+        good = None
+
+        @property
+        def error(self) -> None:
+            if other.ident is None:
+                other.start()
+                other.join(10)
+
+    reader._read = {"modalnomad/apps/main/a": Read(), "modalnomad/apps/main/c": Read()}  # type: ignore[dict-item]
+
+    assert reader.stand_ins == ()
+    other.join()
+    assert "modalnomad/apps/main/b" in reader._read

@@ -154,9 +154,12 @@ class ConsulDiscovery(Discovery):
             return
         async with self._saving:
             self._saved_at = time.monotonic()
-            await asyncio.to_thread(self._content)
-            tables = {kind: Table(self._known[kind], self._readers[kind].stand_ins) for kind in KINDS}
-            await asyncio.to_thread(self._cache.save, tables)
+            await asyncio.to_thread(self._keep, self._cache)
+
+    def _keep(self, cache: Cache) -> None:
+        known = dict(self._known)
+        self._content()
+        cache.save({kind: Table(known[kind], self._readers[kind].stand_ins) for kind in KINDS})
 
     # --- reading ---------------------------------------------------------------------------------------------
 

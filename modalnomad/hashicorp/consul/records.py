@@ -186,7 +186,9 @@ class Reader:
     @property
     def stand_ins(self) -> tuple[Entry, ...]:
         """The last readable contents of those that cannot be read now."""
-        return tuple(read.good for read in self._read.values() if read.error is not None and read.good is not None)
+        with self._guard:
+            found = tuple(self._read.values())
+        return tuple(read.good for read in found if read.error is not None and read.good is not None)
 
     def _ours(self, entry: Entry) -> bool:
         # Consul's UI makes keys that end in / for folders.
