@@ -40,7 +40,8 @@ def address_of(address: str, setting: str) -> str:
     try:
         parts = urlsplit(address)
         good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # a port that is none, a name that none can be
         good = False
     if not good:
         raise BackendRefused(

@@ -65,7 +65,19 @@ def test_a_variable_that_holds_no_token_is_refused_unseen(token: str) -> None:
     assert token not in str(refused.value)
 
 
-@pytest.mark.parametrize("address", ["", "https://", "http://127.0.0.1:99999", "ftp://here:1", "unix:///run/it", "a:b"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "https://",
+        "http://127.0.0.1:99999",
+        "ftp://here:1",
+        "unix:///run/it",
+        "a:b",
+        "http://a..b",
+        f"http://{'a' * 64}",
+    ],
+)
 def test_what_is_no_address_of_a_server_is_told_with_its_setting(address: str) -> None:
     with pytest.raises(BackendRefused) as refused:
         consul_server(ConsulSettings(address=address))
