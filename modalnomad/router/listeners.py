@@ -136,7 +136,7 @@ def holder_of(port: int) -> str | None:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if any(os.readlink(entry) in wanted for entry in (process / "fd").iterdir()):
-                return f"{(process / 'comm').read_text().strip()} (process {process.name})"
+                return f"{(process / 'comm').read_text('utf-8', 'replace').strip()} (process {process.name})"
         except OSError:
             continue  # it ended, or is somebody else's
     return None

@@ -15,6 +15,7 @@ import pytest
 from modalnomad.kit.watch import Cell
 from modalnomad.model.errors import BackendRefused
 from modalnomad.model.routes import RouteSnapshot
+from modalnomad.router.listeners import holder_of
 from modalnomad.router.server import RouterServer
 from modalnomad.settings import RouterSettings, ScalingSettings
 from tests.support import raw
@@ -93,6 +94,20 @@ async def test_port_that_is_taken_names_its_holder(tmp_path: Path) -> None:
             async with server(tmp_path, port=port):
                 pass
         assert refused.value.hint
+
+
+def test_the_holder_of_a_port_may_have_any_name() -> None:
+    """The system cuts names to 15 bytes, also within a letter."""
+    comm = Path("/proc/self/comm")
+    before = comm.read_bytes()
+    comm.write_bytes("a-shop-of-büros".encode()[:10] + b"\xc3")
+    try:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            assert (holder_of(taken.getsockname()[1]) or "").startswith("a-shop-of-\ufffd (process ")
+    finally:
+        comm.write_bytes(before.strip())
 
 
 async def test_waiting_request_is_told_when_the_router_stops(tmp_path: Path) -> None:
