@@ -32,6 +32,8 @@ from modalnomad.wiring.home import home_of
 
 ANSWER = 15.0
 """Seconds a running `up` has to say that it is there."""
+GOODBYE = 2.0
+"""Seconds it has to take leave of who ends the connection, such as with Ctrl-C."""
 
 Progress = Callable[[Any], None]
 
@@ -87,7 +89,9 @@ class Control:
         try:
             async for message in self._ws:
                 if message.type is not aiohttp.WSMsgType.TEXT:
-                    break
+                    if isinstance(message.data, TimeoutError):
+                        why = "it does not answer any more: it is stopped or overloaded"
+                    return
                 content = json.loads(message.data)
                 if content.get("stopping"):
                     why = "it is being stopped"
@@ -120,8 +124,9 @@ class Control:
 
     async def close(self) -> None:
         """End the connection."""
-        with suppress(ConnectionError, RuntimeError):
-            await self._ws.close()
+        with suppress(ConnectionError, RuntimeError, TimeoutError):
+            async with asyncio.timeout(GOODBYE):
+                await self._ws.close()
         await self._tasks.close()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from modalnomad.model.errors import (
     BackendConflict,
@@ -29,7 +30,7 @@ from modalnomad.model.errors import (
 from modalnomad.settings import Settings
 from modalnomad.wiring import control, control_server
 from modalnomad.wiring.control import NotRunning, control_call, open_control, open_stage
-from modalnomad.wiring.control_protocol import FOLDER, MESSAGE_LIMIT, NAME, PATH, find_socket
+from modalnomad.wiring.control_protocol import FOLDER, MESSAGE_LIMIT, NAME, PATH, PROTOCOL, find_socket
 from modalnomad.wiring.control_server import Call, ControlServer
 from tests.support.engines import eventually, open_descriptors, within
 
@@ -58,6 +59,33 @@ async def raw_client(home: Path) -> AsyncIterator[aiohttp.ClientWebSocketRespons
         assert (await ws.receive_json())["hello"] == 1
         yield ws
         await ws.close()
+
+
+@asynccontextmanager
+async def hanging(home: Path) -> AsyncIterator[asyncio.Event]:
+    """One that says hello, is called (the event), and from then on does nothing, as a stopped process."""
+    called, over = asyncio.Event(), asyncio.Event()
+
+    async def hang(request: web.Request) -> web.WebSocketResponse:
+        ws = web.WebSocketResponse()
+        await ws.prepare(request)
+        await ws.send_json({"hello": PROTOCOL})
+        await ws.receive()
+        called.set()
+        await over.wait()
+        return ws
+
+    (home / FOLDER).mkdir(mode=0o700)
+    application = web.Application()
+    application.router.add_get(PATH, hang)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.UnixSite(runner, home / FOLDER / NAME).start()
+    try:
+        yield called
+    finally:
+        over.set()
+        await runner.cleanup()
 
 
 async def answers(home: Path) -> None:
@@ -345,6 +373,27 @@ async def test_one_that_does_not_answer_is_not_taken_for_none(tmp_path: Path, mo
             async with open_stage(Settings(home=tmp_path)):
                 pass
         assert not isinstance(caught.value, NotRunning)
+
+
+async def test_one_that_hangs_in_the_middle_of_a_call_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "HEARTBEAT", 0.2)
+    async with hanging(tmp_path), open_control(tmp_path) as client:
+        with pytest.raises(BackendUnreachable, match="does not answer any more"):
+            await within(client.call("wait", {}))
+
+
+async def test_who_gives_up_a_call_does_not_wait_for_one_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "GOODBYE", 0.1)
+    async with hanging(tmp_path) as called:
+        call = asyncio.ensure_future(control_call(Settings(home=tmp_path), "wait"))
+        await within(called.wait())
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await within(call, 8)  # left to itself, the WebSocket waits 10 s
 
 
 async def test_only_the_owner_can_reach_it(tmp_path: Path) -> None:
