@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Final
 
 from modalnomad.deploy.stage import Stage
@@ -123,7 +123,9 @@ class ClusterStage(Stage):
         count = count if limit is None else min(count, max(1, limit))
         keys = [await self._start(pool, number) for number in range(count)]
         if len(encode(parameters)) <= CONSUL_META_LIMIT:  # longer ones Consul is not told of: they are only started
-            await all_or_first_error([self._until_ready(revision, key) for key in keys])
+            # The others were ready a moment ago. That one of them leaves by now says nothing about the program.
+            mine = [key for key in keys if key in self._started]
+            await all_or_first_error([self._until_ready(revision, key) for key in mine])
 
     async def _start(self, pool: PoolKey, number: int) -> ReplicaKey:
         """Its own that lives, or one that is ready. Another one that lives may be on its way out: routers send away
@@ -138,9 +140,12 @@ class ClusterStage(Stage):
         return key
 
     async def _is_ready(self, key: ReplicaKey) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(READY_TOLD):
-                await self.ready.until(lambda keys: keys is not None)
+        if self.ready.value is None:
+            try:
+                async with asyncio.timeout(READY_TOLD):
+                    await self.ready.until(lambda keys: keys is not None)
+            except TimeoutError:
+                self.ready.set(self.ready.value or frozenset())
         return key in (self.ready.value or ())
 
     async def _until_ready(self, revision: Revision, key: ReplicaKey) -> None:
@@ -196,13 +201,14 @@ class ClusterStage(Stage):
 
     async def _take_back(self, revision: RevisionId) -> None:
         """Replicas that it did not start finish what they do, and keep their job: of a version that is not kept any
-        more, or of another deploy of the same, which this one's lost lock let in. Pruning removes it after them."""
+        more, or of another deploy of the same, which this one's lost lock let in. Pruning removes it after them. Its
+        own go whether they are known to live or not: one without a place would start when there is room."""
         known = self.replicas.value or ()
         alive = {r.key for r in known if r.key.pool.revision == revision and r.state in ALIVE}
         if alive <= self._started:
             await self._engine.retire(revision)
         else:
-            await asyncio.gather(*(self._engine.kill(key) for key in alive & self._started))
+            await self._engine.take_back({key for key in self._started if key.pool.revision == revision})
 
     async def close(self) -> None:
         """What it brought and is in no record by now is ended and forgotten. What cannot be is told: there is an error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from modalnomad_sdk import contract
 
 from modalnomad.hashicorp.nomad.engine import NomadEngine
 from modalnomad.model.errors import BackendRefused
@@ -159,6 +160,26 @@ async def test_a_child_that_waits_for_room_starts_when_there_is_some(h: Harness,
     assert refused == failure
     assert verdict.answer == "not_now"
     assert (await h.ask(waits)).status == 200
+
+
+async def test_replicas_are_taken_back_one_by_one_and_the_others_run_on(h: Harness, calls: Calls) -> None:
+    """Also one that waits for room, which no signal reaches: it would start when there is some. The job can start
+    others."""
+    (node,) = await calls.get("/v1/nodes", resources=True)
+    half = int(node["NodeResources"]["Memory"]["MemoryMB"] * 0.6)
+    revision = await h.revision(HELLO, resources=Resources(memory=(half, None)))
+    first = await h.started(revision)
+    waits = await h.start(revision, 1)
+    await h.until(waits, FAILED)
+
+    await within(engine_of(h).take_back({waits, key_of(revision, 2)}), 20)
+    await h.until(waits, ReplicaState.GONE)
+    assert (await h.ask(first)).status == 200
+    await within(engine_of(h).take_back({first}), 20)
+    await h.until(first, FAILED, ReplicaState.GONE)
+
+    assert (await h.ask(await h.start(revision, 1, 2), contract.READY_PATH)).status == 200
+    assert [r.key for r in await h.snapshot() if r.state is STARTING] == [key_of(revision, 1, 2)]
 
 
 async def test_what_not_even_an_empty_node_has_is_never(h: Harness) -> None:

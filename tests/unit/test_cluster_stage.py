@@ -13,7 +13,7 @@ import pytest
 
 from modalnomad.model.errors import UserCodeFailed
 from modalnomad.model.ids import RevisionId
-from modalnomad.model.replica import PoolKey, Replica, ReplicaKey, ReplicaState
+from modalnomad.model.replica import Failure, PoolKey, Replica, ReplicaKey, ReplicaState
 from modalnomad.model.revision import Revision
 from modalnomad.settings import Settings
 from modalnomad.wiring import cluster_stage
@@ -33,18 +33,23 @@ class Engine:
     def __init__(self) -> None:
         self.stage: ClusterStage
         self.started: list[ReplicaKey] = []
-        self.killed: set[ReplicaKey] = set()
+        self.taken_back: set[ReplicaKey] = set()
         self.retired: list[RevisionId] = []
+        self.unseen = False
+        """What starts is not shown."""
+        self.asked = asyncio.Event()
 
     async def prepare(self, revision: Revision) -> None:
         return
 
     async def start(self, key: ReplicaKey, reason: str) -> None:
         self.started.append(key)
-        self.show(*(self.stage.replicas.value or ()), Replica(key, ReplicaState.STARTING))
+        self.asked.set()
+        if not self.unseen:
+            self.show(*(self.stage.replicas.value or ()), Replica(key, ReplicaState.STARTING))
 
-    async def kill(self, key: ReplicaKey) -> None:
-        self.killed.add(key)
+    async def take_back(self, keys: Collection[ReplicaKey]) -> None:
+        self.taken_back |= set(keys)
 
     async def retire(self, revision: RevisionId) -> None:
         self.retired.append(revision)
@@ -131,6 +136,43 @@ async def test_who_is_ready_is_awaited_and_not_for_ever(monkeypatch: pytest.Monk
     assert engine.started == [key_of(2)]
 
 
+async def test_one_that_leaves_after_it_was_found_ready_fails_no_deploy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was ready, and its end, while another one is being started, says nothing about the program."""
+    leaving, mine = key_of(1), key_of(1, number=1)
+    stage, engine = made(leaving, ready={leaving})
+    start = engine.start
+
+    async def meanwhile(key: ReplicaKey, reason: str) -> None:
+        engine.end(leaving)
+        stage.ready.set(frozenset({mine}))
+        await start(key, reason)
+
+    monkeypatch.setattr(engine, "start", meanwhile)
+    await stage.warm(REVISION, "", 2)
+    assert engine.started == [mine]
+
+
+async def test_consul_that_does_not_say_who_is_ready_is_awaited_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, _ = made(*(key_of(1, number) for number in range(3)), ready=None)
+    waits = 0
+
+    class Over:
+        async def __aenter__(self) -> None:
+            nonlocal waits
+            waits += 1
+            raise TimeoutError
+
+        async def __aexit__(self, *exc: object) -> None:
+            return
+
+    monkeypatch.setattr(asyncio, "timeout", lambda seconds: Over())
+    warming = asyncio.create_task(stage.warm(REVISION, "", 3))
+    await stage.replicas.until(lambda replicas: len(replicas or ()) == 6)
+    stage.ready.set(frozenset(key_of(2, number) for number in range(3)))
+    await warming
+    assert waits == 1
+
+
 async def test_a_deploy_that_failed_ends_what_it_brought() -> None:
     stage, engine = made()
     warming = asyncio.create_task(stage.warm(REVISION, "", 1))
@@ -150,10 +192,33 @@ async def test_a_deploy_that_failed_leaves_replicas_that_it_did_not_start() -> N
     stage.ready.set(frozenset({mine}))
     await warming
     await stage.close()
-    assert (engine.retired, engine.killed) == ([], {mine})
+    assert (engine.retired, engine.taken_back) == ([], {mine})
 
     stage, engine = made(older)
     await stage.prepare(REVISION)
     engine.end(older)
     await stage.close()
     assert engine.retired == [REVISION.id], "none of them lives any more"
+
+
+@pytest.mark.parametrize("unseen", [True, False])
+async def test_what_it_asked_for_beside_others_is_taken_back_though_it_does_not_run(unseen: bool) -> None:
+    """The answer to a dispatch is under way still, or there is no room for it now: it would start when there is some,
+    for a version that never came."""
+    older, mine = key_of(1), key_of(2)
+    stage, engine = made(older)
+    engine.unseen = unseen
+    warming = asyncio.create_task(stage.warm(REVISION, "", 1))
+    if unseen:
+        await engine.asked.wait()
+        warming.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await warming
+    else:
+        await stage.replicas.until(lambda replicas: len(replicas or ()) == 2)
+        failure = Failure("no_capacity", "no room")
+        engine.show(Replica(older, ReplicaState.STARTING), Replica(mine, ReplicaState.FAILED, failure=failure))
+        with pytest.raises(UserCodeFailed, match="no room"):
+            await warming
+    await stage.close()
+    assert (engine.retired, engine.taken_back) == ([], {mine})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Final, Protocol, Self
 
@@ -263,6 +263,12 @@ class NomadEngine(Engine):
         if self._opening is not None:
             for parent in self._world.parents(revision):
                 await self._mirror.refresh(parent)
+
+    async def take_back(self, keys: Collection[ReplicaKey]) -> None:
+        """Kill these replicas, also where they have no place yet: for whoever may stop jobs. Raises BackendError."""
+        if starting := [task for key, task in self._starting.items() if key in keys]:
+            await asyncio.wait(starting)
+        await self._parents.end(keys)
 
     async def alive(self, revision: str) -> int:
         """How many replicas of it Nomad runs or means to. Raises BackendError."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final
 
 from modalnomad.hashicorp.http import ServerRefused
 from modalnomad.hashicorp.nomad.api import NomadApi, Shape, readable
-from modalnomad.hashicorp.nomad.shapes import Allocation, allocation_of
+from modalnomad.hashicorp.nomad.shapes import Allocation, allocation_of, job_of
 from modalnomad.model.errors import BackendConflict, BackendRefused
+from modalnomad.model.replica import ReplicaKey
 from modalnomad.model.revision import Revision
 from modalnomad.render.cluster import META_PREFIX, META_REVISION, META_SPEC, TASK, environment_of, namespace_of
 from modalnomad.render.nomad import META_VERSION, Rendering, parent_job, prewarm_job
@@ -123,7 +124,17 @@ class Parents:
         for parent in await self._find(revision):
             if not parent.get("Stop"):
                 await self._api.deregister(str(parent["ID"]), str(parent["Namespace"]))
-        children = await self._find(revision, children=True)
+        await self._end_all(revision, await self._find(revision, children=True))
+
+    async def end(self, keys: Collection[ReplicaKey]) -> None:
+        """The same for these replicas alone: their jobs stay."""
+        for revision in sorted({key.pool.revision for key in keys}):
+            children = await self._find(revision, children=True)
+            with readable("a list of jobs"):
+                wanted = [child for child in children if job_of(child).key in keys]
+            await self._end_all(revision, wanted)
+
+    async def _end_all(self, revision: str, children: Collection[Shape]) -> None:
         try:
             async with asyncio.timeout(END_LIMIT):
                 await asyncio.gather(*(self._end(child) for child in children if child.get("Status") != "dead"))
