@@ -58,7 +58,7 @@ def test_live_page() -> None:
                 assert connection.recv(timeout=10) == "GOOD MORNING"
                 connection.close(4321, "enough")
             s.wait_log("socket closed with 4321", timeout=10)
-        s.wait_log("the page wakes up", timeout=1)
+        s.wait_log("the page wakes up")
     s_lines = [log["line"] for log in s.logs()]
     assert "the page goes to sleep" in s_lines
 

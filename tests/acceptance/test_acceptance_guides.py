@@ -78,7 +78,7 @@ def test_lifespan_runs_before_the_first_answer_and_at_the_end(tmp_path: Path) ->
     with serve(program.write(tmp_path)) as s, direct_door(s) as client:
         assert not s.logs(), "nothing runs before the first request"
         assert client.get("/").json() == "hello"
-        s.wait_log("Starting", timeout=5)
+        s.wait_log("Starting")
         assert not [log for log in s.logs() if "Shutting down" in log["line"]]
     clean_end(s)
 

@@ -75,7 +75,7 @@ async def test_a_closed_runner_leaves_nothing(runner: TaskRunner) -> None:
     left = await descendants(started.id, "sleep", 2)
     assert runner.folder.exists()
     await runner.close()
-    wait_gone(left, timeout=1)
+    wait_gone(left)
     assert not runner.folder.exists()
     assert started.told[-1]["State"] == "running"  # a machine that is gone tells nothing
 
@@ -85,7 +85,7 @@ async def test_a_lost_allocation_ends_untold(runner: TaskRunner) -> None:
     await started.on(runner)
     left = await descendants(started.id, "sleep", 2)
     await runner.lose(started.id)
-    wait_gone(left, timeout=1)
+    wait_gone(left)
     assert started.told[-1]["State"] == "running"
     assert runner.logs(started.id, "stdout").read_text() == "on\n"
     await runner.forget(started.id)

@@ -84,7 +84,7 @@ def test_everything_ends_with_the_replica(tmp_path: Path, way: tuple[str, ...], 
         assert callable(end)
         end(runner)
         code = runner.wait()
-        wait_until(lambda: not marked(mark), "a process outlived its replica", within=5)
+        wait_until(lambda: not marked(mark), "a process outlived its replica")
         assert (
             code == {end_by_lifeline: c.Exit.PARENT_GONE, end_by_kill: -signal.SIGKILL, end_by_sigterm: c.Exit.OK}[end]
         )
@@ -101,7 +101,7 @@ def test_kill_of_any_process_of_the_tree_ends_it_all(tmp_path: Path, way: tuple[
                 process = next(child for child in process.children() if mark not in child.cmdline())
             process.kill()
             assert runner.wait() == 128 + signal.SIGKILL
-            wait_until(lambda: not marked(mark), "a process outlived its replica", within=5)
+            wait_until(lambda: not marked(mark), "a process outlived its replica")
 
 
 def test_a_failed_start_leaves_nothing(tmp_path: Path, way: tuple[str, ...]) -> None:
