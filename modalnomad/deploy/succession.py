@@ -43,20 +43,25 @@ class OrderedEngine(Engine):
         if revision in self._earlier:
             self._held.add(key)
             try:
-                await self._gone(revision)
-                if key not in self._held:
+                if not await self._its_turn(key):
                     return
             finally:
                 self._held.discard(key)
             self._earlier.pop(revision, None)
         await self._engine.start(key, reason, request_id=request_id)
 
-    async def _gone(self, revision: RevisionId) -> None:
-        snapshots = self._engine.watch()
+    async def _its_turn(self, key: ReplicaKey) -> bool:
+        """Those that have to go first are gone. False: it was killed before."""
+        snapshots, earlier = self._engine.watch(), set[RevisionId]()
         try:
             async for replicas in snapshots:
-                if not any(is_alive(replicas, earlier) for earlier in self._earlier.get(revision, ())):
-                    return
+                if key not in self._held:
+                    break
+                # Where the order turned round, what it waited for still stands in its way until it is killed.
+                earlier = self._earlier.get(key.pool.revision, earlier)
+                if not any(is_alive(replicas, one) for one in earlier):
+                    break
+            return key in self._held
         finally:
             if isinstance(snapshots, AsyncGenerator):
                 await snapshots.aclose()

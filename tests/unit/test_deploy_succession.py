@@ -140,3 +140,22 @@ async def test_a_start_that_is_killed_while_it_waits_does_not_begin() -> None:
     await engine.start(key(NEW), "wake")
 
     assert fake.started == [key(NEW)]
+
+
+async def test_a_start_that_waits_goes_on_waiting_when_the_order_turns_round() -> None:
+    """A change and its undoing during one long request: until it is killed, the first version still has the port."""
+    engine, fake = ordered()
+    fake.state(ReplicaState.DRAINING)
+    engine.after(MIDDLE, OLD)
+    held = asyncio.ensure_future(engine.start(key(MIDDLE), "wake"))
+    await turns()
+
+    engine.after(OLD, MIDDLE)
+    fake.state(ReplicaState.READY)
+    await turns()
+    assert fake.started == []
+    await engine.kill(key(MIDDLE))
+    fake.state(ReplicaState.GONE)
+    await held
+
+    assert fake.started == []
