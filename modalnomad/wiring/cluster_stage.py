@@ -176,6 +176,7 @@ class ClusterStage(Stage):
 
     async def served(self, app: str, environment: str, serial: int) -> None:
         """Return when every router that runs says so; none may run. Those that take long are named."""
+        self._started.clear()  # theirs from now on
         told = monotonic() + TOLD_AFTER
         while True:
             behind = [info for info in await self._routers() if not _serves(info, app, environment, serial)]
@@ -199,20 +200,21 @@ class ClusterStage(Stage):
         """None: routers may be many."""
         return {}
 
-    async def _take_back(self, revision: RevisionId) -> None:
-        """Replicas that it did not start finish what they do, and keep their job: of a version that is not kept any
-        more, or of another deploy of the same, which this one's lost lock let in. Pruning removes it after them. Its
-        own go whether they are known to live or not: one without a place would start when there is room."""
+    async def _take_back(self, revision: RevisionId, *, kept: bool) -> None:
+        """`kept`: its job stays, for rollbacks. Replicas that it did not start finish what they do, and keep their job:
+        of a version that is not kept any more, or of another deploy of the same, which this one's lost lock let in.
+        Pruning removes it after them. Its own go whether they are known to live or not: one without a place would start
+        when there is room."""
         known = self.replicas.value or ()
         alive = {r.key for r in known if r.key.pool.revision == revision and r.state in ALIVE}
-        if alive <= self._started:
+        if alive <= self._started and not kept:
             await self._engine.retire(revision)
         else:
             await self._engine.take_back({key for key in self._started if key.pool.revision == revision})
 
     async def close(self) -> None:
-        """What it brought and is in no record by now is ended and forgotten. What cannot be is told: there is an error
-        or an interrupt on its way already, which says what holds."""
+        """What it started and is not served by now is ended; what it brought and is in no record is forgotten too. What
+        cannot be is told: there is an error or an interrupt on its way already, which says what holds."""
         if not self._brought:
             return
         try:
@@ -221,11 +223,12 @@ class ClusterStage(Stage):
             _tell_left(self._brought, f"was not taken back: {error.message}. What no record names serves nobody")
             return  # it may have been published
         kept = {revision.id for record in records for version in record.versions for revision in version.revisions}
-        left = {id: revision for id, revision in self._brought.items() if id not in kept}
+        served = {revision.id for record in records for revision in record.revisions}
+        left = {id: revision for id, revision in self._brought.items() if id not in served}
         reason = ""
         for id in list(left):
             try:
-                await self._take_back(id)
+                await self._take_back(id, kept=id in kept)
                 del left[id]
             except BackendError as error:
                 reason = error.message

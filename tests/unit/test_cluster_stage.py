@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -62,17 +62,24 @@ class Engine:
         self.show(*(replace(each, state=ReplicaState.GONE) if each.key == key else each for each in before))
 
 
+@dataclass
 class Discovery:
-    """No version of any App is kept."""
+    """What of REVISION is in a record."""
 
-    async def apps(self) -> tuple[()]:
-        return ()
+    kept: bool
+    served: bool = False
+
+    async def apps(self) -> tuple[Any, ...]:
+        version = SimpleNamespace(revisions=(REVISION,) * self.kept)
+        return (SimpleNamespace(versions=(version,), revisions=(REVISION,) * self.served),)
 
 
-def made(*living: ReplicaKey, ready: Collection[ReplicaKey] | None = ()) -> tuple[ClusterStage, Engine]:
+def made(
+    *living: ReplicaKey, ready: Collection[ReplicaKey] | None = (), kept: bool = False
+) -> tuple[ClusterStage, Engine]:
     """With replicas that somebody else started."""
     engine = Engine()
-    cluster = SimpleNamespace(settings=Settings(backend="hashicorp"), discovery=Discovery())
+    cluster = SimpleNamespace(settings=Settings(backend="hashicorp"), discovery=Discovery(kept))
     stage = engine.stage = ClusterStage(cast(Any, cluster), cast(Any, engine))
     engine.show(*(Replica(key, ReplicaState.STARTING) for key in living))
     stage.ready.set(None if ready is None else frozenset(ready))
@@ -222,3 +229,34 @@ async def test_what_it_asked_for_beside_others_is_taken_back_though_it_does_not_
             await warming
     await stage.close()
     assert (engine.retired, engine.taken_back) == ([], {mine})
+
+
+async def test_a_rollback_that_failed_ends_what_it_started_and_keeps_the_job() -> None:
+    older, mine = key_of(1), key_of(2)
+    for living in ((older,), ()):
+        stage, engine = made(*living, kept=True)
+        warming = asyncio.create_task(stage.warm(REVISION, "", 1))
+        await engine.asked.wait()
+        stage.ready.set(frozenset({mine, older}))
+        await warming
+        await stage.close()
+        assert (engine.retired, engine.taken_back) == ([], {mine if living else older})
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_what_was_published_is_left_to_the_routers(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is replaced again before the deploy that started it has ended: it finishes what it holds."""
+
+    async def no_routers(stage: ClusterStage) -> tuple[()]:
+        return ()
+
+    monkeypatch.setattr(ClusterStage, "_routers", no_routers)
+    stage, engine = made(kept=True)
+    stage.ready.set(frozenset({key_of(1)}))
+    await stage.warm(REVISION, "", 1)
+    if told:
+        await stage.served("shop", "main", 2)
+    else:
+        cast(Any, stage)._cluster.discovery.served = True
+    await stage.close()
+    assert (engine.retired, engine.taken_back) == ([], set())
