@@ -59,6 +59,28 @@ async def test_a_start_is_prepared_again_when_a_retirement_came_between(home: Pa
         assert (await h.ask(await start)).status == 200
 
 
+async def test_a_start_after_a_retirement_that_waits_is_not_ended_with_what_was_there(home: Path) -> None:
+    """It is prepared anew, once the retirement is through."""
+    known: dict[RevisionId, Revision] = {}
+    images = SlowImages()
+    images.goes_on.set()
+    async with embedded(home, images=images, known=known.get) as h:
+        revision = await h.revision(HELLO)
+        known[revision.id] = revision
+        images.looked_for.clear()
+        images.goes_on.clear()
+        again = asyncio.ensure_future(h.engine.prepare(revision))
+        assert await asyncio.to_thread(images.looked_for.wait, 10)
+        retire = asyncio.ensure_future(h.engine.retire(revision.id))
+        await asyncio.sleep(0)
+        start = asyncio.ensure_future(h.start(revision))
+        await asyncio.sleep(0)
+        images.goes_on.set()
+
+        await asyncio.gather(again, retire)
+        assert (await h.ask(await start)).status == 200
+
+
 async def test_a_retirement_goes_on_when_its_caller_gives_up(home: Path) -> None:
     async with embedded(home) as h:
         revision = await h.revision(HELLO)
