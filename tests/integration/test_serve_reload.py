@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.fixed_port import fixed_port
 from tests.support.pace import turn
 from tests.support.serve import Serve, serve
 
@@ -261,44 +262,16 @@ def test_files_added_to_the_image_are_watched(tmp_path: Path) -> None:
         assert get(s) == "second"
 
 
-SERVER = """
-import modal, subprocess, sys
-
-app = modal.App("ported")
-CODE = '''
-import http.server, pathlib, time
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        if self.path == "/slow":
-            pathlib.Path({folder!r}, "begun").touch()
-            while not pathlib.Path({folder!r}, "over").exists():
-                time.sleep(0.01)
-        body = b'"{version}"'
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-http.server.ThreadingHTTPServer(("127.0.0.1", {port}), Handler).serve_forever()
-'''
-
-@app.function()
-@modal.concurrent(max_inputs=10)
-@modal.web_server({port})
-def server():
-    subprocess.Popen([sys.executable, "-c", CODE])
-"""
-
-
 @pytest.mark.parametrize("network", ["auto", "exclusive"])
 def test_a_server_on_a_fixed_port_is_replaced_without_losing_a_request(tmp_path: Path, network: str) -> None:
     file = tmp_path / "program.py"
     port = 18731
-    save(file, SERVER.format(version="one", port=port, folder=str(tmp_path)))
+    save(file, fixed_port("ported", port, '"one"', tmp_path))
     with serve(file, env={"MODALNOMAD_EMBEDDED__NETWORK": network}) as s:
         assert get(s) == "one"
         with asking_all_the_time(s):
             mark = len(s.events)
-            save(file, SERVER.format(version="two", port=port, folder=str(tmp_path)))
+            save(file, fixed_port("ported", port, '"two"', tmp_path))
             s.wait_event("reloaded", 20, after=mark)
             assert get(s) == "two"
         assert not [e for e in s.events if e["event"] == "replica" and e["state"] == "failed"], s.output()
@@ -312,7 +285,7 @@ def test_two_edits_during_one_request_wait_for_the_port_it_has(tmp_path: Path) -
         answers.append(httpx.get(s.url() + path, timeout=30).text)
 
     def version(number: int) -> str:
-        return SERVER.format(version=number, port=18732, folder=str(tmp_path))
+        return fixed_port("ported", 18732, f'"{number}"', tmp_path)
 
     save(file, version(1))
     with serve(file, env={"MODALNOMAD_EMBEDDED__NETWORK": "exclusive"}) as s:

@@ -10,43 +10,15 @@ import httpx
 from modalnomad.settings import Settings
 from modalnomad.wiring.control import control_call, open_stage
 from tests.support.engines import eventually, within
+from tests.support.fixed_port import fixed_port
 from tests.support.ports import held_port
 from tests.support.up import build, home_with, stop_app, up
-
-SERVER = """
-import modal, subprocess, sys
-
-app = modal.App("shop")
-
-CODE = '''
-import http.server, pathlib, time
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        if self.path == "/slow":
-            pathlib.Path("{folder}", "begun").touch()
-            while not pathlib.Path("{folder}", "over").exists():
-                time.sleep(0.01)
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"one")
-
-http.server.ThreadingHTTPServer(("127.0.0.1", {port}), Handler).serve_forever()
-'''
-
-@app.function()
-@modal.concurrent(max_inputs=10)
-@modal.web_server({port})
-def server():
-    subprocess.Popen([sys.executable, "-c", CODE])
-"""
 
 
 async def test_a_check_right_after_app_stop_waits_for_the_port(tmp_path: Path) -> None:
     """Else it passed without a look at the new version, as the old one answered on the port; or failed on the port."""
     with held_port() as port:
-        program = SERVER.format(folder=tmp_path, port=port)
-        home = await asyncio.to_thread(home_with, tmp_path, program)
+        home = await asyncio.to_thread(home_with, tmp_path, fixed_port("shop", port, "one", tmp_path))
         u = up(home, env={"MODALNOMAD_EMBEDDED__NETWORK": "host"})
         try:
             await asyncio.to_thread(u.start)
@@ -57,7 +29,7 @@ async def test_a_check_right_after_app_stop_waits_for_the_port(tmp_path: Path) -
                 record = await asyncio.to_thread(stop_app, home, "shop")
                 await within(stage.served("shop", "main", record.serial))
 
-                (tmp_path / "shop.py").write_text(program.replace("one", "two"))
+                (tmp_path / "shop.py").write_text(fixed_port("shop", port, "two", tmp_path))
                 candidate = await asyncio.to_thread(build, home, tmp_path / "shop.py")
                 (new,) = candidate.revisions
                 await stage.prepare(new)

@@ -118,7 +118,7 @@ def test_the_contents_that_stand_in_are_told_whole_while_another_thread_reads_a_
                 other.start()
                 other.join(10)
 
-    reader._read = {"modalnomad/apps/main/a": Read(), "modalnomad/apps/main/c": Read()}  # type: ignore[dict-item]
+    reader._read = {"modalnomad/apps/main/a": Read(), "modalnomad/apps/main/c": Read()}  # type: ignore[dict-item]  # stands in
 
     assert reader.stand_ins == ()
     other.join()
