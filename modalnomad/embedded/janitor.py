@@ -26,7 +26,7 @@ LIMIT = 5.0
 SOCKETS = "sockets"
 """In a run's folder: the folder of sockets, or a link to it where the home's path is too long for a socket."""
 LEFT = ".part-"
-"""Beginning of the name of what is half there, in the folder of unpacked bundles (`store.TEMPORARY_PREFIX`)."""
+"""Beginning of the name of what is half there."""
 GROUPS = "groups"
 """In a run's folder: a file with the folders in which the run makes control groups, one a line (`limits.Limits`)."""
 GROUP_PREFIX = "modalnomad-"

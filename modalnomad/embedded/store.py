@@ -18,11 +18,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
+from modalnomad.embedded.janitor import LEFT
 from modalnomad.model.errors import BackendConflict, BackendRefused
 
 FOLDER_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
-TEMPORARY_PREFIX: Final = ".part-"
+TEMPORARY_PREFIX: Final = LEFT
 """Half-written files begin with it; nobody reads them."""
 LEFTOVER: Final = re.compile(r"\.part-\d+-[0-9a-f]{12}")
 """Their whole names. No record is named so: its file ends in .json."""

@@ -16,6 +16,7 @@ from modalnomad.model.ids import RevisionId
 from modalnomad.model.manifest import Model
 from modalnomad.model.replica import PoolKey
 from modalnomad.model.revision import Revision
+from modalnomad.scaling.decide import KEPT
 from modalnomad.wiring.control_server import Call, ControlServer
 from modalnomad.wiring.following import Following
 from modalnomad.wiring.parts import Parts
@@ -124,7 +125,7 @@ class _Id(Model):
 class _Warm(Model):
     revision: Revision
     parameters: str
-    count: int = Field(ge=0, le=10_000)
+    count: int = Field(ge=0, le=KEPT)
 
 
 class _Follow(Model):
