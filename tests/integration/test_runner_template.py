@@ -132,14 +132,19 @@ def test_two_starts_at_once_hold_nothing_of_each_other(warm: Template, tmp_path:
         @app.function()
         @modal.fastapi_endpoint()
         def f():
-            files = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1]]
+            files = []
+            for fd in os.listdir("/proc/self/fd"):
+                try:
+                    files.append(os.readlink(f"/proc/self/fd/{fd}"))
+                except FileNotFoundError:  # the listing's own, or a connection that closed meanwhile
+                    pass
             return sorted(os.path.basename(file.partition(":")[0]) for file in files)
     """
     with forked(warm, folders[0], program) as one, forked(warm, folders[1], program) as two:
         one.ready(), two.ready()
-        first, second = one.ask("/").json(), two.ask("/").json()
-        assert "err" in first
-        assert first == second
+        assert "err" in one.ask("/").json()
+        # Connections of earlier requests may close a little later; what were left of a start would stay.
+        wait_until(lambda: one.ask("/").json() == two.ask("/").json(), "both hold the same")
 
 
 def test_replicas_outlive_their_template(tmp_path: Path) -> None:
