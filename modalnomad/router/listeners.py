@@ -10,8 +10,8 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
+from modalnomad.kit.port_holder import port_holder
 from modalnomad.model.errors import BackendRefused
 from modalnomad.router.connection import Connection
 from modalnomad.router.gate import Gate
@@ -125,18 +125,5 @@ def _refused(address: str, port: int, error: OSError) -> BackendRefused:
 
 def holder_of(port: int) -> str | None:
     """`python (process 4711)` for whoever listens on a TCP port, as far as the kernel tells (Linux)."""
-    inodes = {
-        fields[9]
-        for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-        if table.exists()
-        for line in table.read_text().splitlines()[1:]
-        if (fields := line.split())[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port
-    }
-    wanted = {f"socket:[{inode}]" for inode in inodes}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if any(os.readlink(entry) in wanted for entry in (process / "fd").iterdir()):
-                return f"{(process / 'comm').read_text('utf-8', 'replace').strip()} (process {process.name})"
-        except OSError:
-            continue  # it ended, or is somebody else's
-    return None
+    found = port_holder(port)
+    return f"{found[0]} (process {found[1]})" if found is not None else None

@@ -27,6 +27,7 @@ from modalnomad.embedded.runs import SOCKET_NAME_LENGTH
 from modalnomad.embedded.secrets import FORMAT as SECRET_FORMAT
 from modalnomad.embedded.secrets import KIND as SECRET
 from modalnomad.embedded.store import read_record
+from modalnomad.kit.port_holder import port_holder
 from modalnomad.model.errors import ModalNomadError
 
 PYTHONS: Final = ("3.10", "3.11", "3.12", "3.13", "3.14")
@@ -219,18 +220,8 @@ def port_state(host: str, port: int) -> str:
 
 def holder(port: int) -> str:
     """The process that listens on a TCP port, as far as we may see: `process 12 (nginx)`."""
-    inodes = set()
-    for name in ("tcp", "tcp6"):
-        with suppress(OSError):
-            for line in Path(f"/proc/net/{name}").read_text("ascii").splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
-                    inodes.add(f"socket:[{fields[9]}]")
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if any(os.readlink(entry.path) in inodes for entry in os.scandir(process / "fd")):
-                return f"process {process.name} ({(process / 'comm').read_text('utf-8', 'replace').strip()})"
-    return ""
+    found = port_holder(port)
+    return f"process {found[1]} ({found[0]})" if found is not None else ""
 
 
 def newest_record(home: Path) -> float:

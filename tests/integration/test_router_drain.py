@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import os
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from modalnomad.kit.watch import Cell
 from modalnomad.model.errors import BackendRefused
 from modalnomad.model.routes import RouteSnapshot
+from modalnomad.router import gate
 from modalnomad.router.listeners import holder_of
 from modalnomad.router.server import RouterServer
 from modalnomad.settings import RouterSettings, ScalingSettings
@@ -110,6 +112,16 @@ def test_the_holder_of_a_port_may_have_any_name() -> None:
         comm.write_bytes(before.strip())
 
 
+def test_the_holder_of_a_port_is_found_though_another_descriptor_of_it_closes_meanwhile() -> None:
+    """The list of this process's own descriptors is read through one that is closed when they are looked at."""
+    lower = os.open(os.devnull, os.O_RDONLY)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        os.close(lower)
+        assert f"(process {os.getpid()})" in (holder_of(taken.getsockname()[1]) or "")
+
+
 async def test_waiting_request_is_told_when_the_router_stops(tmp_path: Path) -> None:
     async with server(tmp_path, drain_timeout=0.1) as (router, engine), raw.client(router.port) as client:
         engine.on_start = lambda stub: None
@@ -151,7 +163,10 @@ async def test_a_router_without_a_free_file_stops_listening_too(
             await asyncio.open_connection("127.0.0.1", port)
 
 
-async def test_idle_clients_have_a_moment_to_hear_that_the_router_stops(tmp_path: Path) -> None:
+async def test_idle_clients_have_a_moment_to_hear_that_the_router_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "FAREWELL", 60.0)  # how long it is, is nobody's promise
     async with server(tmp_path) as (router, _), raw.client(router.port) as asking, raw.client(router.port) as quiet:
         for client in (asking, quiet):
             assert (await client.request(raw.get("/", "a.localhost"))).status == 200
@@ -159,6 +174,17 @@ async def test_idle_clients_have_a_moment_to_hear_that_the_router_stops(tmp_path
         await until(lambda: router.router.gate.draining)
         answer = await asking.request(raw.get("/", "a.localhost"))
         assert (answer.status, answer["modalnomad-error"], answer["connection"]) == (503, "draining", "close")
+        assert not stopping.done()
+        stopping.cancel()  # the moment is over
+        await asyncio.wait([stopping])
+        await router.stop(wait=False)
+        assert await quiet.at_end() == b""
+
+
+async def test_idle_clients_are_closed_after_that_moment(tmp_path: Path) -> None:
+    async with server(tmp_path) as (router, _), raw.client(router.port) as quiet:
+        assert (await quiet.request(raw.get("/", "a.localhost"))).status == 200
+        stopping = asyncio.ensure_future(router.stop())
         assert await quiet.at_end() == b""
         await stopping
 
@@ -188,7 +214,7 @@ async def test_drain_lets_running_requests_finish_and_refuses_new_ones() -> None
         assert (answer.status, answer["connection"]) == (200, "close")
         assert await busy.at_end() == b"", "what was sent ahead is not answered after `Connection: close`"
         assert len(backend.requests) == 1
-        assert await router.router.gate.empty(1)
+        assert await router.router.gate.empty(raw.WAIT)
 
 
 async def test_whole_answer_arrives_although_the_router_stops() -> None:
