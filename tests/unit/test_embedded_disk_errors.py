@@ -29,6 +29,8 @@ FAILURES = {
     errno.EROFS: "the file system is read-only",
 }
 CALLS = ("open", "fsync", "replace")
+NEW = "new value"
+"""With a blank: the names of temporary folders, which messages show, are drawn from letters and may hold any word."""
 
 
 def token(name: str) -> Token:
@@ -65,9 +67,9 @@ async def test_what_was_there_stays(tmp_path: Path, call: str, number: int, monk
     new = app_record("a", *old.versions, version("a", 2), serial=2)
     writes: list[Callable[[], Awaitable[object]]] = [
         lambda: discovery.publish(PublishApp(new, 1)),
-        lambda: discovery.publish(PutToken(token("new"))),
-        lambda: secrets.create("s", "main", {"A": "new"}, replace=True),
-        lambda: secrets.create_anonymous("a" * 64, "main", {"A": "new"}),
+        lambda: discovery.publish(PutToken(token(NEW))),
+        lambda: secrets.create("s", "main", {"A": NEW}, replace=True),
+        lambda: secrets.create_anonymous("a" * 64, "main", {"A": NEW}),
         lambda: artifacts.put(source),
     ]
 
@@ -76,7 +78,7 @@ async def test_what_was_there_stays(tmp_path: Path, call: str, number: int, monk
         with pytest.raises(BackendRefused, match=FAILURES[number]) as refused:
             await write()
         assert refused.value.hint
-        assert "new" not in refused.value.message
+        assert NEW not in refused.value.message
     monkeypatch.undo()
 
     for fresh in (discovery, EmbeddedDiscovery(tmp_path)):

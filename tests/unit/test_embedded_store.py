@@ -167,7 +167,7 @@ def test_a_lock_on_a_file_removed_meanwhile_is_taken_on_the_new_one(tmp_path: Pa
     waiting.start()
     path.unlink()
     first.release()
-    waiting.join(2)
+    waiting.join()
 
     third = FileLock(path)
     with pytest.raises(BlockingIOError):

@@ -87,7 +87,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def until_retired(world: World, *tags: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await world.retired.until(lambda retired: set(tags) <= set(retired))
 
 
@@ -108,7 +108,7 @@ async def test_what_is_idle_ends_while_a_request_still_runs() -> None:
 async def test_a_request_that_had_its_time_is_not_waited_for_again() -> None:
     world = World("stuck", stuck=1)
     world.drained.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await world.ending().run(world.tell)
     assert world.told.value == ("Cut off, not done after 5 s: 1 request of shop/stuck",)
     assert "stuck" in world.retired.value
@@ -119,7 +119,7 @@ async def test_replicas_that_still_exit_are_waited_for_and_named() -> None:
     world.slow = {"slow"}
     world.drained.set()
     run = asyncio.ensure_future(world.ending().run(world.tell))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         (told,) = await world.told.until(bool)
     assert "replicas of slow to end" in told
     assert not run.done()
@@ -133,7 +133,7 @@ async def test_one_deadline_holds_for_both(monkeypatch: pytest.MonkeyPatch) -> N
     world.slow = {"slow"}
     world.drained.set()
     made = world.ending(drain=0.0, grace=0.0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await made.run(world.tell)
     assert (world.ending().limit, world.ending(drain=50).limit) == (30, 50)
 
