@@ -113,12 +113,14 @@ class Child:
         while True:
             if self.cancelled is not None and self.cancelled.is_set():
                 raise BuildCancelled("cancelled")
-            readable = bool(output.poll(1000 * POLL))
+            # Looked at before its output: what it wrote last is there to be read once it has ended.
+            gone = _has_ended(process.pid)
+            readable = bool(output.poll(0 if gone else 1000 * POLL))
             data = os.read(handle, 65536) if readable else b""
             rest += data
             *lines, rest = rest.split(b"\n")
             # A progress bar rewrites its line with carriage returns: what it ended with is the line.
-            ended = (readable and not data) or (not readable and _has_ended(process.pid))
+            ended = not data if readable else gone
             for raw in [*lines, rest] if ended and rest else lines:
                 line = self.masker(raw.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2])
                 self.on_line(line)
