@@ -25,7 +25,7 @@ def test_a_page_with_a_websocket_and_events(tmp_path: Path) -> None:
             page.wait_for("document.getElementById('events')?.textContent", "1, 2, 3, done")
             assert page.evaluate("location.hostname").endswith(".localhost")
             page.screenshot(Path(os.environ.get("SCREENSHOT", tmp_path / "page.png")))
-        s.wait_log("socket closed with 1000", timeout=10)
+        s.wait_log("socket closed with 1000")
 
 
 def test_streamlits_page_is_drawn(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_replica_finds_what_build_steps_left(tmp_path: Path) -> None:
         assert httpx.get(read, trust_env=False, timeout=60).json() == ["of the build", "weights 1", False]
         after = len(s.events)
         program.write_text(dedent(PROGRAM).replace('VERSION = "1"', 'VERSION = "2"'), "utf-8")
-        s.wait_event("reloaded", after=after)
+        s.wait_event("reloaded", timeout=60, after=after)
         assert httpx.get(read, trust_env=False, timeout=60).json()[1] == "weights 2"
 
 

@@ -111,4 +111,4 @@ async def test_streams_and_sockets(world: World, tmp_path: Path) -> None:
         async with client.ws_connect("/socket") as socket:
             for word in ("left", "right"):
                 await socket.send_str(word)
-                assert await socket.receive_str(timeout=10) == word.upper()
+                assert await socket.receive_str(timeout=60) == word.upper()

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.support.doors import direct_door, doors, host_door, replicas, web_socket
+from tests.support.doors import direct_door, doors, host_door, replicas, replicas_told, web_socket
 from tests.support.repository import ROOT
 from tests.support.serve import run_command, serve
 
@@ -55,9 +55,9 @@ def test_live_page() -> None:
             with web_socket(s, "/echo", by_host=by_host, subprotocols=["whisper", "shout"]) as connection:
                 assert connection.subprotocol == "shout"
                 connection.send("good morning")
-                assert connection.recv(timeout=10) == "GOOD MORNING"
+                assert connection.recv(timeout=60) == "GOOD MORNING"
                 connection.close(4321, "enough")
-            s.wait_log("socket closed with 4321", timeout=10)
+            s.wait_log("socket closed with 4321")
         s.wait_log("the page wakes up")
     s_lines = [log["line"] for log in s.logs()]
     assert "the page goes to sleep" in s_lines
@@ -132,12 +132,12 @@ def test_raw_server() -> None:
             with web_socket(s, "/ws", by_host=by_host, subprotocols=["reverse"]) as connection:
                 assert connection.subprotocol == "reverse"
                 connection.send("abc")
-                assert connection.recv(timeout=10) == "cba"
+                assert connection.recv(timeout=60) == "cba"
                 connection.send(bytes(range(256)) * 1000)
-                assert connection.recv(timeout=10) == (bytes(range(256)) * 1000)[::-1]
+                assert connection.recv(timeout=60) == (bytes(range(256)) * 1000)[::-1]
                 connection.send("bye")
                 with pytest.raises(ConnectionClosed):
-                    connection.recv(timeout=10)
+                    connection.recv(timeout=60)
                 assert (connection.close_code, connection.close_reason) == (4001, "as you wish")
 
 
@@ -148,8 +148,7 @@ def test_dictionary_class() -> None:
         assert client.get("/?word=star&size=1").json() == {"language": "german", "word": None}
         assert client.get("/?word=star&size=big").status_code == 422
         assert client.get("/").status_code == 422, "the handler's own argument is missing"
-        pools = replicas(s)
-        assert len(pools) == 3
+        assert len(replicas_told(s, 3)) == 3
     lines = [log["line"] for log in s.logs()]
     for language in ("german", "latin"):
         said = [line for line in lines if language in line]

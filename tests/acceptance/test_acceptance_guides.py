@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.support import guides
-from tests.support.doors import direct_door, doors, replicas
+from tests.support.doors import direct_door, doors, replicas, replicas_told
 from tests.support.guides import ALL, BY_NAME, Program
 from tests.support.serve import Serve, run_command, serve
 
@@ -118,11 +118,8 @@ def test_three_pools_at_once_on_one_port(tmp_path: Path) -> None:
             assert root.status_code == 200
             assert "etc/" in root.text
             assert path.name not in root.text
-        ready = replicas(s, "ready")
-        ended = replicas(s, "failed", "gone", "draining")
-
-        assert len(ready) == 3, s.output()
-        assert not ended, s.output()
+        assert len(replicas_told(s, 3, "ready")) == 3, s.output()
+        assert not replicas(s, "failed", "gone", "draining"), s.output()
     clean_end(s)
 
 
@@ -130,7 +127,7 @@ def test_a_default_given_explicitly_is_the_same_pool(tmp_path: Path) -> None:
     with serve(BY_NAME["g2025_parametrized"].write(tmp_path)) as s, direct_door(s) as client:
         first, second = client.get("/"), client.get("/?root=.")
         assert (first.status_code, second.status_code) == (200, 200)
-        assert len(replicas(s)) == 1
+        assert len(replicas_told(s, 1)) == 1
 
 
 @pytest.mark.parametrize("name", ["g2025_bearer_token", "g2024_bearer_token"])

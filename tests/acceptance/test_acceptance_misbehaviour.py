@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.doors import direct_door, replicas, web_socket
+from tests.support.doors import direct_door, replicas, replicas_told, web_socket
 from tests.support.leftovers import family, wait_gone
 from tests.support.repository import ROOT, persona
 from tests.support.serve import Serve, run_command, serve
@@ -31,7 +31,7 @@ def problem(answer: httpx.Response, status: int, code: str) -> dict[str, object]
     return body
 
 
-def until_ok(client: httpx.Client, path: str = "/", timeout: float = 30) -> httpx.Response:
+def until_ok(client: httpx.Client, path: str = "/", timeout: float = 60) -> httpx.Response:
     """Ask again until it is answered with 200."""
     deadline = time.monotonic() + timeout
     while (answer := client.get(path)).status_code != 200:
@@ -65,7 +65,7 @@ def test_an_import_that_hangs_ends_at_the_start_limit() -> None:
     with serve(persona("hangs_in_import"), env=QUICK) as s, direct_door(s) as client:
         begun = time.monotonic()
         problem(client.get("/"), 504, "startup_timeout")
-        assert 1.5 < time.monotonic() - begun < 20
+        assert 1.5 < time.monotonic() - begun < 60
     assert s.exit_code == 0
 
 
@@ -121,7 +121,7 @@ def test_a_replica_that_dies_in_mid_answer() -> None:
         assert client.get("/").text == "half of it and the rest"
         with client.stream("GET", "/stream") as answer:
             assert answer.status_code == 200
-            with pytest.raises(httpx.RemoteProtocolError):
+            with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
                 answer.read()
         assert client.get("/").text == "half of it and the rest", "another replica takes over"
         problem(client.get("/at-once"), 502, "replica_gone")
@@ -142,8 +142,8 @@ def test_a_handler_that_raises_is_the_apps_own_answer() -> None:
         assert "modalnomad-error" not in answer.headers
         assert "must not read" not in answer.text
         assert client.get("/?wrong=false").json() == "fine"
-        s.wait_log("something the caller must not read", timeout=10)
-        assert len(replicas(s)) == 1
+        s.wait_log("something the caller must not read")
+        assert len(replicas_told(s, 1)) == 1
 
 
 def test_an_app_that_knows_no_lifespan() -> None:
@@ -153,11 +153,12 @@ def test_an_app_that_knows_no_lifespan() -> None:
 
 def test_an_answer_that_takes_too_long() -> None:
     with serve(persona("slow_answer"), env=QUICK) as s, direct_door(s) as client:
-        assert client.get("/").json() == 0
+        # The others may take long too, on a machine that stands still for two seconds.
+        assert until_ok(client).json() == 0
         begun = time.monotonic()
         problem(client.get("/?seconds=60"), 504, "execution_timeout")
-        assert 1.9 < time.monotonic() - begun < 10
-        assert client.get("/?seconds=0.1").json() == 0.1
+        assert 1.9 < time.monotonic() - begun < 50
+        assert until_ok(client, "/?seconds=0.1").json() == 0.1
 
 
 async def test_many_at_once_wake_one_replica() -> None:
@@ -187,17 +188,19 @@ def test_user_code_that_is_deaf_to_signals_ends_all_the_same() -> None:
         assert len(client.get("/").text.split()) == 2
         everyone = family(s.pid)
         begun = time.monotonic()
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 35
     assert s.exit_code == 0
     wait_gone(everyone)
 
 
 def test_an_exit_method_that_never_ends_is_cut_off() -> None:
-    with serve(persona("slow_exit"), env=QUICK) as s, direct_door(s) as client:
+    # Long enough for it to begin on a machine that stands still for a while.
+    grace = {"MODALNOMAD_EMBEDDED__GRACE_PERIOD": "5"}
+    with serve(persona("slow_exit"), env=QUICK | grace) as s, direct_door(s) as client:
         assert client.get("/").json() == "fine"
         everyone = family(s.pid)
         begun = time.monotonic()
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 35
     assert s.exit_code == 0
     assert "leaving slowly" in [log["line"] for log in s.logs()]
     wait_gone(everyone)
@@ -222,7 +225,7 @@ def test_a_client_that_leaves_is_noticed() -> None:
         for path in ("/silent", "/talking"):
             with direct_door(s) as leaving, leaving.stream("GET", path) as answer:
                 next(answer.iter_bytes())
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while client.get("/gone").text != "2":
             assert time.monotonic() < deadline, client.get("/gone").text
             time.sleep(0.1)
@@ -233,10 +236,10 @@ def test_sockets_that_stay_open_are_counted_and_freed() -> None:
         with web_socket(s, "/") as first, web_socket(s, "/", by_host=True) as second:
             first.send("one")
             second.send("two")
-            assert (first.recv(timeout=10), second.recv(timeout=10)) == ("one", "two")
+            assert (first.recv(timeout=60), second.recv(timeout=60)) == ("one", "two")
             assert json.loads(client.get("/ends").text)["open"] == 2
             first.close(4000)
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while (seen := client.get("/ends").json())["open"]:
             assert time.monotonic() < deadline, seen
             time.sleep(0.05)
@@ -246,8 +249,13 @@ def test_sockets_that_stay_open_are_counted_and_freed() -> None:
 def test_a_flood_of_parameter_values_evicts_idle_pools() -> None:
     few = {**QUICK, "MODALNOMAD_ROUTER__MAX_POOLS": "3"}
     with serve(ROOT / "examples" / "dictionary_class.py", env=few) as s, direct_door(s) as client:
+
+        def staying() -> set[tuple[str, str, str]]:
+            # Without those that leave: how long that takes is the machine's affair.
+            return replicas(s) - replicas(s, "draining", "gone", "failed")
+
         for number in range(8):
             answer = client.get("/", params={"word": "tree", "language": f"invented-{number}"})
             assert answer.status_code == 200, answer.text
-            assert len(replicas(s, "ready")) - len(replicas(s, "gone", "failed")) <= 5
-        assert len(replicas(s)) == 8
+            assert len(replicas_told(s, number + 1)) == number + 1
+            s.wait_for(lambda _: len(staying()) <= 3, 30, what="an idle pool that makes room")

@@ -76,6 +76,6 @@ def test_packages_years_old_serve_every_kind_of_endpoint(tmp_path: Path) -> None
             assert client.get("/stream").text == "ab"
         with web_socket(s, "/ws", "Old.site") as connection:
             connection.send("it")
-            assert connection.recv(timeout=30) == "heard it"
+            assert connection.recv(timeout=60) == "heard it"
         with direct_door(s, "Old.plain") as client:
             assert client.post("/", content=b"body").text == "wsgi body"

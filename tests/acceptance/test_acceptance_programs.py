@@ -268,5 +268,5 @@ def test_the_2024_names_work(tmp_path: Path) -> None:
         """,
     )
     with serve(program) as s, direct_door(s) as client:
-        s.wait_event("replica", timeout=30, state="ready")
+        s.wait_event("replica", timeout=60, state="ready")
         assert client.post("/", json={"a": 1}).json() == {"a": 1}

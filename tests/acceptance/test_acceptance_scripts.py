@@ -104,7 +104,7 @@ def test_setup_says_in_one_line_what_is_missing(checkout: Path, tmp_path: Path, 
         env={"PATH": str(path), "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 
@@ -124,7 +124,7 @@ def test_setup_has_nothing_to_do_the_second_time() -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=10,
+        timeout=60,
         check=False,
     )
 
@@ -135,7 +135,7 @@ def test_ci_fails_without_the_guides(checkout: Path) -> None:
     shutil.copytree(ROOT / ".ci", checkout / ".ci")
 
     result = subprocess.run(
-        ["bash", str(checkout / ".ci" / "run")], capture_output=True, text=True, timeout=30, check=False
+        ["bash", str(checkout / ".ci" / "run")], capture_output=True, text=True, timeout=60, check=False
     )
 
     assert result.returncode == 1

@@ -19,6 +19,8 @@ import websockets.sync.client
 from tests.support.serve import Serve
 
 TIMEOUT = httpx.Timeout(60)
+LONG = 30.0
+"""Seconds after which a test has failed."""
 
 
 def endpoint(s: Serve, name: str | None) -> dict[str, Any]:
@@ -69,3 +71,9 @@ def replicas(s: Serve, *states: str) -> set[tuple[str, str, str]]:
         for event in list(s.events)
         if event["event"] == "replica" and (not states or event["state"] in states)
     }
+
+
+def replicas_told(s: Serve, count: int, *states: str) -> set[tuple[str, str, str]]:
+    """The same once there are so many, or more: what is told of a replica is read after its answer was."""
+    s.wait_for(lambda _: len(replicas(s, *states)) >= count, LONG, what=f"{count} replicas {states or ''}".rstrip())
+    return replicas(s, *states)

@@ -17,7 +17,7 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def wait_gone(processes: Iterable[psutil.Process], timeout: float = 10) -> None:
+def wait_gone(processes: Iterable[psutil.Process], timeout: float = 30) -> None:
     """All of them end within the time; the error names those that did not."""
     _, alive = psutil.wait_procs(list(processes), timeout=timeout)
     left = []
