@@ -79,6 +79,7 @@ class EmbeddedEngine(Engine):
         gpus: Gpus | None = None,
         ended_kept: float = ENDED_KEPT,
         template_after: float = START_AFTER,
+        compile_after: float = COMPILE_AFTER,
     ) -> None:
         self._home = home
         self._settings = settings
@@ -93,6 +94,7 @@ class EmbeddedEngine(Engine):
         self._gpus = gpus or Gpus(home)
         self._ended_kept = ended_kept
         self._template_after = template_after
+        self._compile_after = compile_after
         self._bundles = Bundles(home, artifacts)
         self._journal = Journal(settings.log_lines)
         self._tasks = Tasks("engine")
@@ -158,7 +160,7 @@ class EmbeddedEngine(Engine):
         return None
 
     async def _compile_later(self, bundle: Digest, image: Path) -> None:
-        await asyncio.sleep(COMPILE_AFTER)
+        await asyncio.sleep(self._compile_after)
         async with self._compiling:  # a platform that starts prepares all that is deployed
             await self._bundles.compile(bundle, image / "bin" / "python")
 

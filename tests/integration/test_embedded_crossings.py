@@ -21,7 +21,7 @@ from modalnomad.model.ids import RevisionId
 from modalnomad.model.manifest import Resources
 from modalnomad.model.replica import ReplicaState
 from modalnomad.model.revision import Revision
-from tests.support.engines import HELLO, ThisEnvironment, embedded, eventually
+from tests.support.engines import HELLO, PATIENCE, ThisEnvironment, embedded, eventually
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ class SlowImages(ThisEnvironment):
 
     def path(self, digest: str) -> Path | None:
         self.looked_for.set()
-        assert self.goes_on.wait(10)
+        assert self.goes_on.wait(PATIENCE)
         return super().path(digest)
 
 
@@ -50,7 +50,7 @@ async def test_a_start_is_prepared_again_when_a_retirement_came_between(home: Pa
         revision = await h.revision(HELLO, prepare=False)
         known[revision.id] = revision
         start = asyncio.ensure_future(h.start(revision))
-        assert await asyncio.to_thread(images.looked_for.wait, 10)
+        assert await asyncio.to_thread(images.looked_for.wait, PATIENCE)
         retire = asyncio.ensure_future(h.engine.retire(revision.id))
         await asyncio.sleep(0)
         images.goes_on.set()
@@ -70,7 +70,7 @@ async def test_a_start_after_a_retirement_that_waits_is_not_ended_with_what_was_
         images.looked_for.clear()
         images.goes_on.clear()
         again = asyncio.ensure_future(h.engine.prepare(revision))
-        assert await asyncio.to_thread(images.looked_for.wait, 10)
+        assert await asyncio.to_thread(images.looked_for.wait, PATIENCE)
         retire = asyncio.ensure_future(h.engine.retire(revision.id))
         await asyncio.sleep(0)
         start = asyncio.ensure_future(h.start(revision))

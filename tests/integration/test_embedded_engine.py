@@ -27,7 +27,18 @@ from modalnomad.model.manifest import Endpoint, Resources, SecretRef
 from modalnomad.model.replica import ReplicaState
 from modalnomad.model.revision import BuiltImage
 from modalnomad.settings import EmbeddedSettings
-from tests.support.engines import HELLO, IMAGE, Harness, embedded, eventually, open_descriptors, processes_in, program
+from tests.support.engines import (
+    HELLO,
+    IMAGE,
+    Harness,
+    embedded,
+    eventually,
+    open_descriptors,
+    opened_since,
+    processes_in,
+    program,
+    within,
+)
 
 ENVIRONMENT = program("import json, os; return json.dumps(dict(os.environ, cwd=os.getcwd())).encode()")
 SERVER = """
@@ -230,7 +241,7 @@ async def test_a_bundle_that_does_not_fit_is_refused_and_leaves_nothing(home: Pa
             await h.engine.prepare(revision)
 
         assert list((home / "bundles").iterdir()) == []
-        assert len(open_descriptors()) <= len(before) + 3  # the run's own: its lock, its janitor
+        assert len(opened_since(before)) <= 3  # the run's own: its lock, its janitor
         await h.engine.prepare(revision)
         assert (await h.ask(await h.started(revision))).status == 200
 
@@ -244,7 +255,7 @@ async def test_a_working_copy_that_does_not_fit_is_a_failed_start_that_leaves_no
 
         assert failure is not None
         assert "cannot copy the bundle" in failure.reason
-        assert open_descriptors() == before
+        assert not opened_since(before)
         assert list((next((home / "run").iterdir()) / "replicas").iterdir()) == []
 
 
@@ -268,9 +279,8 @@ async def test_records_that_do_not_fit_are_refused_and_the_old_ones_stay(home: P
 # --- speed that is easy to lose ---------------------------------------------------------------------------------------
 
 
-async def test_a_new_bundle_is_compiled_once_it_is_quiet(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modalnomad.embedded.engine.COMPILE_AFTER", 0.0)
-    async with embedded(home) as h:
+async def test_a_new_bundle_is_compiled_once_it_is_quiet(home: Path) -> None:
+    async with embedded(home, compile_after=0.0) as h:
         revision = await h.revision(HELLO)
         compiled = home / "bundles" / revision.bundle / "__pycache__"
         await eventually(lambda: compiled.is_dir() and list(compiled.glob("prog.*.pyc")))
@@ -290,9 +300,8 @@ async def test_many_bundles_are_compiled_one_after_the_other(home: Path, monkeyp
         assert len(running) == 1
         done.append(running.pop())
 
-    monkeypatch.setattr("modalnomad.embedded.engine.COMPILE_AFTER", 0.0)
     monkeypatch.setattr("modalnomad.embedded.bundles.compile_bundle", compile_slowly)
-    async with embedded(home) as h:
+    async with embedded(home, compile_after=0.0) as h:
         await asyncio.gather(*(h.revision(f"{HELLO}\nNUMBER = {number}\n") for number in range(4)))
         for _ in range(10):
             await asyncio.sleep(0)
@@ -312,11 +321,10 @@ async def test_what_is_compiled_while_its_revision_goes_is_whole_when_it_comes_b
         await goes_on.wait()
         (bundle / "__pycache__").mkdir(parents=True, exist_ok=True)
 
-    monkeypatch.setattr("modalnomad.embedded.engine.COMPILE_AFTER", 0.0)
     monkeypatch.setattr("modalnomad.embedded.bundles.compile_bundle", compile_slowly)
-    async with embedded(home) as h:
+    async with embedded(home, compile_after=0.0) as h:
         revision = await h.revision(HELLO)
-        await asyncio.wait_for(compiling.wait(), 10)
+        await within(compiling.wait())
         await h.engine.retire(revision.id)
         goes_on.set()
         await eventually(lambda: not list((home / "bundles").iterdir()), "the bundle is gone")

@@ -43,6 +43,8 @@ PLATFORM_KEY = b"k" * 32
 IMAGE = Digest("1" * 64)
 PATIENCE = 30.0
 """Seconds after which a test has failed."""
+NEVER = 3600.0
+"""Seconds; no test takes so long."""
 
 HELLO = """
 import modal
@@ -245,11 +247,13 @@ async def embedded(
 ) -> AsyncIterator[Harness]:
     """The embedded engine on a home of its own; closed at the end.
 
-    Without templates unless told otherwise: what runs in a test shall be what the test started. `templates`: with them,
-    without delay; `warm`: and waited for, see `Harness.warm`.
+    Without templates and compilers unless told otherwise: what runs in a test and what is open shall be what the test
+    started. `templates`: with them, without delay; `warm`: and waited for, see `Harness.warm`. `compile_after`: seconds
+    after which a bundle that was prepared is compiled.
     """
     settings = (settings or EmbeddedSettings()).model_copy(update={"templates": templates or warm})
     options.setdefault("template_after", 0.0)
+    options.setdefault("compile_after", NEVER)
     artifacts, secrets = EmbeddedArtifacts(home), EmbeddedSecrets(home)
     engine = EmbeddedEngine(
         home=home,
@@ -313,6 +317,11 @@ def open_descriptors() -> dict[str, str]:
         except FileNotFoundError:
             continue
     return found
+
+
+def opened_since(before: Mapping[str, str]) -> dict[str, str]:
+    """What of `open_descriptors` was not there then. What is no longer there is nobody's fault."""
+    return dict(open_descriptors().items() - before.items())
 
 
 def revision_id(text: str) -> RevisionId:
