@@ -92,8 +92,12 @@ class Runner:
     def drain(self, idle_for: float = 0) -> Answer:
         return self.ask(f"{c.DRAIN_PATH}?idle_for={idle_for}", "POST")
 
+    def signal(self, number: int) -> None:
+        """To its outermost process."""
+        self.process.send_signal(number)
+
     def terminate(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
+        self.signal(signal.SIGTERM)
 
     def cut_lifeline(self) -> None:
         """As if the starter had been killed."""
@@ -159,8 +163,8 @@ def environment(folder: Path, source: str, tag: str, extra: Mapping[str, str]) -
         c.ENV_SOURCE: source,
         c.ENV_BUNDLE: str(folder),
         c.ENV_TICKET_SHA256: hashlib.sha256(TICKET.encode()).hexdigest(),
-        c.ENV_GRACE_PERIOD: "5",
-        c.ENV_STARTUP_TIMEOUT: "20",
+        c.ENV_GRACE_PERIOD: "30",
+        c.ENV_STARTUP_TIMEOUT: "60",
     }
     settings.update(extra)
     kept = {k: v for k, v in os.environ.items() if not k.startswith("MODALNOMAD_") and k != "PYTHONDONTWRITEBYTECODE"}
@@ -217,7 +221,7 @@ def dispose(runner: Runner) -> None:
         runner.process.wait(5)
     except subprocess.TimeoutExpired:
         runner.process.kill()
-        runner.process.wait(5)
+        runner.process.wait(LONG)
     remove_socket(runner)
 
 
@@ -232,6 +236,23 @@ def wait_until_draining(runner: Runner) -> None:
     """Until it lets nobody in any more. Only while a request runs: then none but a draining replica agrees to drain.
     (A 503 does not tell: it may be full. And what is let in may hang.)"""
     wait_until(lambda: runner.drain(0).status == 202, "it drains")
+
+
+def wait_until_running(runner: Runner, count: int) -> None:
+    """Until so many requests hold a place. It is asked in a way that no idle replica agrees to drain for."""
+    wait_until(lambda: runner.drain(3600).json()["running"] == count, f"{count} requests run")
+
+
+@contextmanager
+def endless_grace(runner: Runner) -> Iterator[None]:
+    """Drained, with the clock of its supervisor stopped, so that the replica comes to what is last in its grace period,
+    on however slow a machine. That clock runs after the block."""
+    runner.signal(signal.SIGSTOP)
+    try:
+        assert runner.ask(f"{c.DRAIN_PATH}?force=1", "POST").status == 202
+        yield
+    finally:
+        runner.signal(signal.SIGCONT)
 
 
 def drain_when_idle(runner: Runner) -> None:

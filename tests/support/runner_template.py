@@ -33,8 +33,8 @@ class Forked(Runner):
     pidfd: int
     result: int
 
-    def terminate(self) -> None:
-        signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+    def signal(self, number: int) -> None:
+        signal.pidfd_send_signal(self.pidfd, number)
 
     def wait(self, timeout: float = LONG) -> int:
         """Exit code; -1 when it was killed."""

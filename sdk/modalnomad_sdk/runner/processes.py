@@ -37,13 +37,13 @@ LIMITED = b"L"
 SHOW_TRACEBACK = b"D"
 
 SIGNAL_TRACEBACK = getattr(signal, "SIGRTMIN", signal.SIGUSR2) + 7 if linux.ON_LINUX else signal.SIGUSR2
-"""The runner answers it with the tracebacks of all threads on standard error, even while it hangs."""
+"""The runner answers it with the tracebacks of all threads on standard error, even while it hangs, and ends."""
 
 LAST_WORDS = 0.5
 """Seconds that what is left over gets to react to SIGTERM when the runner has ended."""
 
 SILENCE = 3.0
-"""Seconds from the end of the link to the runner's own end: more than LAST_WORDS."""
+"""Seconds to the runner's end from that of its link, or from SIGNAL_TRACEBACK: more than LAST_WORDS."""
 
 
 def say(text: str) -> None:
@@ -220,13 +220,13 @@ class Supervisor:
     def _lose(self) -> None:
         """The runner ends, or it is none any more: then nobody would ever hear of it again."""
         self.lost = True
-        soon = time.monotonic() + SILENCE
-        self.deadline = soon if self.deadline is None else min(self.deadline, soon)
+        self.deadline = time.monotonic() + SILENCE
 
     def _start_grace(self) -> None:
         if not self.terminating:
             self.terminating = True
-            self.deadline = time.monotonic() + self.config.grace_period
+            if not self.lost:
+                self.deadline = time.monotonic() + self.config.grace_period
 
     def _signals(self, arrived: bytes) -> int | None:
         """An exit code when this is the end.
@@ -267,7 +267,10 @@ class Supervisor:
 
     def _show_traceback(self) -> None:
         os.write(self.leash, SHOW_TRACEBACK)
-        time.sleep(0.2)  # it writes to our standard error itself; nothing tells when it has
+        self.link.settimeout(SILENCE)
+        with contextlib.suppress(TimeoutError, ConnectionResetError):
+            while self.link.recv(64):  # its end: it writes to our standard error itself, and is killed after that
+                continue
 
     def _end(self, code: int) -> int:
         kill_below()

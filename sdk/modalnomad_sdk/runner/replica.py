@@ -36,7 +36,8 @@ def run(config: Config, listener: socket.socket, link: socket.socket, outbound: 
     """The whole life; the exit code. `outbound`: the process that connects our network namespace."""
     keep_from_children(listener.fileno(), link.fileno())
     logs.install(config.log_tags)
-    faulthandler.register(SIGNAL_TRACEBACK, file=2, all_threads=True)
+    # `chain`: then the signal does what it does where nobody handles it. That end tells that all is written.
+    faulthandler.register(SIGNAL_TRACEBACK, file=2, all_threads=True, chain=True)
     thresholds = gc.get_threshold()
     # Imports make no garbage worth looking for so often.
     gc.set_threshold(100_000, 50, 100)
