@@ -12,14 +12,20 @@ import uvloop
 
 from tests.support.activator import Opener, Platform, platform_at
 from tests.support.describe import Describe
+from tests.support.steady import SteadyLoop
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """A module that says `BOTH_LOOPS = True` runs on the standard loop and on uvloop, others on the standard one."""
-    factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    if getattr(getattr(item, "module", None), "BOTH_LOOPS", False):
+    """A module that says `BOTH_LOOPS = True` runs on the standard loop and on uvloop, one that says
+    `STEADY_LOOP = True` on a SteadyLoop, others on the standard one."""
+    module = getattr(item, "module", None)
+    steady = getattr(module, "STEADY_LOOP", False)
+    factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+        "asyncio": SteadyLoop if steady else asyncio.new_event_loop
+    }
+    if getattr(module, "BOTH_LOOPS", False):
         factories["uvloop"] = uvloop.new_event_loop
     return factories
 

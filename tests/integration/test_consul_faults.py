@@ -27,6 +27,7 @@ from tests.support.engines import within
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.consul_state import Store
 
+STEADY_LOOP = True
 ROUTER = 'key_prefix "modalnomad/" { policy = "read" }'
 TREE = "/v1/kv/modalnomad/"
 
@@ -113,7 +114,10 @@ LIES = [
 
 
 @pytest.mark.parametrize("lie", LIES)
-async def test_no_wrong_answer_empties_the_table(consul: Consul, lie: Callable[[FakeConsul], None]) -> None:
+async def test_no_wrong_answer_empties_the_table(
+    consul: Consul, lie: Callable[[FakeConsul], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "pause_after", lambda failures: 0.1)  # long enough to be seen
     discovery = consul.discovery()
     async with watching(discovery) as watcher:
         await publish(discovery, "a")
@@ -274,7 +278,14 @@ async def kept(consul: Consul, tmp_path: Path) -> Path:
         await discovery.publish(PutToken(Token(id="wk-1", secret_sha256="5" * 64, environment="main")))
         await watcher.until("a", "b")
         await until(lambda: path.exists() and b"wk-1" in path.read_bytes() and b"main/b" in path.read_bytes())
+        await all_saved(discovery)
     return path
+
+
+async def all_saved(discovery: ConsulDiscovery) -> None:
+    """Returns when it has kept all it saw: a thread that writes goes on when its watch ends."""
+    async with discovery._saving:
+        return
 
 
 def saved_at(kept: Path) -> float:
@@ -350,6 +361,7 @@ async def test_a_table_that_cannot_be_written_is_logged_once(
         await watcher.until("a")
         await publish(discovery, "b")
         await watcher.until("a", "b")
+        await all_saved(discovery)
 
     assert len([one for one in caplog.records if "cannot write" in one.getMessage()]) == 1
 

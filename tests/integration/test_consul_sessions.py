@@ -30,7 +30,9 @@ from modalnomad.router.calls import Call, Outcome
 from modalnomad.wiring.cluster_schedules import ClusterSchedules, led_scheduler
 from tests.support.consul import Consul, fake_consul, until
 from tests.support.engines import IMAGE, within
+from tests.support.steady import SteadyLoop
 
+STEADY_LOOP = True
 TTL = 0.6
 KEY = "modalnomad/locks/drains"
 
@@ -239,6 +241,7 @@ async def test_a_leader_that_was_stopped_for_a_while_runs_no_schedule_that_may_b
     runs = Runs(leader, time.time() + 3600)
     schedules = ClusterSchedules(consul.api(), "modalnomad")
     scheduler = led_scheduler(leader, runs, runs, schedules)  # type: ignore[arg-type]
+    scheduler._wall, scheduler._steady = time.time, time.monotonic  # as this loop shows them
     async with Tasks("test") as tasks:
         tasks.spawn(leader.while_held(scheduler.run), "work")
         tasks.spawn(leader.run(), "run")
@@ -247,7 +250,9 @@ async def test_a_leader_that_was_stopped_for_a_while_runs_no_schedule_that_may_b
         runs.snapshots.set(scheduled(due))
         await until(lambda: min(scheduler.due.values()) < due + 1)
         assert runs.certain == []
-        time.sleep(2 * TTL)  # noqa: ASYNC251 - as SIGSTOP does
+        clock = asyncio.get_running_loop()
+        assert isinstance(clock, SteadyLoop)
+        clock.skip(2 * TTL)  # as SIGSTOP does
         assert not leader.held, "by the clock alone"
 
         await until(lambda: runs.certain)

@@ -16,6 +16,7 @@ from tests.support.fakes.faults import Faults
 from tests.support.fakes.proxy import FaultyProxy
 from tests.support.nomad_calls import Calls
 
+STEADY_LOOP = True
 SOON = 0.2
 """Seconds in which what does not come has not come."""
 
