@@ -14,7 +14,7 @@ from modalnomad.embedded.limits import LimitFacts, available
 from modalnomad.model.manifest import Resources
 from tests.support.engines import embedded, program
 from tests.support.leftovers import family, wait_gone
-from tests.support.runner import wait_until
+from tests.support.runner import LONG, wait_until
 from tests.support.up import own_home, store, up
 
 OWN = program("return open('/proc/self/cgroup', 'rb').read()")
@@ -91,7 +91,7 @@ class S:
         assert groups
     finally:
         u.kill()
-    wait_gone(processes)
+    wait_gone(processes, LONG)
     wait_until(lambda: not left(groups), "no group is left")
 
 
@@ -114,7 +114,7 @@ def test_a_group_of_the_unified_tree_ends_with_all_that_is_in_it() -> None:
         with subprocess.Popen(["sh", "-c", f"echo 0 > {group}/cgroup.procs; sleep 600 & sleep 600"]) as process:
             wait_until(lambda: len(_read(str(group), "cgroup.procs").split()) == 3)
             assert end_group(str(group))
-            assert process.wait(10) != 0
+            assert process.wait(LONG) != 0
         assert not group.exists()
     finally:
         end_group(str(group))

@@ -82,7 +82,7 @@ def writers(home: Path, scratch: Path) -> Iterator[Writers]:
         yield Writers(process)
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 def apply(state: State, operation: Operation) -> State:

@@ -12,6 +12,7 @@ import jwt
 import psutil
 import pytest
 
+from tests.support.engines import eventually
 from tests.support.fakes.identity import Signer
 from tests.support.fakes.tasks.runner import TaskRunner
 from tests.support.leftovers import wait_gone
@@ -152,6 +153,7 @@ async def test_a_failure_before_the_process_can_be_told_late(tmp_path: Path) -> 
     async with TaskRunner(tmp_path / "late", late=60) as runner:
         started = Started({"Config": {"command": "/bin/true", "args": ["${NOT_THERE}"]}})
         starting = asyncio.gather(started.on(runner))
+        await eventually(lambda: started.told)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(started.dead.wait(), 0.3)
         assert started.told[-1]["State"] == "pending"

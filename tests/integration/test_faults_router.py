@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -53,8 +53,9 @@ def loops():
     return web
 """
 MANY = 10_000
-PLAIN = {"MODALNOMAD_EMBEDDED__TEMPLATES": "false"}
-"""Nothing that comes by itself a moment after the first start, while it is counted what is there."""
+PLAIN = {"MODALNOMAD_EMBEDDED__TEMPLATES": "false", "MODALNOMAD_ROUTER__HEAD_TIMEOUT": "300"}
+"""Nothing that comes by itself a moment after the first start, while it is counted what is there; who connects and says
+nothing may stay, however long it takes until all have come."""
 
 
 @pytest.fixture
@@ -108,11 +109,17 @@ def test_more_clients_than_files_it_may_open(program: Path, tmp_path: Path) -> N
 
             for client in clients:
                 client.close()
-            assert httpx.get(u.url("f"), timeout=30).text == "ok"
+            wait_until(lambda: _answered(u.url("f")), "the places of those who left are free")
             resource.prlimit(u.pid, resource.RLIMIT_NOFILE, before)
             early.close()
             psutil.Process(u.pid)
             _end_kept(u)
+
+
+def _answered(url: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):  # turned away
+        return httpx.get(url, timeout=30).text == "ok"
+    return False
 
 
 def _received(sock: socket.socket) -> bytes:
@@ -146,9 +153,12 @@ def test_ten_thousand_idle_connections(program: Path, tmp_path: Path) -> None:
                 clients = [stack.enter_context(connect(u)) for _ in range(many)]
                 with httpx.Client(base_url=u.url("f"), timeout=30) as other:
                     assert other.get("/").text == "ok"
-                    began = time.monotonic()
-                    assert {other.get("/").text for _ in range(100)} == {"ok"}
-                    assert time.monotonic() - began < 5, "50 ms for each, on a machine that has other work"
+                    took = []
+                    for _ in range(100):
+                        began = time.monotonic()
+                        assert other.get("/").text == "ok"
+                        took.append(time.monotonic() - began)
+                    assert sorted(took)[50] < 0.05, "also on a machine that has other work"
                 assert not any(turned_away(each) for each in clients[:: many // 100])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -164,8 +174,7 @@ def test_a_crash_loop_is_tried_one_at_a_time_and_mended(program: Path, tmp_path:
             assert {answer.status_code for answer in answers} == {503}
             assert {answer.headers["modalnomad-error"] for answer in answers} == {"start_failed"}
             assert int(answers[-1].headers["retry-after"]) >= 1, "the breaker is open"
-            starts = [event for event in u.events if event["event"] == "replica" and event["state"] == "starting"]
-            assert len(starts) <= 4, "an open breaker starts nothing, but for a trial"
+            wait_until(lambda: not _starts_for(u, lambda: httpx.get(url, timeout=30)), "none but for a trial")
 
             (tmp_path / "mended").touch()
             wait_until(lambda: httpx.get(url, timeout=30).status_code == 200, "a trial succeeds")
@@ -174,7 +183,18 @@ def test_a_crash_loop_is_tried_one_at_a_time_and_mended(program: Path, tmp_path:
         [httpx.get(url, timeout=30) for _ in range(4)]
         program.write_text(program.read_text().replace("not os.path.exists", "os.path.exists"))
         store(home, program)
-        wait_until(lambda: httpx.get(url, timeout=30).status_code == 200, "a redeploy mends at once", within=20)
+        wait_until(lambda: httpx.get(url, timeout=30).status_code == 200, "a redeploy mends at once")
+
+
+def _starts_for(u: Up, ask: Callable[[], httpx.Response]) -> int:
+    """How many replicas were started for five requests, one after the other, that were refused."""
+
+    def started() -> int:
+        return sum(event["event"] == "replica" and event["state"] == "starting" for event in list(u.events))
+
+    before = started()
+    assert {ask().status_code for _ in range(5)} == {503}
+    return started() - before
 
 
 @pytest.fixture
@@ -210,7 +230,7 @@ def test_a_full_disk(program: Path, tmp_path: Path, small_disk: Path) -> None:
         assert httpx.get(u.url("kept"), timeout=30).text == "ok"
         no_room = httpx.get(u.url("f"), timeout=30)
         assert (no_room.status_code, no_room.headers["modalnomad-error"]) == (503, "start_failed")
-        u.wait_for(lambda event: "the disk is full" in str(event.get("failure", "")), 10, after=after)
+        u.wait_for(lambda event: "the disk is full" in str(event.get("failure", "")), 30, after=after)
         program.write_text(program.read_text() + "\n# another version\n")
         for command in (["secret", "create", "new", "A=1"], ["token", "create"], ["deploy", str(program)]):
             done = run_command(*command, home=home)
