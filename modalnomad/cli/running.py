@@ -78,7 +78,7 @@ class Running:
         self._tasks.guard(tell_lines(parts.engine, self._view), "logs")
         told = ReplicasTold(self._view, parts.revisions.get)
         self._tasks.guard(told.follow(parts.pools.replicas.watch()), "replicas")
-        self._tasks.spawn(self._death.watch("router", parts.router.died()), "router")
+        self._tasks.spawn(self._death.watch("router", parts.router.died), "router")
 
     async def _serve(self, process: EntryProcess) -> None:
         """Answer its calls until it ends. Raises BackendError when a part of the platform died."""

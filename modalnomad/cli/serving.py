@@ -78,7 +78,7 @@ class Serving:
         """Reload until cancelled. Raises BackendError when a part of the platform died."""
         for session in self._sessions:
             self._tasks.guard(session.run(), "reload")
-        self._tasks.spawn(self._death.watch("router", self._parts.router.died()), "router")
+        self._tasks.spawn(self._death.watch("router", self._parts.router.died), "router")
         await self._death.wait()
 
     async def stop(self) -> None:

@@ -38,7 +38,10 @@ class Tasks:
 
     def guard(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run until the owner closes; ending earlier, even without an error, is a death."""
-        return self.spawn(self._guarded(coroutine, name), name)
+        task = self.spawn(self._guarded(coroutine, name), name)
+        # Cancelled before its first step, the task has not touched it, and Python would warn of that.
+        task.add_done_callback(lambda _: coroutine.close())
+        return task
 
     async def _guarded(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         try:

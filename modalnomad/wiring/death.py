@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from modalnomad.model.errors import BackendError
 
@@ -27,10 +26,10 @@ class Death:
             )
             self.future.exception()  # nobody may be waiting any more
 
-    async def watch(self, name: str, end: Coroutine[Any, Any, None]) -> None:
+    async def watch(self, name: str, end: Callable[[], Awaitable[None]]) -> None:
         """Wait for the end of a part that raises when it comes."""
         try:
-            await end
+            await end()
         except Exception as error:
             self.of(name, error)
 

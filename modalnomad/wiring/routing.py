@@ -113,7 +113,7 @@ async def open_router(
         elif not await race(parts.router.start()):
             raise GivenUp
         stack.push_async_callback(parts.router.stop, wait=False)
-        tasks.spawn(death.watch("router", parts.router.died()), "router")
+        tasks.spawn(death.watch("router", parts.router.died), "router")
         schedules = ClusterSchedules(cluster.consul, settings.consul.prefix)
         scheduler = led_scheduler(parts.leader, parts.discovery, parts.router.caller, schedules)
         keep(lambda: parts.leader.while_held(scheduler.run), "schedules")

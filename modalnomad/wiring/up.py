@@ -158,7 +158,7 @@ async def open_up(settings: Settings, environment: str | None = None) -> AsyncIt
             up.control.handle(name, handler)
         await stack.enter_async_context(up.control)
         await stack.enter_async_context(tasks)
-        tasks.spawn(up.death.watch("router", up.router.died()), "router")
+        tasks.spawn(up.death.watch("router", up.router.died), "router")
         for service in services(up):
             tasks.guard(service.run(), service.name)
         yield up
