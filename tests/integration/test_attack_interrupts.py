@@ -16,7 +16,7 @@ from modalnomad_sdk.store import ImageStore
 from modalnomad.cli.interrupts import Interrupts
 from modalnomad.deploy import images
 from modalnomad.model.errors import ImageBuildFailed
-from tests.support.runner import wait_until
+from tests.support.runner import LONG, wait_until
 from tests.support.serve import command_environment, serve, shared_home
 
 
@@ -27,7 +27,7 @@ async def test_a_signal_that_comes_as_the_work_ends_is_not_lost() -> None:
             interrupts.take()
 
         assert await interrupts.race(interrupted_at_the_end()), "it was done"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LONG):
             assert not await interrupts.race(asyncio.sleep(60)), "so the next work is given up"
             assert await interrupts.race(asyncio.sleep(0)), "and only that"
             interrupts.take()
@@ -41,7 +41,7 @@ async def test_a_build_cancelled_twice_is_over_when_its_caller_is(monkeypatch: p
 
     def build(image: object, store: object, report: object, cancelled: threading.Event, *others: object) -> None:
         began.set()
-        assert cancelled.wait(10)
+        assert cancelled.wait(LONG)
         threading.Event().wait(0.2)  # its processes take a while to end
         ended.set()
         raise ImageBuildFailed("cancelled", "")
@@ -49,7 +49,7 @@ async def test_a_build_cancelled_twice_is_over_when_its_caller_is(monkeypatch: p
     monkeypatch.setattr(images, "resolve_and_build_here", build)
     store = cast("ImageStore", None)
     task = asyncio.ensure_future(images.resolve_and_build(None, store=store, report=print))
-    await asyncio.to_thread(began.wait, 10)
+    assert await asyncio.to_thread(began.wait, LONG)
     for _ in range(3):
         task.cancel()
         await asyncio.sleep(0)
@@ -68,7 +68,7 @@ def test_ctrl_c_while_the_command_is_still_being_loaded_is_no_traceback(tmp_path
         env=command_environment(shared_home(), {"PYTHONPATH": str(tmp_path)}),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=LONG,
         check=False,
     )
     assert ended.returncode == 130

@@ -90,8 +90,9 @@ def test_environments_are_apart(home: Path) -> None:
 
 def test_a_token_s_secret_is_shown_once(home: Path) -> None:
     shown = run(home, "token", "create", "--name", "ci", "--rate", "5").stdout
-    (secret,) = set(re.findall(r"ws-[\w-]+", shown))
-    (key,) = set(re.findall(r"wk-[\w-]+", shown))
+    # Whole words: either may hold the beginning of the other, which are letters like any.
+    (secret,) = set(re.findall(r"(?<![\w-])ws-[\w-]+", shown))
+    (key,) = set(re.findall(r"(?<![\w-])wk-[\w-]+", shown))
     assert f"Bearer {key}.{secret}" in shown
     assert "curl" in shown
     listed = run(home, "token", "list").stdout
