@@ -40,8 +40,11 @@ def put_before(home: Path, now: float) -> float:
 
 def forget_locks(home: Path) -> None:
     """Remove the lock files of processes that are gone: their names are not used again. Raises BackendRefused."""
-    with translated(f"tidy {home / 'locks'}"):
-        for path in (home / "locks").glob("*.lock"):
+    folder = home / "locks"
+    if not folder.is_dir():
+        return
+    with translated(f"tidy {folder}"), FileLock(folder):  # as `held_since`
+        for path in folder.glob("*.lock"):
             if path.name.startswith(WORKING):
                 lock = FileLock(path)
                 with suppress(BlockingIOError):

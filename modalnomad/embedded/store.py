@@ -30,7 +30,7 @@ LEFTOVER: Final = re.compile(r"\.part-\d+-[0-9a-f]{12}")
 WAIT_LIMIT: Final = 30.0
 """Seconds one waits for a lock: all of them are held for moments, so that more means that the holder hangs."""
 LOOKS_LAST: Final = 0.03
-"""Seconds in which somebody who looks whether a lock is held has long let go of it."""
+"""Seconds in which somebody who looks whether a card is held has long let go of it."""
 POLL: Final = 0.002
 """Seconds between two tries at first; doubled up to 0.05."""
 
@@ -273,10 +273,9 @@ def named_lock(path: Path, name: str) -> Iterator[None]:
     """Hold the lock file exclusively, with a note of this process and the time, or raise BackendConflict naming the
     holder, BackendRefused."""
     lock = FileLock(path)
-    with translated(f"lock {path}"):
+    with translated(f"lock {path}"), FileLock(make_folder(path.parent)):
         try:
-            # Somebody who only looks whether it is held has it for a moment too.
-            lock.acquire(limit=LOOKS_LAST)
+            lock.acquire(wait=False)
         except BlockingIOError:
             holder = lock.read_note() or "another process"
             raise BackendConflict(f"{name} is held by {holder}", "wait until it is done, or stop it") from None
@@ -290,15 +289,18 @@ def named_lock(path: Path, name: str) -> Iterator[None]:
 def held_since(folder: Path) -> dict[str, float]:
     """Names of the lock files of `folder` that somebody holds now → Unix time since when. Raises OSError."""
     found: dict[str, float] = {}
-    for path in sorted(folder.glob("*.lock")):
-        lock = FileLock(path)
-        try:
-            since = path.stat().st_mtime
-            lock.acquire(shared=True, wait=False)
-        except BlockingIOError:
-            found[path.stem] = since
-        except FileNotFoundError:
-            continue  # removed meanwhile
-        else:
-            lock.release()
+    if not folder.is_dir():
+        return found
+    with FileLock(folder):  # who looks whether one is held has it for a moment: nobody asks for it then
+        for path in sorted(folder.glob("*.lock")):
+            lock = FileLock(path)
+            try:
+                since = path.stat().st_mtime
+                lock.acquire(shared=True, wait=False)
+            except BlockingIOError:
+                found[path.stem] = since
+            except FileNotFoundError:
+                continue  # removed meanwhile
+            else:
+                lock.release()
     return found

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from modalnomad_sdk.store import ImageStore
@@ -16,7 +19,7 @@ from modalnomad.embedded import prune as rules
 from modalnomad.embedded.artifacts import EmbeddedArtifacts
 from modalnomad.embedded.discovery import EmbeddedDiscovery
 from modalnomad.embedded.secrets import EmbeddedSecrets
-from modalnomad.embedded.store import named_lock
+from modalnomad.embedded.store import FileLock, named_lock
 from modalnomad.model.apps import AppRecord, trim
 from modalnomad.model.errors import BackendRefused
 from modalnomad.model.ids import Digest
@@ -182,6 +185,30 @@ async def test_what_somebody_under_way_has_stored_stays(stored: Stored) -> None:
     assert list((stored.home / "locks").iterdir()) == [], "those of processes that are gone go"
 
 
+@pytest.mark.parametrize("look", [rules.put_before, lambda home, now: rules.forget_locks(home)])
+def test_who_only_looks_at_a_lock_is_not_taken_for_its_holder(
+    stored: Stored, look: Callable[[Path, float], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = stored.home / "locks" / "deploy-main-a.lock"
+    with named_lock(path, "deploy"):
+        pass
+    looking, looker = threading.Event(), threading.Thread(target=look, args=(stored.home, 0.0))
+    acquire = FileLock.acquire
+
+    def slowly(self: FileLock, **how: Any) -> None:
+        acquire(self, **how)
+        if self.path == path and threading.current_thread() is looker:
+            looking.set()
+            time.sleep(0.2)  # as on a busy machine
+
+    monkeypatch.setattr(FileLock, "acquire", slowly)
+    looker.start()
+    assert looking.wait(20)
+    with named_lock(path, "deploy"):
+        pass
+    looker.join()
+
+
 async def test_what_is_needed_again_by_the_time_stays(stored: Stored) -> None:
     forgotten = await stored.app("forgotten", "f1", stopped_for=31 * DAY)
     orphan, again = await stored.bundle("orphan"), await stored.bundle("again")
@@ -253,15 +280,18 @@ async def test_image_prune_keeps_what_an_older_kept_version_needs(stored: Stored
 
 
 async def test_no_deploy_beside_loses_anything(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the hour of grace: the locks alone have to do."""
-    monkeypatch.setattr(rules, "YOUNG", 0.0)
+    """Without the hour of grace, but for some ticks of the clock that files get their times from: the locks alone have
+    to do."""
+    monkeypatch.setattr(rules, "YOUNG", 0.02)
     over = asyncio.Event()
-    removed = 0
+    removed = rounds = 0
 
     async def deploys(app: str) -> None:
         record: AppRecord | None = None
         for number in range(1, 26):
-            async with stored.discovery.lock(f"deploy-main-{app}", lifetime=5):
+            while rounds < number // 3:  # noqa: ASYNC110 - or there would be nothing beside
+                await asyncio.sleep(0.001)
+            async with stored.discovery.lock(f"deploy-main-{app}", lifetime=60):
                 source = stored.home.parent / app
                 source.write_text(f"{app} {number % 6}")
                 bundle = await stored.artifacts.put(source)
@@ -276,11 +306,12 @@ async def test_no_deploy_beside_loses_anything(stored: Stored, monkeypatch: pyte
                 await stored.secrets.check(each.revisions[0].secrets, "main")
 
     async def prunes() -> None:
-        nonlocal removed
+        nonlocal removed, rounds
         while not over.is_set():
             pruned = await prune(stored.settings)
             assert pruned.problems == ()
             removed += len(pruned.removed)
+            rounds += 1
 
     pruner = asyncio.ensure_future(prunes())
     try:
