@@ -13,7 +13,7 @@ from modalnomad.settings import RouterSettings, ScalingSettings
 from tests.support.activator import Opener, pool_of, use
 from tests.support.stub_replicas import make_match
 
-pytestmark = pytest.mark.timeout(20)
+STEADY_LOOP = True
 
 
 async def test_sixty_four_requests_at_zero_are_one_wake_of_the_right_size(open_platform: Opener) -> None:

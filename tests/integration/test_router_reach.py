@@ -21,7 +21,7 @@ from tests.support.router import until
 from tests.support.scaling import scaled
 from tests.support.stub_replicas import PLATFORM_KEY, StubReplica, make_match
 
-pytestmark = pytest.mark.timeout(30)
+STEADY_LOOP = True
 
 MATCH = make_match()
 
@@ -108,7 +108,8 @@ async def test_nothing_is_ended_any_more_that_ended_by_itself(
     platform.engine.on_start = lambda stub: None
     with pytest.raises(Exception, match="startup_timeout"):
         await use(platform, match)
-    (key,) = platform.engine.killed[:1]
+    await platform.until(lambda: platform.engine.killed)
+    key = platform.engine.killed[0]
     await platform.engine.end(key, Failure("replica_gone", "signal 9"))
     await platform.until(lambda: platform.activator.load(match.revision.id).leaving == 0)
     tries = len(platform.engine.killed)

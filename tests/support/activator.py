@@ -25,6 +25,7 @@ class Platform:
     """Activator, feed and scaler around a stub engine."""
 
     def __init__(self, folder: Path, settings: RouterSettings, scaling: ScalingSettings) -> None:
+        clock = asyncio.get_running_loop().time  # which may be a SteadyLoop's
         self.engine = StubEngine(folder)
         self.table = RouteTable({})
         self.forgotten: list[Address] = []
@@ -36,9 +37,10 @@ class Platform:
             settings=settings,
             scaling=scaling,
             platform_key=PLATFORM_KEY,
+            clock=clock,
         )
         self.feed = Feed(cast(Discovery, None), self.engine, self._take_table, Auth(), self.activator)
-        self.scaler = Scaler(self.activator, scaling)
+        self.scaler = Scaler(self.activator, scaling, clock=clock)
 
     def _take_table(self, table: RouteTable) -> None:
         self.table = table
