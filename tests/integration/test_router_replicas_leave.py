@@ -15,7 +15,7 @@ from modalnomad.settings import RouterSettings
 from tests.support.activator import Opener, pool_of, use
 from tests.support.stub_replicas import make_match
 
-pytestmark = pytest.mark.timeout(20)
+STEADY_LOOP = True
 
 
 async def test_a_client_that_leaves_frees_its_ticket_and_the_wake_goes_on(open_platform: Opener) -> None:
@@ -44,7 +44,8 @@ async def test_an_idle_replica_is_drained_and_the_next_request_wakes_the_next_ep
     second = await use(platform, match)  # the drain was sent: the next replica starts
     assert (second.key.number, second.key.epoch) == (1, 1)
     await platform.engine.end(first.key)
-    await platform.until(lambda: platform.activator.load(match.revision.id).leaving == 0)
+    (pool,) = platform.activator.pools()
+    await platform.until(lambda: [place.key for place in pool.places] == [second.key])
     assert first.address in platform.forgotten
 
 

@@ -73,7 +73,7 @@ async def test_the_minimum_runs_without_a_request_and_for_ever(tmp_path: Path) -
         await platform.advance(59)
         assert platform.load(match).leaving == 0
         await platform.advance(2)
-        await until(lambda: platform.numbers(match) == [0, 1])
+        await until(lambda: platform.numbers(match) == [0, 1] and platform.load(match).leaving == 0)
         await platform.advance(3600)
         assert (platform.load(match).ready, platform.load(match).leaving) == (2, 0)
 
@@ -232,7 +232,7 @@ async def test_a_pool_nobody_uses_is_let_alone_until_something_is_due(
         assert (await platform.ask(match)).status == 200
         await until(lambda: len(looked_at) > before)
         await platform.advance(61)
-        await until(lambda: platform.numbers(match) == [])
+        await until(lambda: platform.numbers(match) == [] and platform.load(match).leaving == 0)
         await platform.looked()
         before = len(looked_at)
         await platform.advance(50)

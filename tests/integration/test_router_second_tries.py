@@ -93,7 +93,7 @@ async def test_a_connection_to_a_web_server_ends_with_its_request(request_: byte
         raw.client(router.port) as client,
     ):
         assert (await client.request(request_)).status == 403
-        await until(lambda: router.upstream.connections == (0, 0), seconds=2)
+        await until(lambda: router.upstream.connections == (0, 0))
 
 
 @pytest.mark.parametrize("begun", [False, True])

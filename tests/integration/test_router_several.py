@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import pytest
-
 from modalnomad.kit.tasks import Tasks
 from modalnomad.model.manifest import Parameter
 from modalnomad.model.replica import Failure, PoolKey, ReplicaKey
@@ -16,7 +14,7 @@ from tests.support.pace import turn
 from tests.support.routers import Routers, routers
 from tests.support.stub_replicas import StubReplica, make_match
 
-pytestmark = pytest.mark.timeout(60)
+STEADY_LOOP = True
 
 FIRST, SECOND = 0, 1
 
@@ -40,7 +38,11 @@ async def test_many_requests_at_once_through_three_routers_are_one_start_per_rep
     match = make_match(max_inputs=4, max_containers=4)
     async with routers(tmp_path, 3) as found:
         await found.serve(match)
-        answers = await asyncio.gather(*(found.ask(number % 3, match) for number in range(48)))
+        found.engine.open.clear()  # none is answered before all have come
+        asked = [asyncio.ensure_future(found.ask(number % 3, match)) for number in range(48)]
+        await found.until(lambda: len(found.engine.started) == 4)
+        found.engine.open.set()
+        answers = await asyncio.gather(*asked)
         assert {answer.status for answer in answers} == {200}
         assert sorted(found.engine.stubs, key=lambda found: found.number) == [key(match, n) for n in range(4)]
         assert len(found.engine.started) == 4
@@ -113,7 +115,8 @@ async def test_one_to_be_replaced_in_use_by_all_of_them_goes_and_no_request_is_l
         done = asyncio.Event()
         flooding = tasks.spawn(flood(found, match, statuses, done), "flood")
         await found.until(lambda: len(statuses) > 20)
-        before = found.running(match.revision.id)
+        before = [place.key for place in found.places(FIRST)]
+        assert before
         for old in before:
             found.engine.wants_replaced(old, "node n1 is drained")
         await found.until(lambda: not set(before) & set(found.running(match.revision.id)))
@@ -155,8 +158,11 @@ async def test_a_router_that_may_not_make_room_goes_over_its_limit_of_pools_and_
         await found.serve(match)
         for number in range(3):
             assert (await found.ask(SECOND, match, f"/?n={number}")).status == 200
+            if number < 2:  # one that it is still to ask whether it is ready does not have to make room
+                await found.until(lambda: {place.state for place in found.places(FIRST)} == {PlaceState.READY})
         await found.until(lambda: len(found.running(match.revision.id)) == 2)
-        assert {place.key.pool.parameters for place in found.places(FIRST)} == {'{"n":1}', '{"n":2}'}
+        left = {'{"n":1}', '{"n":2}'}
+        await found.until(lambda: {place.key.pool.parameters for place in found.places(FIRST)} == left)
         (life,) = found.routers[FIRST].activator.observer.lives()
         assert life.drains == {"evicted": 1}
         (other,) = found.routers[SECOND].activator.observer.lives()

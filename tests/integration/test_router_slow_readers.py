@@ -15,6 +15,8 @@ from tests.support.router import Served, route, served, until
 BOTH_LOOPS = True
 
 LARGE = bytes(200_000)
+FITS = bytes(50_000)
+"""Less than a transport takes before it says that it is full: an answer that begins to be taken is taken whole."""
 
 
 def deaf(port: int) -> socket.socket:
@@ -33,9 +35,9 @@ def connections(router: Served) -> list[Connection]:
 async def answered_but_not_taken(router: Served, sock: socket.socket) -> Connection:
     """Requests one after the other, until the end of an answer finds no room in the system's buffers."""
     loop = asyncio.get_running_loop()
-    for _ in range(100):
-        await loop.sock_sendall(sock, raw.get())
+    for _ in range(2000):
         sent = router.activator.released + 1
+        await loop.sock_sendall(sock, raw.get())
         await until(lambda sent=sent: router.activator.released == sent)
         (connection,) = connections(router)
         await until(lambda connection=connection: connection._state == HEAD)
@@ -45,7 +47,7 @@ async def answered_but_not_taken(router: Served, sock: socket.socket) -> Connect
 
 
 async def test_a_router_ends_although_a_client_does_not_read() -> None:
-    async with raw.replica(raw.says(raw.answer(LARGE), close=False)) as backend, served(backend.address) as router:
+    async with raw.replica(raw.says(raw.answer(FITS), close=False)) as backend, served(backend.address) as router:
         with deaf(router.port) as sock:
             await answered_but_not_taken(router, sock)
             router.router.gate.drain()
@@ -55,13 +57,19 @@ async def test_a_router_ends_although_a_client_does_not_read() -> None:
 
 
 async def test_an_answer_nobody_takes_is_given_up_after_the_idle_timeout() -> None:
-    settings = RouterSettings(idle_timeout=0.3)
+    settings = RouterSettings(idle_timeout=300)
     async with (
-        raw.replica(raw.says(raw.answer(LARGE), close=False)) as backend,
+        raw.replica(raw.says(raw.answer(FITS), close=False)) as backend,
         served(backend.address, settings=settings) as router,
     ):
         with deaf(router.port) as sock:
-            await answered_but_not_taken(router, sock)
+            connection = await answered_but_not_taken(router, sock)
+            now = router.router.gate.clock()
+            connection.tick(now + 290)
+            await asyncio.sleep(0)
+            assert router.router.gate.guests == 1
+            connection.tick(now + 301)  # it closes, for who takes what was written
+            connection.tick(now + 700)
             await until(lambda: router.router.gate.guests == 0)
 
 

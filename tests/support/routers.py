@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from modalnomad.kit.clock import monotonic
 from modalnomad.model.ids import RevisionId
 from modalnomad.model.replica import ReplicaKey
 from modalnomad.model.routes import RouteSnapshot
@@ -24,6 +23,7 @@ class Routers:
     """`holder`: the index of the router that may; None: none does."""
 
     def __init__(self, folder: Path, count: int, settings: RouterSettings) -> None:
+        self.clock = asyncio.get_running_loop().time  # which may be a SteadyLoop's
         self.engine = StubEngine(folder)
         self.engine.obedient = True
         self.holder: int | None = 0
@@ -38,6 +38,7 @@ class Routers:
             scaling=ScalingSettings(interval=0.02),
             platform_key=PLATFORM_KEY,
             may_drain=lambda: self.holder == index,
+            clock=self.clock,
         )
 
     async def serve(self, *matches: Match) -> None:
@@ -64,7 +65,7 @@ class Routers:
     def idle_for(self, index: int, key: ReplicaKey) -> float:
         """Seconds, as one of them sees it; 0: it is not ready."""
         place = self.place(index, key)
-        return monotonic() - place.idle_since if place is not None and place.state is PlaceState.READY else 0.0
+        return self.clock() - place.idle_since if place is not None and place.state is PlaceState.READY else 0.0
 
     def running(self, revision: RevisionId) -> list[ReplicaKey]:
         """Replicas that have not ended."""

@@ -90,7 +90,7 @@ class Scaled:
     ) -> AsyncIterator[None]:
         """That many requests more are on replicas (`leased` of them; the others wait), until the block ends."""
         self.engine.open.clear()
-        before = self.load(match)
+        before, arrived = self.load(match), sum(stub.running for stub in self.running(match))
         async with contextlib.AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(raw.client(self.router.port)) for _ in range(count)]
             for client in clients:
@@ -98,6 +98,7 @@ class Scaled:
             placed = count if leased is None else leased
             await until(lambda: self.load(match).running == before.running + placed)
             await until(lambda: self.load(match).waiting == before.waiting + count - placed)
+            await until(lambda: sum(stub.running for stub in self.running(match)) == arrived + placed)
             await self.looked()
             try:
                 yield
