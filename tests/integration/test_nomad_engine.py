@@ -21,7 +21,7 @@ from modalnomad.model.replica import Address, LogLine, PoolKey, Replica, Replica
 from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.render.cluster import META_KEY
 from tests.support.cluster_servers import Place, fake_place
-from tests.support.engines import HELLO, Harness, eventually, program, within
+from tests.support.engines import HELLO, PATIENCE, Harness, eventually, program, within
 from tests.support.fakes.faults import DISPATCH, Faults
 from tests.support.fakes.nomad.server import FakeNomad
 from tests.support.fakes.proxy import FaultyProxy
@@ -102,7 +102,7 @@ async def test_two_engines_start_one_replica_and_both_see_it(lab: Lab) -> None:
 
 async def test_of_two_that_nomad_started_for_one_token_the_first_is_meant_and_the_other_ends(lab: Lab) -> None:
     """A real server looks for a token and writes the child without a lock between."""
-    lab.nomad.jobs.window = 0.05
+    lab.nomad.jobs.together = asyncio.Barrier(2)
     async with lab.engine() as one, lab.engine() as two:
         key = key_of(await one.revision(program("import os; return str(os.getpid()).encode()")))
         seen: list[set[Address]] = []
@@ -115,6 +115,7 @@ async def test_of_two_that_nomad_started_for_one_token_the_first_is_meant_and_th
 
         watching = [asyncio.ensure_future(watch(h)) for h in (one, two)]
         await asyncio.gather(one.engine.start(key, "one"), two.engine.start(key, "two"))
+        lab.nomad.jobs.together = None
         answers = {(await h.ask(key)).text for h in (one, two)}
         assert len(lab.children()) == 2
         await lab.nomad.until(lambda state: len(lab.nomad.running_allocations()) == 1)
@@ -156,7 +157,8 @@ async def test_killed_by_one_engine_is_no_failure_to_another(lab: Lab) -> None:
 async def test_a_dispatch_that_took_effect_unseen_starts_once(
     lab: Lab, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatching, "DISPATCH_LIMIT", 0.3)
+    if how == "times out":
+        monkeypatch.setattr(dispatching, "DISPATCH_LIMIT", 1.0)
     async with lab.engine() as h:
         revision = await h.revision(HELLO)
         fault = lab.faults.dispatch_fails_after_effect if how == "fails" else lab.faults.dispatch_times_out_after_effect
@@ -164,7 +166,8 @@ async def test_a_dispatch_that_took_effect_unseen_starts_once(
             key = await h.start(revision)
 
             assert (await h.ask(key)).status == 200
-            assert (lab.dispatches(), len(lab.children())) == (2, 1)
+            assert lab.dispatches() >= 2
+            assert len(lab.children()) == 1
 
 
 async def test_a_dispatch_that_is_refused_for_good_fails_the_start(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +192,7 @@ async def test_a_dispatch_is_repeated_until_the_servers_have_a_leader(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatching, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(dispatching, "ELECTION", PATIENCE)
     async with lab.engine() as h:
         with lab.faults.dispatch_refused(times=20):
             key = await h.started(await h.revision(HELLO))
@@ -360,6 +364,7 @@ async def test_a_cut_stream_is_opened_again_and_everything_listed(lab: Lab) -> N
     async with lab.engine() as one, lab.engine() as two:
         revision = await one.revision(HELLO)
 
+        await eventually(lambda: lab.faults.streams() == 4)
         assert lab.faults.stream_cut() == 4
         key = await one.started(revision)
         await one.engine.kill(key)
@@ -421,7 +426,7 @@ async def test_retiring_takes_back_what_waits_for_a_place(lab: Lab) -> None:
         await h.until(await h.start(revision, 2), FAILED)
 
         assert await engine_of(h).alive(revision.id) == 3
-        await within(h.engine.retire(revision.id), 20)
+        await within(h.engine.retire(revision.id))
 
         assert await engine_of(h).alive(revision.id) == 0
         assert not lab.nomad.running_allocations()
@@ -468,14 +473,14 @@ async def test_to_kill_one_on_a_lost_machine_ends_none_that_nomad_started_elsewh
 
 
 async def eventually_elsewhere(h: Harness, key: ReplicaKey, old: Address) -> None:
-    async with asyncio.timeout(10), aclosing(h.engine.watch()) as watch:  # type: ignore[type-var]
+    async with asyncio.timeout(PATIENCE), aclosing(h.engine.watch()) as watch:  # type: ignore[type-var]
         async for replicas in watch:
             if any(replica.key == key and replica.address not in {old, None} for replica in replicas):
                 return
 
 
 async def eventually_leaving(h: Harness, key: ReplicaKey) -> None:
-    async with asyncio.timeout(10), aclosing(h.engine.watch()) as watch:  # type: ignore[type-var]
+    async with asyncio.timeout(PATIENCE), aclosing(h.engine.watch()) as watch:  # type: ignore[type-var]
         async for replicas in watch:
             if any(replica.key == key and "is being drained" in replica.leaving for replica in replicas):
                 return
