@@ -53,7 +53,7 @@ async def test_a_deployer_writes_records_and_holds_locks_and_sees_routers(consul
         await deployer.publish(WithdrawApp("a", "main"))
     assert await routers(api, "modalnomad") == ()
     async with aclosing(watch_registrations(api)) as watch:  # type: ignore[type-var]
-        assert await within(anext(watch), 5) == ()
+        assert await within(anext(watch)) == ()
 
     await refused(api.put("other/key", b""))
 
@@ -73,7 +73,7 @@ async def test_a_router_reads_records_and_writes_only_what_is_its_own(consul: Co
         await presence.tell(RouterInfo("r1", 8700, tls=False))
         await until(lambda: "modalnomad/routers/r1" in consul.fake.store.keys)
         async with aclosing(watch_registrations(api)) as watch:  # type: ignore[type-var]
-            assert await within(anext(watch), 5) == ()
+            assert await within(anext(watch)) == ()
         assert await api.put("modalnomad/schedules", b"{}")
         await presence.close()
 

@@ -29,7 +29,7 @@ from modalnomad.model.manifest import Endpoint, Function, Source
 from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.model.routes import Route, RouteSnapshot
 from modalnomad.ports.discovery import Discovery, PublishApp
-from tests.support.engines import IMAGE
+from tests.support.engines import IMAGE, PATIENCE
 from tests.support.fakes.consul import FakeConsul
 
 CONSULS = ("fake consul", "real consul")
@@ -179,7 +179,7 @@ class Watcher:
         """Those that are served now."""
         return served(self.seen.value)
 
-    async def until(self, *apps: str, limit: float = 10.0) -> RouteSnapshot:
+    async def until(self, *apps: str, limit: float = PATIENCE) -> RouteSnapshot:
         """The first snapshot with just these Apps."""
         async with asyncio.timeout(limit):
             found = await self.seen.until(lambda snapshot: snapshot is not None and served(snapshot) == sorted(apps))
@@ -208,7 +208,7 @@ async def watching(discovery: Discovery) -> AsyncIterator[Watcher]:
         yield watcher
 
 
-async def until(wanted: Callable[[], object], limit: float = 10.0) -> None:
+async def until(wanted: Callable[[], object], limit: float = PATIENCE) -> None:
     """Look every few milliseconds whether it is so."""
     async with asyncio.timeout(limit):
         while not wanted():  # noqa: ASYNC110 - many different things are looked at
