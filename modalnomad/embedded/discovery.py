@@ -25,8 +25,8 @@ logger = logging.getLogger("modalnomad.discovery")
 LOOK_EVERY: Final = 0.25
 """Seconds between two looks for what other processes wrote: at the times of a few folders, not at their files."""
 SETTLED_AFTER: Final = 1.0
-"""Seconds after a change in which the files are looked at too: writes that follow each other within one tick of the
-file system's clock (10 ms) leave the same time on the folder."""
+"""Seconds after a change in which the files are looked at too, and once more after them: writes that follow each other
+within one tick of the file system's clock (10 ms) leave the same time on the folder."""
 RECONCILE_EVERY: Final = 15.0
 """Seconds after which the files are looked at whatever their folders say."""
 
@@ -57,7 +57,7 @@ class EmbeddedDiscovery(Discovery):
                 state, now = (written, self._state()), time.monotonic()
                 if state != seen:
                     look_closely_until = now + SETTLED_AFTER
-                if state != seen or now < look_closely_until or now >= looked_at + RECONCILE_EVERY:
+                if state != seen or looked_at <= look_closely_until or now >= looked_at + RECONCILE_EVERY:
                     found = await asyncio.to_thread(self._content)
                     seen, looked_at, failed = state, now, ""
                     if found != last:
