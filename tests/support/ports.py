@@ -6,6 +6,7 @@ tests, may be given it.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,3 +20,13 @@ def held_port() -> Iterator[int]:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))
         yield int(held.getsockname()[1])
+
+
+async def stop_listening(server: asyncio.Server) -> None:
+    """Connections are refused when this returns, and those that were being made are made: one between its acceptance
+    and its transport when the server closes is never answered, and not cut either."""
+    for listening in server.sockets:
+        asyncio.get_running_loop().remove_reader(listening.fileno())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    server.close()

@@ -20,7 +20,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from tests.support.ports import held_port
+from tests.support.ports import held_port, stop_listening
 
 NOT_PASSED: Final = frozenset({"transfer-encoding", "connection", "keep-alive", "host", "content-length"})
 """Headers that are of one connection, or that aiohttp writes itself."""
@@ -60,7 +60,7 @@ class FaultyProxy:
         self._open: list[tuple[str, web.Request]] = []
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
-        self._site: web.TCPSite | None = None
+        self._listening: asyncio.Server | None = None
         self._held = ExitStack()
 
     @property
@@ -86,6 +86,8 @@ class FaultyProxy:
     ) -> None:
         assert self._runner is not None
         assert self._session is not None
+        if self._listening is not None:
+            self._listening.close()
         await self._runner.cleanup()
         await self._session.close()
         self._held.close()
@@ -94,22 +96,24 @@ class FaultyProxy:
 
     async def go(self) -> None:
         """Hang up on everybody and refuse connections; the server behind goes on."""
-        site, self._site = self._site, None
-        if site is None:
+        listening, self._listening = self._listening, None
+        if listening is None:
             return
         assert self._runner is not None
         assert self._runner.server is not None
-        await site.stop()
+        await stop_listening(listening)
         self.cut()
         await self._runner.server.shutdown(MOMENT)
 
     async def come_back(self) -> None:
         """Listen again where it listened before."""
-        if self._site is not None:
+        if self._listening is not None:
             return
         assert self._runner is not None
-        self._site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
-        await self._site.start()
+        assert self._runner.server is not None
+        self._listening = await asyncio.get_running_loop().create_server(
+            self._runner.server, "127.0.0.1", self.port, reuse_address=True
+        )
 
     @asynccontextmanager
     async def gone(self) -> AsyncIterator[None]:
@@ -182,6 +186,8 @@ class FaultyProxy:
         return None
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if self._listening is None:  # its connection was being made while this went
+            return _cut(request)
         what = f"{request.method} {request.raw_path}"
         self.requests.append(what)
         entry = (what, request)
@@ -209,9 +215,7 @@ class FaultyProxy:
                 return await self._pass_on(request, what, answer)
         except (aiohttp.ClientError, OSError):
             # What is behind is gone: so is this.
-            if request.transport is not None:
-                request.transport.abort()
-            return web.Response(status=502)
+            return _cut(request)
 
     @asynccontextmanager
     async def _forward(self, request: web.Request, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -237,3 +241,9 @@ class FaultyProxy:
         with suppress(ConnectionError):
             await response.write_eof()
         return response
+
+
+def _cut(request: web.Request) -> web.Response:
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=502)

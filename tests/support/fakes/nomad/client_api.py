@@ -102,7 +102,12 @@ class ClientApi:
                 return
             later = [file.name for file in files if _number(file) > _number(path)]
             if later:
-                place = later[0], 0
+                # It was written to its end meanwhile.
+                if rest := _read(path, position):
+                    place = name, position + len(rest)
+                    yield name, position + len(rest), rest
+                else:
+                    place = later[0], 0
             elif not follow:
                 return
             else:
@@ -126,9 +131,16 @@ def _read(path: Path, position: int) -> bytes:
         return b""
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # newer ones took its place
+        return 0
+
+
 def _place(files: list[Path], origin: str, offset: int) -> tuple[str, int]:
     """Where reading begins: file, position. From the end, `offset` counts back."""
-    sizes = [file.stat().st_size for file in files]
+    sizes = [_size(file) for file in files]
     left = max(sum(sizes) - abs(offset), 0) if origin == "end" or offset < 0 else offset
     for file, size in zip(files, sizes, strict=True):
         if left <= size and not (left == size and file is not files[-1]):

@@ -40,11 +40,12 @@ from tests.support.fakes.nomad.state import TERMINAL, Refused, Shape, State
 from tests.support.fakes.nomad.stream_api import StreamApi
 from tests.support.fakes.nomad.web import Ask, Routes, refusal
 from tests.support.fakes.tasks.runner import TaskRunner
-from tests.support.ports import held_port
+from tests.support.ports import held_port, stop_listening
 
 BODY: int = 8 * 1024 * 1024
 """Bytes of a request."""
-PATIENCE = 20.0
+PATIENCE = 60.0
+"""Seconds after which a test has failed."""
 SEEN = {"consul": "1.22.0", "vault": "2.7.2"}
 """Versions nodes tell of what they can reach."""
 TOO_MANY = b"Your IP is issuing too many concurrent connections, please rate limit your calls\n"
@@ -210,7 +211,7 @@ class FakeNomad:
         listening, self._listening = self._listening, None
         if listening is None:
             return
-        listening.close()
+        await stop_listening(listening)
         for connection in list(self._web.connections):
             if connection.transport is not None:
                 connection.transport.abort()
@@ -233,6 +234,10 @@ class FakeNomad:
     # --- requests ------------------------------------------------------------------------------------------------
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self._listening is None:  # its connection was being made while this went
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError
         try:
             return await self.faults.apply(request, lambda: self._answer(request))
         except Refused as refused:

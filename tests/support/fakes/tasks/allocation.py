@@ -82,9 +82,11 @@ class Allocation:
             await self._prepare()
             await self._execute()
         except preparing.Failed as failure:
-            if failure.late:
-                await asyncio.sleep(self._world.late)
-            self.state.end(failed=True)
+            try:
+                if failure.late:
+                    await asyncio.sleep(self._world.late)
+            finally:  # stopped meanwhile, it has failed all the same
+                self.state.end(failed=True)
         except asyncio.CancelledError:
             self.state.add("Killed", "Task successfully killed")
             self.state.end(failed=False)
