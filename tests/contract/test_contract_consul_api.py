@@ -136,7 +136,7 @@ async def test_a_blocking_query_ends_after_its_wait(api: ConsulApi) -> None:
     await api.put("t/a", b"1")
     before = await api.get("t/a")
 
-    assert await within(api.get("t/a", index=before.index, wait=1), 10) == before
+    assert await within(api.get("t/a", index=before.index, wait=1)) == before
 
 
 async def test_a_transaction_does_all_at_one_index(api: ConsulApi) -> None:

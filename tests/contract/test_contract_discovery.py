@@ -17,7 +17,7 @@ from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.model.routes import Route, RouteSnapshot, ScalingOverride, Token
 from modalnomad.ports.discovery import DeleteToken, Discovery, PublishApp, PutToken, WithdrawApp
 from tests.support.consul import CONSULS, consul_for_test
-from tests.support.engines import IMAGE, within
+from tests.support.engines import IMAGE, PATIENCE, within
 
 Maker = Callable[[], Discovery]
 """Makes one more on the same records, as another process would have it."""
@@ -70,12 +70,12 @@ def token(id: str, environment: str = "main") -> Token:
 
 async def current(discovery: Discovery) -> RouteSnapshot:
     async with aclosing(discovery.watch()) as watch:  # type: ignore[type-var]
-        snapshot: RouteSnapshot = await within(anext(watch), 5)
+        snapshot: RouteSnapshot = await within(anext(watch))
         return snapshot
 
 
 async def until(discovery: Discovery, wanted: Callable[[RouteSnapshot], bool]) -> RouteSnapshot:
-    async with asyncio.timeout(5), aclosing(discovery.watch()) as watch:  # type: ignore[type-var]
+    async with asyncio.timeout(PATIENCE), aclosing(discovery.watch()) as watch:  # type: ignore[type-var]
         async for snapshot in watch:
             if wanted(snapshot):
                 return snapshot
@@ -107,10 +107,10 @@ async def test_what_was_published_is_read_back_whole(discovery: Discovery) -> No
 
 async def test_a_watcher_sees_every_publication_as_a_whole_snapshot(discovery: Discovery) -> None:
     async with aclosing(discovery.watch()) as watch:  # type: ignore[type-var]
-        seen = [await within(anext(watch), 5)]
+        seen = [await within(anext(watch))]
         for change in (publish("a"), publish("b"), publish("a", 2), WithdrawApp("b", "main")):
             await discovery.publish(change)
-            seen.append(await within(anext(watch), 5))
+            seen.append(await within(anext(watch)))
 
     assert [apps(snapshot) for snapshot in seen] == [[], ["a"], ["a", "b"], ["a", "b"], ["a"]]
     assert [snapshot.index for snapshot in seen] == sorted({snapshot.index for snapshot in seen})
@@ -277,9 +277,9 @@ async def test_tokens_are_put_listed_by_environment_watched_and_deleted(discover
 async def test_tokens_made_elsewhere_reach_a_watcher(discovery: Discovery, maker: Maker) -> None:
     elsewhere = maker()
     async with aclosing(discovery.watch()) as watch:  # type: ignore[type-var]
-        await within(anext(watch), 5)
+        await within(anext(watch))
         await elsewhere.publish(PutToken(token("wk-1")))
-        snapshot = await within(anext(watch), 5)
+        snapshot = await within(anext(watch))
 
     assert snapshot.tokens == (token("wk-1"),)
 

@@ -279,7 +279,7 @@ async def test_kill_ends_the_replica_and_everything_it_started(harness: Harness)
     key = await harness.started(await harness.revision(read_persona("ignores_sigterm"), scaling=Scaling(max_inputs=10)))
     await harness.ask(key)
 
-    await within(harness.engine.kill(key), 10)
+    await within(harness.engine.kill(key), 20)
 
     replica = await harness.replica(key)
     assert (replica.state, replica.failure) == (GONE, None)
@@ -289,7 +289,7 @@ async def test_kill_ends_the_replica_and_everything_it_started(harness: Harness)
 async def test_kill_ends_a_start(harness: Harness, name: str) -> None:
     key = await harness.start(await harness.revision(read_persona(name), "f", startup_timeout=60))
 
-    await within(harness.engine.kill(key), 10)
+    await within(harness.engine.kill(key), 20)
 
     assert (await harness.replica(key)).state is GONE
 
@@ -300,7 +300,7 @@ async def test_kill_at_any_moment_of_a_start_leaves_nothing_running(harness: Har
         key = ReplicaKey(PoolKey(revision.id), number, 1)
         starting = asyncio.ensure_future(harness.engine.start(key, "a test"))
         await asyncio.sleep(0.002 * number)
-        await within(harness.engine.kill(key), 10)
+        await within(harness.engine.kill(key), 20)
         await starting
 
         assert number == 0 or (await harness.replica(key)).state is GONE
@@ -311,7 +311,7 @@ async def test_killing_nobody_or_somebody_twice_is_nothing(harness: Harness) -> 
     await harness.engine.kill(ReplicaKey(PoolKey(revision.id), 9, 9))
     key = await harness.started(revision)
 
-    await asyncio.gather(*(within(harness.engine.kill(key), 10) for _ in range(3)))
+    await asyncio.gather(*(within(harness.engine.kill(key), 20) for _ in range(3)))
     await harness.engine.kill(key)
 
     assert (await harness.replica(key)).state is GONE
@@ -322,7 +322,7 @@ async def test_retiring_a_revision_ends_its_replicas_and_forgets_it(harness: Har
     other = await harness.revision(HELLO + "\n# another")
     key, kept = await harness.started(revision), await harness.started(other)
 
-    await within(harness.engine.retire(revision.id), 10)
+    await within(harness.engine.retire(revision.id), 20)
     await harness.engine.retire(revision.id)
     await harness.engine.retire("never heard of")
 

@@ -448,11 +448,11 @@ async def test_a_killed_task_leaves_nothing(place: Place) -> None:
 
 async def test_a_stop_asks_first(place: Place) -> None:
     script = "trap 'echo asked; exit 0' TERM; echo on; while :; do sleep 0.05; done"
-    child = await place.start("stop", shell(script, KillTimeout=1_500_000_000))
+    child = await place.start("stop", shell(script, KillTimeout=20_500_000_000))
     await place.running(child, "on")
     await place.stop(child)
     alloc = await place.ended(child)
-    killing = ("Killing", "Sent interrupt. Waiting 1.5s before force killing")
+    killing = ("Killing", "Sent interrupt. Waiting 20.5s before force killing")
     killed = ("Killed", "Task successfully killed")
     assert events_of(alloc) == [STARTED, killing, ("Terminated", "Exit Code: 0"), killed]
     assert (alloc["ClientStatus"], await place.log(alloc)) == ("complete", "on\nasked\n")
