@@ -314,10 +314,13 @@ async def test_a_job_is_of_where_it_was_deployed_last(world: Cluster) -> None:
 
 async def test_a_job_stays_while_a_replica_of_it_lives(world: Cluster, settings: Settings) -> None:
     keep_one = {"MODALNOMAD_NOMAD__KEEP_VERSIONS": "1"}
-    await world.cli("deploy", write(world, "busy", VERSION="busy one"), env=keep_one)
+    stays = PROGRAM.replace("scaledown_window=2", "scaledown_window=600")  # however long the router takes to end
+    await world.cli("deploy", write(world, "busy", stays, VERSION="busy one"), env=keep_one)
     async with world.router() as router:
         assert (await router.get("busy-show.localhost"))[0] == 200
-    await world.cli("deploy", write(world, "busy", VERSION="busy two"), env=keep_one)  # no router drains the old one
+    await world.cli(
+        "deploy", write(world, "busy", stays, VERSION="busy two"), env=keep_one
+    )  # no router drains the old one
 
     found = {item.name: (item.goes, item.why) for item in (await plan_of(settings)).items}
 

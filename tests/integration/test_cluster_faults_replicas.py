@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import aiohttp
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -37,6 +39,11 @@ async def web(scope, receive, send):
     if path == "/hang":
         print("hangs", flush=True)
         await asyncio.sleep(600)
+    if path == "/stay":
+        await answer(send, b"here", True)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        return
     if path == "/block":
         time.sleep(3)
     if path == "/raise":
@@ -58,10 +65,21 @@ async def web(scope, receive, send):
         return await answer(send, f"{orphan} {other}".encode())
     await answer(send, os.environ["MODALNOMAD_REPLICA"].encode())
 
-@app.function(scaledown_window=2)
+@app.function(scaledown_window=600)
 @modal.concurrent(max_inputs=10)
 @modal.asgi_app()
 def f():
+    return web
+
+@app.function(scaledown_window=2)
+@modal.concurrent(max_inputs=10)
+@modal.asgi_app()
+def forks():
+    return web
+
+@app.function(scaledown_window=600)
+@modal.asgi_app()
+def floods():
     return web
 
 @app.function(scaledown_window=600)
@@ -110,6 +128,7 @@ class Slow:
         return web
 
 @app.cls(scaledown_window=2)
+@modal.concurrent(max_inputs=10)
 class Lingers:
     @modal.asgi_app()
     def web(self):
@@ -130,18 +149,26 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shake
         yield made
 
 
+@asynccontextmanager
+async def kept(world: Shaken, function: str, endpoint: str) -> AsyncIterator[list[psutil.Process]]:
+    """The processes of its only replica, which has a request within the block: it idles out afterwards."""
+    headers = {"Host": world.host(endpoint)}
+    async with aiohttp.request("GET", f"{world.router.url}/stay", headers=headers) as answer:
+        await answer.content.readany()
+        await world.count(function, 1)  # an earlier one may be on its way out
+        yield await world.family(function)
+
+
 async def test_one_that_exits_at_its_start_is_told_with_code_and_last_lines(world: Shaken) -> None:
+    """It is told, not found by looking."""
+    await world.listens()
     before = len(world.router.errors)
-    asked = len(world.proxy.requests)
 
-    assert await world.code("exits-web") == (503, "start_failed")
-
-    text = await world.router.told("shaken/Exits: ", after=before)
+    with world.faults.nomad_errors(r"GET /v1/(jobs|allocations|evaluations)(\?|$)"):
+        assert await world.code("exits-web") == (503, "start_failed")
+        text = await world.router.told("shaken/Exits: ", after=before)
     assert "ended with code 3" in text, text
     await world.router.told("leaving already", after=before)
-    # It was told, not found by looking: dispatched, then its last lines fetched.
-    heard = [request.partition(" ")[2].partition("?")[0] for request in world.proxy.requests[asked:]]
-    assert not [path for path in heard if path in {"/v1/jobs", "/v1/allocations", "/v1/evaluations"}], heard
 
 
 async def test_a_server_that_never_opens_its_port(world: Shaken) -> None:
@@ -222,20 +249,18 @@ async def test_one_whose_loop_is_blocked_is_not_replaced_for_its_failing_check(w
 
 
 async def test_what_it_started_ends_with_it(world: Shaken) -> None:
-    await world.ask("f")
-    before = await world.family("f")
-    assert (await world.ask("f", "/fork"))[0] == 200
-    after = await world.family("f")
+    async with kept(world, "forks", "forks") as before:
+        assert (await world.ask("forks", "/fork"))[0] == 200
+        after = await world.family("forks")
     assert len(after) == len(before) + 2
-    await world.asleep("f")
+    await world.asleep("forks")
     await until_gone(after)
 
 
 async def test_a_flood_of_output_costs_nothing_but_its_beginning(world: Shaken) -> None:
-    assert (await world.ask("f", "/flood"))[0] == 200
+    assert (await world.ask("floods", "/flood"))[0] == 200
 
-    logs = await world.cluster.cli("app", "logs", "shaken", "--function", "f", "--json")
-    lines = [record["line"] for record in logs.records()]
+    lines = await world.cluster.logged("the last line", "shaken", "--function", "floods")
     assert "the last line" in lines[-3:]
     assert any("not text" in line for line in lines[-5:])
 
@@ -253,7 +278,7 @@ async def test_one_that_ignores_sigterm_ends_all_the_same(world: Shaken) -> None
 
 
 async def test_an_exit_that_never_ends_is_ended(world: Shaken) -> None:
-    await world.ask("lingers-web")
-    processes = await world.family("Lingers")
+    async with kept(world, "Lingers", "lingers-web") as processes:
+        pass
     await world.asleep("Lingers")
     await until_gone(processes)

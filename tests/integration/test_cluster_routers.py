@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,11 @@ SITES = {
     "steady": {"window": 2, "most": 4, "least": 0, "inputs": 2},
     "kept": {"window": 600, "most": 1, "least": 0, "inputs": 10},
 }
+HELD = """
+import time
+while "MODALNOMAD_REPLICA" in os.environ and os.path.exists({gate!r}):
+    time.sleep(0.02)
+"""
 ALL = ("raw", "kept", "pooled", "stream", "websocket")
 
 
@@ -45,10 +50,25 @@ class World:
     async def deploy(self, version: str) -> None:
         """Another text of it."""
         text = PROGRAM.format(folder=self.seen, version=version, name="counted", pause=0.05)
+        text += HELD.format(gate=str(self.gate))
         text += "".join(SITE.format(site=site, **limits) for site, limits in SITES.items())
         file = self.cluster.folder / "counted.py"
         await asyncio.to_thread(file.write_text, text)
         await self.cluster.cli("deploy", str(file))
+
+    @property
+    def gate(self) -> Path:
+        """No replica gets ready while it is there."""
+        return self.cluster.folder / "gate"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """It is there within the block."""
+        self.gate.touch()
+        try:
+            yield
+        finally:
+            self.gate.unlink()
 
     def load(self, router: Router, site: str, clients: Sequence[str] = ALL) -> Load:
         """Clients of one router."""
@@ -108,13 +128,26 @@ def ready(site: str) -> Callable[[Any], list[str]]:
     return of
 
 
+def waiting(site: str, count: int) -> Callable[[Any], bool]:
+    """/debug → so many requests of a site wait."""
+
+    def of(debug: Any) -> bool:
+        return bool(sum(pool["waiting"] for pool in debug["pools"] if pool["function"] == site) == count)
+
+    return of
+
+
 @pytest.mark.parametrize("count", [1, 3])
 async def test_many_requests_at_once_at_zero_start_each_replica_once(world: World, count: int) -> None:
     async with AsyncExitStack() as stack:
         routers = [await stack.enter_async_context(world.router()) for _ in range(count)]
         await world.asleep("crowd")
         before = await world.children("crowd")
-        asked = (world.ask(routers[number % count], "crowd") for number in range(64))
+        with world.held():
+            spawn = world.cluster.tasks.spawn
+            asked = [spawn(world.ask(routers[number % count], "crowd"), "ask") for number in range(64)]
+            for number, router in enumerate(routers):
+                await router.shows("/debug", waiting("crowd", len(asked[number::count])))
         assert await asyncio.gather(*asked) == [200] * 64
 
     started = list(await world.children("crowd"))

@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 PATIENCE = 60.0
 """Seconds after which a test has failed."""
-SOON = 10.0
+SOON = 30.0
 """Seconds for the output of a command that was ended."""
 
 
@@ -113,6 +113,26 @@ class Cluster:
             assert result.code == code, f"{arguments}: {result.code}\n{result.stdout}\n{result.stderr}"
         return result
 
+    async def logged(self, line: str, *arguments: str) -> list[str]:
+        """The lines of `app logs ARGUMENTS`, as soon as this one is among them: a request is answered before what was
+        printed for it lies in Nomad's files."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                found = [record["line"] for record in (await self.cli("app", "logs", *arguments, "--json")).records()]
+                if line in found:
+                    return found
+
+    async def _told_of(self, pid: int) -> None:
+        """Returns when Consul, if it is there, says that this router runs: it does not wait for that to be ready, and
+        commands and other tests' deploys look there."""
+        async with asyncio.timeout(PATIENCE):
+            while self.consul.listens and not self._routers(pid):  # noqa: ASYNC110 - its keys have no event here
+                await asyncio.sleep(0.02)
+
+    def _routers(self, pid: int) -> list[str]:
+        keys = self.consul.store.keys
+        return [key for key in keys if "/routers/" in key and f"-{pid}-" in key and keys[key].session]
+
     @asynccontextmanager
     async def artifacts(self) -> AsyncIterator[None]:
         """Nodes fetch their code from here, whatever becomes of routers (which need another port then). After the first
@@ -153,6 +173,7 @@ class Cluster:
         ]
         try:
             await router.until(lambda event: event["event"] == "ready")
+            await self._told_of(process.pid)
             yield router
         finally:
             if process.returncode is None:
@@ -176,6 +197,8 @@ class Router:
     events: list[dict[str, Any]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _unread: int = 2
+    """Outputs that may say more: what a router says last may be read after its end is known."""
     _session: aiohttp.ClientSession | None = None
 
     async def read_events(self) -> None:
@@ -185,8 +208,7 @@ class Router:
             async with self._changed:
                 self.events.append(json.loads(line))
                 self._changed.notify_all()
-        async with self._changed:
-            self._changed.notify_all()
+        await self._read_whole()
 
     async def read_errors(self) -> None:
         """To the end of it."""
@@ -195,7 +217,11 @@ class Router:
             async with self._changed:
                 self.errors.append(line.decode(errors="replace"))
                 self._changed.notify_all()
+        await self._read_whole()
+
+    async def _read_whole(self) -> None:
         async with self._changed:
+            self._unread -= 1
             self._changed.notify_all()
 
     async def told(self, *words: str, after: int = 0, limit: float = PATIENCE) -> str:
@@ -214,7 +240,7 @@ class Router:
                         if wanted(each):
                             return each
                     seen = len(said)
-                    if self.process.returncode is not None:
+                    if not self._unread:
                         raise AssertionError(f"the router ended: {self.process.returncode}\n{''.join(self.errors)}")
                     await self._changed.wait()
         except TimeoutError:

@@ -28,7 +28,7 @@ from tests.support.fakes.consul_admin import Admin, add_acl_routes, secret_of
 from tests.support.fakes.consul_agent import Agent, AgentRoutes
 from tests.support.fakes.consul_login import add_login_routes
 from tests.support.fakes.consul_state import Refused, Store
-from tests.support.ports import held_port
+from tests.support.ports import held_port, stop_listening
 
 DEFAULT_WAIT, LONGEST_WAIT = 300.0, 600.0
 NODE = "fake-consul"
@@ -88,6 +88,11 @@ class FakeConsul:
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     @property
+    def listens(self) -> bool:
+        """Whether it takes connections: not while it is gone."""
+        return self._listening is not None
+
+    @property
     def management(self) -> str:
         """The token that may do everything."""
         return self.acl.management
@@ -130,7 +135,7 @@ class FakeConsul:
         assert listening is not None
         assert self._runner is not None
         assert self._runner.server is not None
-        listening.close()
+        await stop_listening(listening)
         await self._runner.server.shutdown(0.01)
 
     async def come_back(self) -> None:
@@ -223,6 +228,8 @@ class FakeConsul:
     async def _middleware(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
+        if not self.listens:  # its connection was being made while this went
+            return _cut(request)
         self.requests.append(f"{request.method} {request.path_qs}")
         for name, header, what in ENTERPRISE:
             if request.query.get(name) or request.headers.get(header):
@@ -365,6 +372,12 @@ class KvRoutes:
 
     async def peers(self, request: web.Request) -> web.Response:
         return _json(["127.0.0.1:8300"])
+
+
+def _cut(request: web.Request) -> web.Response:
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=503)
 
 
 def _body(value: Any) -> bytes:
