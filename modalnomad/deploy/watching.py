@@ -74,7 +74,10 @@ class Watcher:
     async def changed(self) -> frozenset[str]:
         """Wait for a change; the paths that appeared, vanished or differ since the last answer."""
         while True:
+            watched = self._paths, self._wide
             found = await asyncio.to_thread(look, self._paths, wide=self._wide)
+            if watched != (self._paths, self._wide):
+                continue  # what was not looked at would pass for gone, and then for new
             paths = {path for path in found.keys() | self._seen.keys() if found.get(path) != self._seen.get(path)}
             if not self._wide:
                 known = set(self._paths)
