@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from tests.support.leftovers import family, mentioning, sockets_below, wait_gone
+from tests.support.runner import LONG, wait_until
 from tests.support.serve import Serve, command_environment, run_command, serve, shared_home
 from tests.support.up import own_home
 
@@ -110,7 +111,7 @@ def test_events_urls_and_logs(program: Path) -> None:
         answer = get(s, "hello")
         log = s.wait_for(
             lambda event: event["event"] == "log" and event["request_id"] == answer.headers["x-request-id"],
-            10,
+            LONG,
             what="the line of this request",
         )
         assert (log["app"], log["function"], log["replica"], log["stream"]) == ("life", "hello", "0.1", "stdout")
@@ -132,13 +133,13 @@ def test_a_signal_ends_it_in_order(program: Path, number: signal.Signals) -> Non
         processes = family(s.pid)
         os.kill(s.pid, number)
         assert s.wait() == 0
-        waiting.join(10)
+        waiting.join(LONG)
     finally:
         s.stop()
     assert outcome == ['200 "done"'], "the request under way was answered"
     assert s.wait_log("exit method ran")
     wait_gone(processes)
-    assert not mentioning(str(program))
+    wait_until(lambda: not mentioning(str(program)), "nothing else is left")
 
 
 def test_a_second_ctrl_c_ends_it_at_once(program: Path) -> None:
@@ -150,8 +151,8 @@ def test_a_second_ctrl_c_ends_it_at_once(program: Path) -> None:
         s.interrupt()
         s.wait_event("stopping")
         s.interrupt()
-        assert s.wait(10) == 130
-        waiting.join(10)
+        assert s.wait() == 130
+        waiting.join(LONG)
     finally:
         s.stop()
     assert outcome
@@ -169,9 +170,9 @@ def test_kill_9_leaves_nothing_behind(program: Path, tmp_path: Path) -> None:
         assert len(processes) > 3
     finally:
         s.kill()
-    waiting.join(10)
+    waiting.join(LONG)
     wait_gone(processes)
-    assert not mentioning(str(program))
+    wait_until(lambda: not mentioning(str(program)), "nothing else is left")
     # What a crash leaves on disk is cleared, at the latest by the next one.
     with serve(program, home=home) as after:
         assert get(after, "hello").status_code == 200
@@ -206,7 +207,7 @@ def test_ctrl_c_while_it_still_builds_ends_everything(tmp_path: Path) -> None:
         else:
             pytest.fail(f"the program was not imported: {processes}")
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
+        assert process.wait(LONG) == 130
     finally:
         process.kill()
         process.communicate()
@@ -250,13 +251,12 @@ def test_a_token_opens_a_private_endpoint_while_it_runs(program: Path) -> None:
         lines = made.stdout.split()
         key, secret = lines[lines.index("Modal-Key:") + 1], lines[lines.index("Modal-Secret:") + 1]
         headers = {"Modal-Key": key, "Modal-Secret": secret}
-        deadline = threading.Event()
-        for _ in range(100):
+
+        def opened() -> httpx.Response | None:
             answer = httpx.get(s.url("private"), headers=headers, timeout=30)
-            if answer.status_code == 200:
-                break
-            deadline.wait(0.05)
-        assert answer.json() == "private"
+            return answer if answer.status_code == 200 else None
+
+        assert wait_until(opened, "the token is known").json() == "private"
         assert httpx.URL(s.endpoints["private"]["url"]).host == f"{environment}--life-private-dev.localhost"
 
 

@@ -26,6 +26,8 @@ from typing import IO, Any, Self
 
 Event = dict[str, Any]
 WITH_STACKS = Path(__file__).with_name("with_stacks.py")
+STACKS_LIMIT = 10.0
+"""Seconds to say where it stands."""
 
 
 def shared_home() -> Path:
@@ -243,11 +245,17 @@ class Serve:
         return code
 
     def _tell_stacks(self) -> None:
-        """Have it say where it stands."""
+        """Have it say where it stands: all that comes until it says nothing more."""
         for number in (signal.SIGUSR2, signal.SIGUSR1):
+            before = seen = len(self.stderr_lines)
             self._running.send_signal(number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._running.wait(0.5)
+            deadline = time.monotonic() + STACKS_LIMIT
+            while time.monotonic() < deadline and self.exit_code is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._running.wait(0.4)
+                if before < seen == len(self.stderr_lines):
+                    break
+                seen = len(self.stderr_lines)
 
     def kill(self) -> None:
         """kill -9 the CLI alone, as a crash would."""
