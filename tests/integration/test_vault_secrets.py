@@ -317,7 +317,6 @@ async def test_a_sealed_server_is_told_from_one_that_is_gone(own: OpenBao) -> No
 async def test_a_server_that_hangs_is_given_up_and_the_write_is_not_claimed_undone(
     own: OpenBao, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modalnomad.hashicorp.vault.client.ANSWER_LIMIT", 0.3)
     async with opened(own, own.mount()) as store:
         await store.create("db", "main", {"A": "1"})
         asked = VaultClient.request
@@ -325,6 +324,9 @@ async def test_a_server_that_hangs_is_given_up_and_the_write_is_not_claimed_undo
         async def hang_first(self: VaultClient, method: str, *args: object, **options: object) -> object:
             if method == "POST":
                 own.hang()
+                monkeypatch.setattr("modalnomad.hashicorp.vault.client.ANSWER_LIMIT", 0.3)
+                while self._idle:  # the next connection has this limit
+                    self._idle.pop().adapter.close()
             return await asked(self, method, *args, **options)  # type: ignore[arg-type]
 
         monkeypatch.setattr(VaultClient, "request", hang_first)
