@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 from modalnomad_sdk import contract as c
 
-from tests.support.runner import Answer, Runner, drain_when_idle, head, read_answer, running, wait_until
+from tests.support.runner import LONG, Answer, Runner, drain_when_idle, head, read_answer, running, wait_until
 
 MANAGED = """
     import asyncio, pathlib, time
@@ -47,7 +46,10 @@ RELAYED = """
 
 
 def opened(folder: Path, program: str = MANAGED) -> AbstractContextManager[Runner]:
-    return running(folder, program, extra={c.ENV_MAX_INPUTS: "50", c.ENV_GRACE_PERIOD: "10"})
+    extra = {c.ENV_MAX_INPUTS: "50", c.ENV_GRACE_PERIOD: str(2 * LONG)}
+    if program == RELAYED:  # in a network of its own: other tests see who listens on the machine's port 8000
+        extra |= {c.ENV_NETWORK: "namespace", c.ENV_WEB_PORTS: "8000"}
+    return running(folder, program, extra=extra)
 
 
 @contextlib.contextmanager
@@ -68,7 +70,8 @@ def test_who_has_connected_and_not_been_heard_yet_is_refused_not_cut_off(tmp_pat
             drain_when_idle(runner)
             wait_until(lambda: not connects(runner), "nobody can connect any more")
             for sock in late:
-                sock.sendall(head("/", "POST", body=b"x") + b"x")
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # so slow that the replica has gone
+                    sock.sendall(head("/", "POST", body=b"x") + b"x")
             assert all(is_refusal(read_answer(sock)) for sock in late)
         assert runner.wait() == c.Exit.OK
 
@@ -78,9 +81,7 @@ def test_who_says_nothing_holds_no_replica_up(tmp_path: Path) -> None:
         runner.ready()
         with connections(runner, 1):
             drain_when_idle(runner)
-            since = time.monotonic()
-            assert runner.wait() == c.Exit.OK
-            assert time.monotonic() - since < 5
+            assert runner.wait() == c.Exit.OK, "long before the end of the grace period"
 
 
 def test_a_request_on_a_kept_connection_that_crosses_with_the_end_reads_a_refusal(tmp_path: Path) -> None:

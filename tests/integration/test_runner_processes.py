@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ import psutil
 import pytest
 from modalnomad_sdk import contract as c
 
-from tests.support.runner import Asking, Runner, running, wait_until
+from tests.support.runner import LONG, PYTHON, RUNNER, Asking, Runner, running, wait_until
 
 # Without CAP_SYS_ADMIN root gets no namespaces, so the walk over descendants is what is left.
 WAYS = {"namespaces": (), "walking": ("setpriv", "--bounding-set=-sys_admin")}
@@ -133,7 +134,10 @@ def test_leftovers_are_asked_before_they_are_killed(tmp_path: Path) -> None:
         def f():
             return 1
     """
-    with running(tmp_path, program) as runner:
+    patient = f"import runpy; from modalnomad_sdk.runner import processes; processes.LAST_WORDS = {LONG}; "
+    patient += "runpy.run_module('modalnomad_sdk.runner', run_name='__main__')"
+    extra = {"PYTHONPATH": str(RUNNER.parent.parent.parent)}
+    with running(tmp_path, program, extra=extra, command=(PYTHON, "-c", patient)) as runner:
         runner.ready()
         wait_until((tmp_path / "waiting").exists)
         runner.terminate()
@@ -181,11 +185,24 @@ HOLDER = """
 
 def listening_inode(address: str) -> str:
     """Inode of the listening socket at `address`."""
-    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
-        columns = line.split()
-        if columns[-1] == address and columns[3] == "00010000":
-            return columns[6]
-    raise AssertionError(f"nobody listens on {address}")
+
+    def found() -> str | None:
+        for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+            columns = line.split()
+            if columns[-1] == address and columns[3] == "00010000":
+                return columns[6]
+        return None  # of a list that changes while it is read one may be left out
+
+    return str(wait_until(found, f"somebody listens on {address}"))
+
+
+def open_files(pid: int) -> list[str]:
+    """What its descriptors are; those it closes meanwhile may be left out."""
+    found = []
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(file))
+    return found
 
 
 @pytest.mark.parametrize("how", ["exec", "fork"])
@@ -202,11 +219,7 @@ def test_only_the_runner_holds_the_socket(tmp_path: Path) -> None:
         runner.ask("/")
         inode = f"socket:[{listening_inode(runner.address)}]"
         tree = [psutil.Process(runner.process.pid), *psutil.Process(runner.process.pid).children(recursive=True)]
-        holders = []
-        for process in tree:
-            folder = Path(f"/proc/{process.pid}/fd")
-            if any(os.readlink(fd) == inode for fd in folder.iterdir() if fd.is_symlink()):
-                holders.append(process)
+        holders = [process for process in tree if inode in open_files(process.pid)]
         assert len(tree) == 4
         assert holders == [tree[2]]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import time
 from pathlib import Path
 
 import psutil
@@ -32,16 +31,14 @@ WAITING = """
 
 
 def ends_at_once(runner: Runner) -> None:
-    """A SIGTERM now cuts what runs."""
-    begin = time.monotonic()
+    """A SIGTERM now cuts what runs, long before the end of the grace period."""
     runner.terminate()
     assert runner.wait() == c.Exit.GRACE_EXPIRED
-    assert time.monotonic() - begin < 15  # far less than the grace period
     assert "asked a second time" in runner.err
 
 
 def test_a_second_sigterm_ends_at_once(tmp_path: Path) -> None:
-    with running(tmp_path, WAITING, extra={c.ENV_GRACE_PERIOD: "60"}) as runner:
+    with running(tmp_path, WAITING, extra={c.ENV_GRACE_PERIOD: str(2 * LONG)}) as runner:
         runner.ready()
         asking = Asking(runner)
         wait_until((tmp_path / "started").exists)
@@ -54,7 +51,7 @@ def test_a_second_sigterm_ends_at_once(tmp_path: Path) -> None:
 
 def test_sigterms_that_arrive_as_one_start_the_grace_period_once(tmp_path: Path) -> None:
     """The kernel keeps one SIGTERM for a process that is not running; one sent later is the second all the same."""
-    with running(tmp_path, WAITING, extra={c.ENV_GRACE_PERIOD: "60"}) as runner:
+    with running(tmp_path, WAITING, extra={c.ENV_GRACE_PERIOD: str(2 * LONG)}) as runner:
         runner.ready()
         asking = Asking(runner)
         wait_until((tmp_path / "started").exists)
@@ -85,7 +82,7 @@ def test_a_runner_that_ends_before_it_read_its_orders_keeps_its_exit_code(tmp_pa
                 time.sleep(0.01)  # the loop is blocked: nobody reads the order to end
             os._exit(7)
     """
-    with running(tmp_path, program, prefix=way, extra={c.ENV_GRACE_PERIOD: "60"}) as runner:
+    with running(tmp_path, program, prefix=way, extra={c.ENV_GRACE_PERIOD: str(2 * LONG)}) as runner:
         runner.ready()
         Asking(runner)
         wait_until((tmp_path / "started").exists)

@@ -93,7 +93,10 @@ def test_a_network_of_its_own(warm: Template, tmp_path: Path) -> None:
             subprocess.Popen([sys.executable, "-m", "http.server", "8000", "--bind", "127.0.0.1"])
     """
     extra = {c.ENV_NETWORK: "namespace", c.ENV_WEB_PORTS: "8000"}
-    with forked(warm, tmp_path, program, extra=extra) as replica, running(tmp_path, program, extra=extra) as other:
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    with forked(warm, folders[0], program, extra=extra) as replica, running(folders[1], program, extra=extra) as other:
         replica.ready(), other.ready()
         assert b"prog.py" in replica.ask("/").body
         assert b"prog.py" in other.ask("/").body

@@ -64,14 +64,13 @@ class Relay:
             self._server.close()
 
     async def close(self) -> None:
-        """Cut what is left."""
+        """Cut what is left. Who has said nothing so far is refused first, as in `Server.close`."""
         for task in self.tasks:
             task.cancel()
         if self.tasks:
             await asyncio.wait(self.tasks)
         for front in list(self.fronts):
-            if front.transport is not None:
-                front.transport.close() if front.answered else front.abort()
+            front.end()
         deadline = asyncio.get_running_loop().time() + 1
         while self.fronts and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - bounded, once
             await asyncio.sleep(0.005)
@@ -180,6 +179,15 @@ class Front(_Side):
         if parsed is not None:
             whole, self.waiting = bytes(self.waiting), None
             self._decide(parsed[0], parsed[1], whole)
+
+    def end(self) -> None:
+        """Whatever it is at."""
+        if self.waiting is not None:
+            self._answer(BUSY)
+        elif self.answered and self.transport is not None:
+            self.transport.close()
+        else:
+            self.abort()
 
     def _end_silent(self) -> None:
         """No head in time: whoever this is, it is no router."""
