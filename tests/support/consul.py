@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from modalnomad.model.routes import Route, RouteSnapshot
 from modalnomad.ports.discovery import Discovery, PublishApp
 from tests.support.engines import IMAGE, PATIENCE
 from tests.support.fakes.consul import FakeConsul
+from tests.support.ports import held_port
 
 CONSULS = ("fake consul", "real consul")
 """Parameters for tests; the real one skips with its reason where there is none."""
@@ -100,10 +100,9 @@ async def _real() -> AsyncIterator[Consul]:
     program = shutil.which("consul")
     if program is None:
         pytest.skip("no consul on PATH")
-    ports = _free_ports(5)
-    with tempfile.TemporaryDirectory(prefix="mc-") as home:
-        names = ("http", "serf-lan", "serf-wan", "server")
-        options = [f"-{name}-port={port}" for name, port in zip(names, ports, strict=False)]
+    with tempfile.TemporaryDirectory(prefix="mc-") as home, ExitStack() as held:
+        ports = {name: held.enter_context(held_port()) for name in ("http", "serf-lan", "serf-wan", "server")}
+        options = [f"-{name}-port={port}" for name, port in ports.items()]
         agent = await asyncio.create_subprocess_exec(
             *(program, "agent", "-dev", "-bind=127.0.0.1", "-client=127.0.0.1", "-dns-port=-1", "-grpc-port=-1"),
             *("-grpc-tls-port=-1", *options),
@@ -111,7 +110,7 @@ async def _real() -> AsyncIterator[Consul]:
             stderr=asyncio.subprocess.DEVNULL,
             env={"PATH": os.environ["PATH"], "HOME": home},
         )
-        consul = Consul(f"http://127.0.0.1:{ports[0]}", 10.0)
+        consul = Consul(f"http://127.0.0.1:{ports['http']}", 10.0)
         try:
             await _until_it_leads(consul.address)
             yield consul
@@ -131,15 +130,6 @@ async def _until_it_leads(address: str) -> None:
             except aiohttp.ClientError:
                 pass
             await asyncio.sleep(0.1)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def app_record(app: str, version: int = 1, *, environment: str = "main", note: str = "") -> AppRecord:
