@@ -20,7 +20,7 @@ from tests.support.serve import run_command
 from tests.support.up import Up, home_with, own_home, store, up
 
 PROGRAM = """
-import asyncio, modal, uuid
+import asyncio, modal, pathlib, uuid
 
 ME = uuid.uuid4().hex
 app = modal.App("shop")
@@ -31,7 +31,11 @@ app = modal.App("shop")
 def web():
     async def answer(scope, receive, send):
         assert scope["type"] == "http"
-        await asyncio.sleep(float(scope["path"].strip("/") or 0))
+        if scope["path"] == "/slow":
+            while not pathlib.Path(OVER).exists():
+                await asyncio.sleep(0.01)
+        else:
+            await asyncio.sleep(float(scope["path"].strip("/") or 0))
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": ME.encode()})
     return answer
@@ -64,7 +68,8 @@ class Web:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    return home_with(tmp_path, PROGRAM)
+    """What it serves answers /slow once there is the file `over`."""
+    return home_with(tmp_path, PROGRAM.replace("OVER", repr(str(tmp_path / "over"))))
 
 
 def containers(home: Path) -> list[dict[str, Any]]:
@@ -81,13 +86,13 @@ def ready(home: Path) -> list[dict[str, Any]]:
     return [container for container in containers(home) if container["state"] == "ready"]
 
 
-def test_listed_with_what_runs_on_them(home: Path) -> None:
+def test_listed_with_what_runs_on_them(home: Path, tmp_path: Path) -> None:
     with up(home) as u:
         (container,) = wait_until(lambda: ready(home))
         assert container["app"] == "shop"
         assert container["function"] == "web"
         assert container["requests"] == 0
-        slow = threading.Thread(target=httpx.get, args=(u.url("web") + "/1.5",), kwargs={"timeout": 30})
+        slow = threading.Thread(target=httpx.get, args=(u.url("web") + "/slow",), kwargs={"timeout": 60})
         slow.start()
         wait_until(lambda: containers(home)[0]["requests"] == 1)
         shown = run_command("container", "list", "--app", "shop", home=home)
@@ -98,20 +103,22 @@ def test_listed_with_what_runs_on_them(home: Path) -> None:
         assert [one["id"] for one in listed(home, "--all")] == [container["id"]]
         nothing = run_command("container", "list", "--env", "staging", home=home)
         assert nothing.stdout.strip() == "No containers run in environment staging."
+        (tmp_path / "over").touch()
         slow.join()
 
 
-def test_a_stop_finishes_what_runs_and_the_minimum_is_restored(home: Path) -> None:
+def test_a_stop_finishes_what_runs_and_the_minimum_is_restored(home: Path, tmp_path: Path) -> None:
     with up(home) as u:
         (container,) = wait_until(lambda: ready(home))
         answered: list[httpx.Response] = []
-        slow = threading.Thread(target=lambda: answered.append(httpx.get(u.url("web") + "/2", timeout=30)))
+        slow = threading.Thread(target=lambda: answered.append(httpx.get(u.url("web") + "/slow", timeout=60)))
         slow.start()
         wait_until(lambda: containers(home)[0]["requests"] == 1)
         stopped = run_command("container", "stop", container["id"][:8], home=home)
         assert stopped.returncode == 0, stopped.stderr
         assert container["id"] in stopped.stdout
         assert httpx.get(u.url("web"), timeout=30).status_code == 200
+        (tmp_path / "over").touch()
         slow.join()
         assert answered[0].status_code == 200
         (other,) = wait_until(lambda: [c for c in ready(home) if c["id"] != container["id"]])

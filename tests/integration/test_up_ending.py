@@ -17,7 +17,7 @@ from tests.support.runner import wait_until
 from tests.support.up import home_with, up
 
 PROGRAM = """
-import asyncio, modal, os
+import asyncio, modal, os, pathlib
 
 app = modal.App("shop")
 
@@ -26,9 +26,9 @@ app = modal.App("shop")
 def web():
     async def answer(scope, receive, send):
         assert scope["type"] == "http"
-        seconds = float(scope["path"].strip("/") or 0)
-        print("begun", seconds)
-        await asyncio.sleep(seconds)
+        print("begun", scope["path"])
+        while scope["path"] == "/slow" and not pathlib.Path(OVER).exists():
+            await asyncio.sleep(0.01)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": (os.environ.get("NOTIFY_SOCKET") or "none").encode()})
     return answer
@@ -37,7 +37,8 @@ def web():
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    return home_with(tmp_path, PROGRAM)
+    """What it serves answers /slow once there is the file `over`."""
+    return home_with(tmp_path, PROGRAM.replace("OVER", repr(str(tmp_path / "over"))))
 
 
 def later(url: str) -> tuple[threading.Thread, list[str]]:
@@ -55,15 +56,16 @@ def later(url: str) -> tuple[threading.Thread, list[str]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_lets_requests_finish(home: Path, number: signal.Signals) -> None:
+def test_the_first_signal_lets_requests_finish(home: Path, tmp_path: Path, number: signal.Signals) -> None:
     u = up(home).start()
     try:
-        thread, outcome = later(u.url("web") + "/1.5")
-        u.wait_log("begun 1.5")
+        thread, outcome = later(u.url("web") + "/slow")
+        u.wait_log("begun /slow")
         processes = family(u.pid)
         os.kill(u.pid, number)
         stopping = u.wait_event("stopping")
         assert stopping["requests"] == {"shop/web": 1}
+        (tmp_path / "over").touch()
         assert u.wait() == 0
         thread.join()
     finally:
@@ -77,13 +79,13 @@ def test_the_first_signal_lets_requests_finish(home: Path, number: signal.Signal
 def test_the_second_signal_ends_all_at_once(home: Path) -> None:
     u = up(home).start()
     try:
-        thread, outcome = later(u.url("web") + "/60")
-        u.wait_log("begun 60")
+        thread, outcome = later(u.url("web") + "/slow")
+        u.wait_log("begun /slow")
         processes = family(u.pid)
         os.kill(u.pid, signal.SIGTERM)
         u.wait_event("stopping")
         os.kill(u.pid, signal.SIGTERM)
-        assert u.wait(15) == 130
+        assert u.wait() == 130
         thread.join()
     finally:
         u.stop()

@@ -14,7 +14,8 @@ import pytest
 from modalnomad.embedded.store import read_record, write_record
 from modalnomad.model.replica import ReplicaState
 from tests.support.leftovers import family, wait_gone
-from tests.support.runner import wait_until
+from tests.support.ports import held_port
+from tests.support.runner import LONG, wait_until
 from tests.support.serve import Serve, run_command, serve
 from tests.support.up import build, own_home, publish, stop_app, store, up
 
@@ -78,9 +79,9 @@ def test_deploys_rollbacks_and_stops_are_followed(tmp_path: Path, home: Path) ->
         stop_app(home, "shop")
         u.wait_event("endpoint_gone", app="shop", name="web")
         host = {"Host": f"shop-web.localhost:{u.port}"}
-        assert httpx.get(f"http://127.0.0.1:{u.port}/", headers=host).status_code == 404
+        assert httpx.get(f"http://127.0.0.1:{u.port}/", headers=host, timeout=LONG).status_code == 404
         with pytest.raises(httpx.ConnectError):
-            httpx.get(endpoint["direct_url"])
+            httpx.get(endpoint["direct_url"], timeout=LONG)
     assert u.exit_code == 0
     assert not u.stderr_lines
 
@@ -98,6 +99,7 @@ def test_every_environment_is_served_and_knows_its_urls(tmp_path: Path, home: Pa
             assert answer.text == f"one {event['url']}"
 
 
+@pytest.mark.timeout(240)  # six commands, one after the other, each of which imports all it has
 def test_one_environment_alone(tmp_path: Path, home: Path) -> None:
     file = program(tmp_path)
     store(home, file)
@@ -106,7 +108,7 @@ def test_one_environment_alone(tmp_path: Path, home: Path) -> None:
         assert [event["environment"] for event in u.events if event["event"] == "endpoint"] == ["staging"]
         assert words(u)[0] == "one"
         main = {"Host": f"shop-web.localhost:{u.port}"}
-        assert httpx.get(f"http://127.0.0.1:{u.port}/", headers=main).status_code == 404
+        assert httpx.get(f"http://127.0.0.1:{u.port}/", headers=main, timeout=LONG).status_code == 404
         refused = run_command("deploy", "--env", "main", str(program(tmp_path, "two")), home=home)
         assert refused.returncode == 1
         assert "serves the environment staging only" in refused.stderr
@@ -115,6 +117,7 @@ def test_one_environment_alone(tmp_path: Path, home: Path) -> None:
         assert "serves the environment staging only" in unserved.stderr
         assert "App shop is stored as v2" in unserved.stderr, "it needs nothing of the one that runs"
         assert run_command("app", "stop", "shop", "--env", "main", "--yes", home=home).returncode == 0
+        assert words(u)[0] == "one"  # the commands took their time: a replica is there, if it is another one
         listed = run_command("container", "list", "--env", "staging", "--json", home=home)
         id = json.loads(listed.stdout)["id"]
         assert run_command("container", "stop", id, "--env", "main", home=home).returncode == 1
@@ -136,12 +139,12 @@ def test_a_second_one_is_refused_with_the_first_ones_pid(tmp_path: Path, home: P
 def test_urls_and_direct_ports_are_the_same_after_a_restart(tmp_path: Path, home: Path) -> None:
     store(home, program(tmp_path))
     store(home, program(tmp_path, name="other"), environment="staging")
-    with up(home) as u:
-        before = [event for event in u.events if event["event"] == "endpoint"]
-        port = u.port
-    assert len({event["direct_url"] for event in before}) == 2
-    with up(home, "--port", str(port)) as u:
-        assert [event for event in u.events if event["event"] == "endpoint"] == before
+    with held_port() as port:
+        with up(home, "--port", str(port)) as u:
+            before = [event for event in u.events if event["event"] == "endpoint"]
+        assert len({event["direct_url"] for event in before}) == 2
+        with up(home, "--port", str(port)) as u:
+            assert [event for event in u.events if event["event"] == "endpoint"] == before
 
 
 def test_a_direct_port_that_is_taken_meanwhile_is_replaced_and_said(tmp_path: Path, home: Path) -> None:
@@ -179,16 +182,16 @@ def test_a_taken_port_is_told_with_the_ways_out(home: Path) -> None:
 
 def test_killed_it_leaves_nothing_and_the_next_one_works_at_once(tmp_path: Path, home: Path) -> None:
     store(home, program(tmp_path))
-    u = up(home).start()
-    try:
-        words(u)
-        processes = family(u.pid)
-        assert len(processes) > 2
-        port = u.port
-    finally:
-        u.kill()
-    with up(home, "--port", str(port)) as u:
-        assert words(u)[0] == "one"
+    with held_port() as port:
+        u = up(home, "--port", str(port)).start()
+        try:
+            words(u)
+            processes = family(u.pid)
+            assert len(processes) > 2
+        finally:
+            u.kill()
+        with up(home, "--port", str(port)) as u:
+            assert words(u)[0] == "one"
     wait_gone(processes)
     wait_until(lambda: not list((home / "run").iterdir()))
     assert not list((home / "bundles").glob("*"))

@@ -45,7 +45,8 @@ def test_schedules_run_under_up_and_follow_deploys(tmp_path: Path) -> None:
         stopped = run_command("app", "stop", "ticking", "--yes", home=home)
         assert stopped.returncode == 0, stopped.stderr
         wait_until(lambda: all(state == "gone" for state in _states(u.events).values()), "replicas end", within=60)
-        assert any("fails, run by its schedule, failed: LookupError: nothing" in line for line in u.stderr_lines)
+        failed = "fails, run by its schedule, failed: LookupError: nothing"
+        wait_until(lambda: any(failed in line for line in list(u.stderr_lines)), "its failure is told")
     assert u.exit_code == 0
 
 

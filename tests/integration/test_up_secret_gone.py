@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support.runner import wait_until
 from tests.support.serve import run_command
@@ -24,6 +25,7 @@ def web():
 """
 
 
+@pytest.mark.timeout(240)  # six commands, one after the other, each of which imports all it has
 def test_what_runs_goes_on_and_what_starts_says_what_is_missing(tmp_path: Path) -> None:
     home = own_home(tmp_path)
     file = tmp_path / "shop.py"

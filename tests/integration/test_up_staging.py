@@ -18,6 +18,7 @@ from modalnomad.model.revision import Revision
 from modalnomad.settings import Settings
 from modalnomad.wiring.control import NotRunning, control_call, open_stage
 from tests.support.leftovers import family, wait_gone
+from tests.support.runner import LONG, wait_until
 from tests.support.serve import command_environment, run_command
 from tests.support.up import Up, build, own_home, publish, up
 
@@ -90,7 +91,7 @@ async def test_what_was_warmed_takes_over_without_a_start(tmp_path: Path, runnin
         url = (await stage.direct_urls((host, "unknown.localhost")))[host]
     warm = {container["replica"] for container in await containers(running)}
     assert warm == {"0.1", "1.1"}
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=LONG) as client:
         assert (await client.get(url)).status_code == 200
     assert {container["replica"] for container in await containers(running)} == warm, "it goes on after the stage"
     status = await control_call(Settings(home=running.home), "status")
@@ -126,7 +127,8 @@ async def test_a_deploy_that_dies_leaves_no_replica(tmp_path: Path, running: Up)
             deploy.communicate()
         await until(lambda: none_left(running))
         await asyncio.to_thread(wait_gone, replicas)
-    assert not list((running.home / "bundles").glob("[0-9a-f]*")), "what was prepared for it is gone too"
+    bundles = running.home / "bundles"
+    await asyncio.to_thread(wait_until, lambda: not list(bundles.glob("[0-9a-f]*")), "what was prepared for it is gone")
 
 
 DYING = """

@@ -19,7 +19,7 @@ from modalnomad.model.errors import BackendRefused
 from modalnomad.model.routes import RouteSnapshot
 from modalnomad.ports.discovery import Discovery
 from modalnomad.wiring.shared import SharedDiscovery
-from tests.support.runner import wait_until
+from tests.support.runner import LONG, wait_until
 from tests.support.serve import run_command
 from tests.support.up import home_with, own_home, up
 
@@ -44,8 +44,13 @@ def home(tmp_path: Path) -> Path:
     return home_with(tmp_path, PROGRAM)
 
 
+def get(url: str) -> httpx.Response:
+    """The first answer of an App waits for a replica that starts."""
+    return httpx.get(url, timeout=LONG)
+
+
 def metric(admin: str, name: str) -> float | None:
-    families = text_string_to_metric_families(httpx.get(f"{admin}/metrics").text)
+    families = text_string_to_metric_families(get(f"{admin}/metrics").text)
     values = [sample.value for family in families for sample in family.samples if sample.name == name]
     return sum(values) if values else None
 
@@ -55,22 +60,22 @@ def test_health_metrics_and_readiness_to_the_end(home: Path, tmp_path: Path) -> 
     u = up(home, "--access-log", str(log), env={"MODALNOMAD_ROUTER__DRAIN_DELAY": "600"}).start()
     try:
         admin = u.wait_event("ready")["admin_url"]
-        assert httpx.get(f"{admin}/healthz").status_code == 200
-        assert httpx.get(f"{admin}/readyz").status_code == 200
-        assert httpx.get(u.url("web") + "/a?b=c").text == "hello"
+        assert get(f"{admin}/healthz").status_code == 200
+        assert get(f"{admin}/readyz").status_code == 200
+        assert get(u.url("web") + "/a?b=c").text == "hello"
         wait_until(lambda: metric(admin, "modalnomad_requests_total") == 1)
         assert metric(admin, "modalnomad_wake_seconds_count") == 1
         assert metric(admin, "modalnomad_replica_log_lines_lost_total") == 0
         assert metric(admin, "modalnomad_loop_failures_total") == 0
-        (route,) = httpx.get(f"{admin}/debug").json()["routes"]
+        (route,) = get(f"{admin}/debug").json()["routes"]
         assert (route["app"], route["environment"]) == ("shop", "main")
 
         os.kill(u.pid, signal.SIGTERM)
         u.wait_event("stopping")
-        wait_until(lambda: httpx.get(f"{admin}/readyz").status_code == 503)
-        assert httpx.get(f"{admin}/healthz").status_code == 200
+        wait_until(lambda: get(f"{admin}/readyz").status_code == 503)
+        assert get(f"{admin}/healthz").status_code == 200
         for _ in range(3):
-            assert httpx.get(u.url("web")).text == "hello"
+            assert get(u.url("web")).text == "hello"
         wait_until(lambda: metric(admin, "modalnomad_requests_total") == 4)
         assert metric(admin, "modalnomad_replica_starts_total") == 1, "nothing is taken away before the listeners close"
 
@@ -84,7 +89,7 @@ def test_health_metrics_and_readiness_to_the_end(home: Path, tmp_path: Path) -> 
 
 def test_lines_on_standard_output_are_events_like_others(home: Path) -> None:
     with up(home, "--access-log", "-") as u:
-        assert httpx.get(u.url("web")).text == "hello"
+        assert get(u.url("web")).text == "hello"
         line = u.wait_event("request", path="/")
     assert (line["app"], line["status"], line["bytes_out"]) == ("shop", 200, 5)
 
@@ -104,7 +109,7 @@ def test_an_admin_port_that_is_taken_is_named_with_its_holder(home: Path, tmp_pa
 def test_none_is_opened_without_an_address(home: Path) -> None:
     with up(home, env={"MODALNOMAD_ROUTER__ADMIN_HOST": ""}) as u:
         assert u.wait_event("ready")["admin_url"] is None
-        assert httpx.get(u.url("web")).text == "hello"
+        assert get(u.url("web")).text == "hello"
 
 
 async def test_records_that_cannot_be_watched_are_counted() -> None:
@@ -117,6 +122,6 @@ async def test_records_that_cannot_be_watched_are_counted() -> None:
     failed = asyncio.Event()
     discovery.on_failure = failed.set
 
-    async with asyncio.timeout(10), Tasks("test") as tasks:
+    async with asyncio.timeout(LONG), Tasks("test") as tasks:
         tasks.spawn(discovery.run(), "records")
         await failed.wait()
