@@ -290,7 +290,7 @@ def test_ctrl_c_ends_calls_and_replicas(folder: Path) -> None:
         wait_until(lambda: "| hanging\n" in out.read_text(), "it runs")
         children = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        assert process.wait(30) == 130
+        assert process.wait(60) == 130
     finally:
         process.kill()
         process.wait(10)

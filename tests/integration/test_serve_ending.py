@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from tests.support.serve import Serve, command_environment, serve, shared_home
+from tests.support.runner import LONG, wait_until
+from tests.support.serve import Event, Serve, command_environment, serve, shared_home
 
 PROGRAM = """
-import modal, time
+import modal, pathlib, time
 
+here = pathlib.Path({folder!r})
 app = modal.App("ending")
 
 @app.cls()
@@ -29,41 +33,42 @@ class Stuck:
 @app.cls()
 class Quick:
     @modal.fastapi_endpoint()
-    def quick(self, seconds: float):
+    def quick(self):
         print("quick has begun")
-        time.sleep(seconds)
+        while not (here / "over").exists():
+            time.sleep(0.01)
         return "done"
 
     @modal.exit()
     def end(self):
-        print("quick exits")
+        print("quick exits", time.monotonic())
 
 @app.cls()
 class Idle:
     @modal.fastapi_endpoint()
-    def idle(self, seconds: float):
-        self.seconds = seconds
+    def idle(self):
         return "idle"
 
     @modal.exit()
     def end(self):
-        time.sleep(self.seconds)
-        print("idle exits")
+        while not (here / "over").exists() and not (here / "at once").exists():
+            time.sleep(0.01)
+        print("idle exits", time.monotonic())
 """
-DRAIN, GRACE = 4, 20
+DRAIN, GRACE = 5, 60
 LIMITS = {"MODALNOMAD_ROUTER__DRAIN_TIMEOUT": str(DRAIN), "MODALNOMAD_EMBEDDED__GRACE_PERIOD": str(GRACE)}
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
     file = tmp_path / "ending.py"
-    file.write_text(PROGRAM)
+    file.write_text(PROGRAM.format(folder=str(tmp_path)))
     return file
 
 
-def later(url: str) -> tuple[threading.Thread, list[str]]:
-    """A request on a thread of its own, and what became of it."""
-    outcome: list[str] = []
+def later(url: str) -> tuple[threading.Thread, list[Any]]:
+    """A request on a thread of its own; what became of it, and when."""
+    outcome: list[Any] = []
 
     def ask() -> None:
         try:
@@ -71,6 +76,7 @@ def later(url: str) -> tuple[threading.Thread, list[str]]:
             outcome.append(f"{answer.status_code} {answer.text}")
         except httpx.HTTPError as error:
             outcome.append(type(error).__name__)
+        outcome.append(time.monotonic())
 
     thread = threading.Thread(target=ask)
     thread.start()
@@ -81,44 +87,59 @@ def lines(s: Serve) -> list[str]:
     return [event["line"] for event in s.logs()]
 
 
-def test_a_stuck_request_is_waited_for_once_and_others_end_meanwhile(program: Path) -> None:
+def when(event: Event) -> float:
+    return float(event["line"].split()[-1])
+
+
+def test_a_stuck_request_is_waited_for_once_and_others_end_meanwhile(program: Path, tmp_path: Path) -> None:
+    (tmp_path / "at once").touch()
     s = serve(program, env=LIMITS).start()
     try:
-        assert httpx.get(s.url("Idle.idle") + "/?seconds=0", timeout=30).status_code == 200
+        assert httpx.get(s.url("Idle.idle"), timeout=60).status_code == 200
         stuck, lost = later(s.url("Stuck.slow"))
-        quick, answered = later(s.url("Quick.quick") + "/?seconds=1")
+        quick, answered = later(s.url("Quick.quick"))
         s.wait_log("slow has begun")
         s.wait_log("quick has begun")
 
         began = time.monotonic()
         s.interrupt()
         stopping = s.wait_event("stopping")
-        s.wait_log("idle exits")
-        s.wait_log("quick exits")
-        assert not any("Cut off" in line for line in s.stderr_lines), "others end before the time is over"
-        assert s.wait() == 0
+        (tmp_path / "over").touch()
+        exits = [s.wait_log(f"{name} exits") for name in ("idle", "quick")]
+        assert s.wait(GRACE) == 0
         took = time.monotonic() - began
-        quick.join(10)
-        stuck.join(10)
+        quick.join(60)
+        stuck.join(60)
     finally:
         s.stop()
     assert stopping["requests"] == {"ending/Stuck": 1, "ending/Quick": 1}
     assert stopping["seconds"] == GRACE
-    assert answered == ['200 "done"']
+    assert answered[0] == '200 "done"'
     assert not lost[0].startswith("200")
+    assert max(map(when, exits)) < lost[1], "others end before the time is over"
     assert DRAIN <= took < GRACE, "the grace period does not begin where the drain ends"
     assert f"Cut off, not done after {DRAIN} s: 1 request of ending/Stuck" in s.stderr_lines
 
 
-def test_exit_methods_have_the_rest_of_the_time(program: Path) -> None:
+def test_exit_methods_have_the_rest_of_the_time(program: Path, tmp_path: Path) -> None:
     s = serve(program, env=LIMITS).start()
+
+    def told() -> re.Match[str] | None:
+        found = (re.fullmatch(r"Waiting (\d+) s at most for replicas of Idle to end", line) for line in s.stderr_lines)
+        return next(filter(None, found), None)
+
     try:
-        assert httpx.get(s.url("Idle.idle") + "/?seconds=2.5", timeout=30).status_code == 200
-        assert s.stop() == 0
+        assert httpx.get(s.url("Idle.idle"), timeout=60).status_code == 200
+        s.interrupt()
+        wait_until(told)
+        (tmp_path / "over").touch()
+        assert s.wait(GRACE) == 0
     finally:
         s.stop()
-    assert "idle exits" in lines(s)
-    assert [line for line in s.stderr_lines if line.startswith("Waiting 20 s at most for replicas of Idle")]
+    assert [line for line in lines(s) if line.startswith("idle exits")]
+    found = told()
+    assert found is not None
+    assert GRACE / 2 < int(found[1]) <= GRACE
 
 
 def test_people_are_told_what_is_waited_for_and_the_way_round_it(program: Path) -> None:
@@ -149,8 +170,8 @@ def test_people_are_told_what_is_waited_for_and_the_way_round_it(program: Path) 
         told = read_until("Stopping")
         assert told == "Stopping within 30 s: waiting for 1 request of ending/Stuck; Ctrl-C again ends all at once"
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
-        stuck.join(10)
+        assert process.wait(LONG) == 130
+        stuck.join(60)
     finally:
         process.kill()
         process.communicate()
