@@ -301,6 +301,24 @@ def test_prune_keeps_what_is_kept_and_what_is_in_use(store: ImageStore, stranger
         pass
 
 
+def test_who_only_looks_whether_an_image_is_in_use_keeps_nobody_from_using_it(store: ImageStore) -> None:
+    """As every `image list` and every prune does; on a busy machine they take a while."""
+    path = store.build(definition(store, run("true")))
+    looking = threading.Event()
+
+    def look() -> None:
+        with store.claim(path.name):
+            looking.set()
+            time.sleep(0.2)
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    assert looking.wait(20)
+    with store.hold(path.name) as held:
+        assert held == path
+    looker.join()
+
+
 def test_an_incomplete_environment_is_never_used_and_built_anew(store: ImageStore) -> None:
     wanted = definition(store, install())
     path = store.build(wanted)

@@ -31,6 +31,8 @@ from modalnomad_sdk.store.pythons import Interpreter, find_python
 from modalnomad_sdk.store.uv import find_uv
 
 MARKER = "modalnomad-image.json"
+LOOK_LIMIT = 10.0
+"""Seconds in which somebody who looks whether an environment is in use has long let go of it."""
 Report = Callable[[str], None]
 
 
@@ -99,11 +101,14 @@ class ImageStore:
     @contextmanager
     def hold(self, digest: str) -> Iterator[Path]:
         """The environment's folder, safe from `prune` meanwhile. Raises StoreError when it is not there."""
-        with locks.shared(self._lock(digest)) as got:
-            folder = self.path(digest) if got else None
-            if folder is None:
-                raise StoreError(f"image {digest[:12]} is not in the store", hint="deploy again: it is built anew")
-            yield folder
+        until = time.monotonic() + LOOK_LIMIT
+        while (folder := self.path(digest)) is not None and time.monotonic() < until:
+            with locks.shared(self._lock(digest)) as got:
+                if got and self.path(digest) is not None:
+                    yield folder
+                    return
+            time.sleep(locks.POLL)  # somebody looks whether it is in use, or is about to remove it
+        raise StoreError(f"image {digest[:12]} is not in the store", hint="deploy again: it is built anew")
 
     def build(self, definition: Mapping[str, Any], report: Report | None = None, inputs: Inputs | None = None) -> Path:
         """The environment of the definition, built unless it is there. Two callers at once build once.
