@@ -15,6 +15,8 @@ from tests.support.load import Load, Verdict, program, verdict
 from tests.support.serve import Event, Serve, run_command
 from tests.support.up import Up, own_home
 
+pytestmark = pytest.mark.timeout(240)  # several deploys, each with processes of its own, beside a load
+
 ALL = ("raw", "kept", "pooled", "stream", "websocket")
 ENV = {"MODALNOMAD_ROUTER__RATE": "0"}
 """No limit: the clients of a test are quicker than 200 requests a second."""
