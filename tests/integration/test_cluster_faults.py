@@ -51,7 +51,7 @@ SLEEPERS = 12
 """As many as there are tests that want one asleep: to wait until one is again takes longer."""
 SOON = 0.5
 """Seconds in which a fault has been noticed."""
-BOUND = 15.0
+BOUND = 30.0
 """Seconds within which a wake that cannot be is told so."""
 
 

@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support.cards import Cards, Shelf, why_not
-from tests.support.cluster import Cluster, Router, cluster
+from tests.support.cluster import PATIENCE, Cluster, Router, cluster
 from tests.support.fakes.nomad.server import FakeNomad
 from tests.support.nomad_calls import Calls
 from tests.support.nomads import plain
@@ -203,7 +203,7 @@ async def test_cards_that_fell_ill_are_used_when_they_are_well(world: World) -> 
     assert (await world.ask("both"))[:2] == (503, "unplaceable")
     await world.router.told("cards/both: no node has the GPU it asks for", after=before)
     await world.put(*ALL)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while (answer := await world.ask("both"))[0] != 200:  # noqa: ASYNC110 - as a client would
             await asyncio.sleep(float(answer[2] or 0.1))
     assert sorted(answer[1].split(",")) == [*H100.ids]

@@ -21,6 +21,7 @@ from modalnomad.settings import ConsulSettings, NomadSettings, Settings, VaultSe
 from modalnomad.wiring import lasting
 from modalnomad.wiring.routing import open_router
 from modalnomad.wiring.scheduler import Scheduler
+from tests.support.cluster import PATIENCE
 from tests.support.consul import fake_consul
 from tests.support.fakes.nomad.server import FakeNomad
 from tests.support.openbao import OpenBao
@@ -63,7 +64,7 @@ async def test_each_of_its_loops_begins_again(
     failures = Failures()
     for name, (kind, method) in LOOPS.items():
         monkeypatch.setattr(kind, method, failures.of(name, getattr(kind, method)))
-    async with FakeNomad() as nomad, fake_consul() as consul, asyncio.timeout(30):
+    async with FakeNomad() as nomad, fake_consul() as consul, asyncio.timeout(PATIENCE):
         settings = Settings.model_validate(
             {
                 "home": tmp_path,

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import aiohttp
 
-PATIENCE = 20.0
+PATIENCE = 40.0
 """Seconds after which a test has failed."""
 
 
