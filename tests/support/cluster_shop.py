@@ -20,7 +20,8 @@ from typing import Any
 from modalnomad.hashicorp.consul.records import GUARD
 from modalnomad.settings import Settings
 from modalnomad.wiring.cluster import open_cluster
-from tests.support.cluster import Cluster, Result, Router, cluster
+from tests.support.cluster import PATIENCE, Cluster, Result, Router, cluster
+from tests.support.pace import turn
 from tests.support.repository import ROOT
 
 PROGRAM = """
@@ -34,7 +35,7 @@ def f():
 {more}
 """
 HELD = "if 'MODALNOMAD_REPLICA' in os.environ:\n    while pathlib.Path({gate!r}).exists(): time.sleep(0.02)\n"
-SOON = 30.0
+SOON = PATIENCE
 """Seconds in which a command has ended."""
 
 
@@ -84,7 +85,7 @@ class World:
         """Replicas of `HELD` get ready when it is gone."""
         return self.file.parent / "gate"
 
-    def write(self, *, answer: str = "two", window: float = 60, **parts: str) -> None:
+    def write(self, *, answer: str = "two", window: float = 600, **parts: str) -> None:
         """The next version."""
         blank = {"above": "", "function": "", "endpoint": "", "more": ""}
         self.file.write_text(PROGRAM.format(**{**blank, **parts}, answer=answer, window=window), "utf-8")
@@ -94,6 +95,12 @@ class World:
         status, text = await self.router.get(host)
         assert status == 200, f"{text}\n{''.join(self.router.errors)}"
         return str(json.loads(text))
+
+    async def until_answer(self, answer: str) -> None:
+        """Returns when the App says this: for a version that is published, and nobody waited for the router."""
+        async with asyncio.timeout(PATIENCE):
+            while await self.answer() != answer:  # noqa: ASYNC110 - as a client would
+                await asyncio.sleep(turn())
 
     async def served_jobs(self) -> dict[str, str]:
         """Function → the job of its revision that is served."""
@@ -114,6 +121,12 @@ class World:
         found = self.cluster.nomad.state.jobs
         return {job["ID"] for job in found.values() if not job.get("Stop") and job["Status"] != "dead"}
 
+    async def at_rest(self) -> set[str]:
+        """The same, as soon as all replicas of what is not served any more are gone: no change of an App waits for
+        them."""
+        await self.router.shows("/debug", lambda known: not any(p["retired"] and p["replicas"] for p in known["pools"]))
+        return self.jobs()
+
     async def until_jobs(self, jobs: set[str]) -> None:
         """Just these live."""
         try:
@@ -124,7 +137,7 @@ class World:
     @asynccontextmanager
     async def unchanged(self) -> AsyncIterator[None]:
         """As before the block: what is stored, what is registered and runs, who answers."""
-        answer, records, jobs = await self.answer(), self.records(), self.jobs()
+        answer, records, jobs = await self.answer(), self.records(), await self.at_rest()
         yield
         await self.until_jobs(jobs)
         assert self.records() == records
