@@ -13,8 +13,6 @@ from modalnomad.settings import ScalingSettings
 from tests.support.scaling import LOOK, Scaled, scaled
 from tests.support.stub_replicas import make_match
 
-pytestmark = pytest.mark.timeout(30)
-
 SCALING = ScalingSettings(interval=LOOK, breaker_failures=2, breaker_backoff=30, breaker_backoff_max=600)
 BROKEN = Failure("start_failed", "exit code 70", "Traceback: boom", 70)
 MATCH = make_match()

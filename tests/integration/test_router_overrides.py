@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from modalnomad.model.manifest import Parameter
 from modalnomad.model.routes import ScalingOverride
 from tests.support.router import until
 from tests.support.scaling import scaled
 from tests.support.stub_replicas import make_match
-
-pytestmark = pytest.mark.timeout(30)
 
 
 async def test_a_raised_minimum_starts_replicas_and_a_removed_one_lets_them_go(tmp_path: Path) -> None:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import pytest
-
 from modalnomad.settings import RouterSettings
 from tests.support import raw
 from tests.support.router import until
 from tests.support.scaling import scaled
 from tests.support.stub_replicas import make_match
-
-pytestmark = pytest.mark.timeout(30)
 
 
 async def test_a_request_that_was_refused_waits_on_and_not_anew(tmp_path: Path) -> None:

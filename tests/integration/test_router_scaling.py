@@ -17,8 +17,6 @@ from tests.support.router import until
 from tests.support.scaling import scaled
 from tests.support.stub_replicas import make_match
 
-pytestmark = pytest.mark.timeout(30)
-
 BY_ROOT = (Parameter(name="root", type="str"),)
 
 

@@ -52,7 +52,7 @@ class Page:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait_for(self, expression: str, value: Any, timeout: float = 30) -> None:
+    def wait_for(self, expression: str, value: Any, timeout: float = 60) -> None:
         """Until the expression has the value; else the page's text is in the error."""
         deadline = time.monotonic() + timeout
         while (found := self.evaluate(expression)) != value:
@@ -123,7 +123,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(5)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait(10)
+        process.wait(30)
     # Helpers of the browser share its process group.
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -95,7 +95,7 @@ class Deploys:
             out, err = process.communicate(timeout=60)
         finally:
             process.kill()
-            process.wait(10)
+            process.wait(30)
         return process.returncode, out + err
 
 

@@ -26,6 +26,8 @@ from typing import IO, Any, Self
 
 Event = dict[str, Any]
 WITH_STACKS = Path(__file__).with_name("with_stacks.py")
+LAST = 30.0
+"""Seconds for what a process that has ended wrote, or one that was killed, to be gone."""
 STACKS_LIMIT = 10.0
 """Seconds to say where it stands."""
 
@@ -203,7 +205,7 @@ class Serve:
     def _ended(self) -> bool:
         return self.exit_code is not None and not any(reader.is_alive() for reader in self._readers)
 
-    def wait_event(self, kind: str, timeout: float = 30, *, after: int = 0, **match: Any) -> Event:
+    def wait_event(self, kind: str, timeout: float = 60, *, after: int = 0, **match: Any) -> Event:
         """The first `kind` event from position `after` on whose fields equal `match`. Use `after=len(s.events)`, read
         before the action, to wait for a new one."""
         return self.wait_for(
@@ -213,7 +215,7 @@ class Serve:
             what=f"event {kind} {match or ''}".rstrip(),
         )
 
-    def wait_log(self, text: str, timeout: float = 30, *, after: int = 0) -> Event:
+    def wait_log(self, text: str, timeout: float = 60, *, after: int = 0) -> Event:
         """The first `log` event whose line contains `text`."""
         return self.wait_for(
             lambda event: event["event"] == "log" and text in event["line"], timeout, after=after, what=f"log {text!r}"
@@ -261,13 +263,13 @@ class Serve:
         """kill -9 the CLI alone, as a crash would."""
         with contextlib.suppress(ProcessLookupError):
             self._running.kill()
-        self._running.wait(10)
+        self._running.wait(LAST)
         self._join()
 
     def _join(self) -> None:
         # A process left behind may hold the pipes open; the readers are daemons and the tests look for such processes.
         for reader in self._readers:
-            reader.join(5)
+            reader.join(LAST)
 
     def __enter__(self) -> Self:
         return self.start()
