@@ -221,7 +221,7 @@ def test_uploads_answers_while_the_request_still_comes() -> None:
 
 def test_private_api() -> None:
     environment = f"private-{uuid.uuid4().hex[:8]}"
-    created = run_command("secret", "create", "weather-key", "API_KEY=k-123", "--env", environment)
+    created = run_command("secret", "create", "weather-key", "API_KEY=weather-k-123", "--env", environment)
     assert created.returncode == 0, created.stderr
     made = run_command("token", "create", "--json", "--env", environment)
     elsewhere = run_command("token", "create", "--json", "--env", f"{environment}-b")
@@ -244,7 +244,7 @@ def test_private_api() -> None:
         with direct_door(s, "door") as door:
             assert door.get("/").json() == "come in"
     everything = s.output()
-    assert "k-123" not in everything
+    assert "weather-k-123" not in everything
     assert token["secret"] not in everything
 
 
