@@ -318,9 +318,8 @@ async def test_a_job_stays_while_a_replica_of_it_lives(world: Cluster, settings:
     await world.cli("deploy", write(world, "busy", stays, VERSION="busy one"), env=keep_one)
     async with world.router() as router:
         assert (await router.get("busy-show.localhost"))[0] == 200
-    await world.cli(
-        "deploy", write(world, "busy", stays, VERSION="busy two"), env=keep_one
-    )  # no router drains the old one
+    # No router drains the old one.
+    await world.cli("deploy", write(world, "busy", stays, VERSION="busy two"), env=keep_one)
 
     found = {item.name: (item.goes, item.why) for item in (await plan_of(settings)).items}
 

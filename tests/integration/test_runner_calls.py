@@ -223,7 +223,7 @@ def test_who_hangs_up_has_cancelled_the_call(tmp_path: Path) -> None:
 
 
 def test_a_drained_replica_finishes_its_call_and_takes_no_other(tmp_path: Path) -> None:
-    with running(tmp_path, FUNCTIONS, "until") as runner:
+    with running(tmp_path, FUNCTIONS, "until", extra={c.ENV_MAX_INPUTS: "2"}) as runner:
         runner.ready()
         body = pickle.dumps((("go",), {}))
         asking = Asking(runner, path=c.CALL_PATH, method="POST", body=body, headers=headers())

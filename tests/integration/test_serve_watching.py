@@ -53,10 +53,9 @@ async def test_a_notice_ends_the_wait_for_the_next_look(tmp_path: Path, monkeypa
     async with asyncio.timeout(LONG), watching(file) as watcher:
         for _ in range(5):
             waiting = asyncio.ensure_future(watcher.changed())
-            while not waiting.done():
-                # Each time first: a look that is due sees nothing. Again and again: the listener starts on a thread of
-                # its own, which nobody can wait for.
-                await asyncio.wait({waiting}, timeout=0.05)
+            # At first it has time for a look that sees nothing. Again and again: the listener starts on a thread of its
+            # own, which nobody can wait for.
+            while not (await asyncio.wait({waiting}, timeout=0.05))[0]:
                 file.write_text(file.read_text() + "more")
             assert await waiting == {str(file)}
 
