@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from modalnomad.embedded.store import FileLock, held_since
+from modalnomad.embedded.store import FileLock, held_since, make_folder, translated
 from modalnomad.model.gpus import Choice, Gpu, parse_choice
 
 LIBRARY: Final = "libnvidia-ml.so.1"
@@ -36,13 +36,34 @@ class Gpus:
         return any(len(self._fitting(parse_choice(text))) >= parse_choice(text).count for text in wanted)
 
     def free(self, wanted: Sequence[str]) -> bool:
-        """Could any be given now?"""
-        with self.taken(wanted) as got:
+        """Could any be given now? Raises BackendRefused."""
+        with self._asking(), self._taken(wanted) as got:
             return got is not None
 
     @contextmanager
     def taken(self, wanted: Sequence[str]) -> Iterator[tuple[Gpu, ...] | None]:
-        """The first of the user's choices that is free, held for the time of the block; None: none is."""
+        """The first of the user's choices that is free, held for the time of the block; None: none is. Raises
+        BackendRefused."""
+        with ExitStack() as stack:
+            with self._asking():
+                got = stack.enter_context(self._taken(wanted))
+            yield got
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Who only looks, or tries a choice that is not free in the end, has cards for a moment: nobody asks for them
+        then."""
+        self.found()  # first: others need not wait while the driver is asked
+        with translated(f"look which GPUs are free in {self._folder}"):
+            lock = FileLock(make_folder(self._folder))
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _taken(self, wanted: Sequence[str]) -> Iterator[tuple[Gpu, ...] | None]:
         for text in wanted:
             choice = parse_choice(text)
             locks: list[FileLock] = []

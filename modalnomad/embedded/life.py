@@ -25,7 +25,7 @@ from modalnomad.embedded.janitor import remove_tree
 from modalnomad.embedded.limits import Bounds, Group, Limits
 from modalnomad.embedded.logs import ReplicaLog
 from modalnomad.embedded.runs import Run
-from modalnomad.embedded.store import LOOKS_LAST, refused
+from modalnomad.embedded.store import refused
 from modalnomad.embedded.template import Template
 from modalnomad.embedded.templates import Templates
 from modalnomad.kit.clock import monotonic
@@ -151,7 +151,7 @@ class Life:
         wanted = revision.function.resources.gpu
         gpus: tuple[Gpu, ...] = ()
         if wanted:
-            taken = await self._cards(wanted, stack)
+            taken = stack.enter_context(self._tools.gpus.taken(wanted))
             if taken is None:
                 return ReplicaState.FAILED, Failure("no_capacity", f"no GPU is free (wanted {' or '.join(wanted)})")
             gpus = taken
@@ -172,13 +172,6 @@ class Life:
             if refused is not None:
                 self._log.write("system", [(None, refused)])
         return outcome(code, killed=self._killed, output=self._log.tail(DETAIL_LINES), exceeded=exceeded)
-
-    async def _cards(self, wanted: Sequence[str], stack: AsyncExitStack) -> tuple[Gpu, ...] | None:
-        """They are free again with the stack. None: there are none; who only looks has them for a moment too."""
-        if (taken := stack.enter_context(self._tools.gpus.taken(wanted))) is None:
-            await asyncio.sleep(LOOKS_LAST)
-            taken = stack.enter_context(self._tools.gpus.taken(wanted))
-        return taken
 
     async def _spawn(self, spec: ProcessSpec, listener: socket.socket) -> Child | Forked:
         """From the image's template, else as a new process. Raises OSError."""

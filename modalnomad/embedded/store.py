@@ -29,8 +29,6 @@ LEFTOVER: Final = re.compile(r"\.part-\d+-[0-9a-f]{12}")
 """Their whole names. No record is named so: its file ends in .json."""
 WAIT_LIMIT: Final = 30.0
 """Seconds one waits for a lock: all of them are held for moments, so that more means that the holder hangs."""
-LOOKS_LAST: Final = 0.03
-"""Seconds in which somebody who looks whether a card is held has long let go of it."""
 POLL: Final = 0.002
 """Seconds between two tries at first; doubled up to 0.05."""
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from modalnomad.embedded.gpus import Gpus
 from modalnomad.embedded.janitor import clear_unheld
 from modalnomad.embedded.prune import UnpackedShelf
-from modalnomad.embedded.store import FileLock
+from modalnomad.embedded.store import FileLock, make_folder
 from modalnomad.model.errors import BackendRefused
 from modalnomad.model.gpus import Gpu
 from modalnomad.model.ids import RevisionId
@@ -139,27 +141,35 @@ async def test_a_bundle_whose_removal_was_cut_off_does_not_pass_for_a_whole_one(
     assert list((home / "bundles").iterdir()) == []
 
 
-async def test_a_card_that_another_process_only_looks_at_is_not_taken(home: Path) -> None:
-    """A deploy, or a list of the cards, tries their locks for a moment."""
+@pytest.mark.parametrize("look", [Gpus.held, lambda gpus: gpus.free(["H100"]), lambda gpus: gpus.free(["H100:2"])])
+async def test_a_card_that_another_process_only_looks_at_is_not_taken(
+    home: Path, look: Callable[[Gpus], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deploy, or a list of the cards, tries their locks; on a busy machine that takes a while."""
     runner = home.parent / "sleep.py"
     runner.write_text("import time\ntime.sleep(3600)\n")
-    look = FileLock(home / "gpus" / "GPU-1.lock")
+    card = home / "gpus" / "GPU-1.lock"
 
     def cards() -> tuple[Gpu, ...]:
         return (Gpu("GPU-1", "NVIDIA H100 80GB HBM3", 81_559),)
 
-    class LookedAt(Gpus):
-        """The look ends right after the first try."""
+    looking, looker = threading.Event(), threading.Thread(target=look, args=(Gpus(home, cards),))
+    acquire = FileLock.acquire
 
-        @contextmanager
-        def taken(self, wanted: Sequence[str]) -> Iterator[tuple[Gpu, ...] | None]:
-            with super().taken(wanted) as got:
-                look.release()
-                yield got
+    def slowly(self: FileLock, **how: Any) -> None:
+        acquire(self, **how)
+        if self.path == card and threading.current_thread() is looker:
+            looking.set()
+            time.sleep(0.2)
 
-    async with embedded(home, gpus=LookedAt(home, cards), runner=runner) as h:
+    async with embedded(home, gpus=Gpus(home, cards), runner=runner) as h:
         revision = await h.revision(HELLO, resources=Resources(gpu=("H100",)))
-        look.acquire(shared=True)
+        make_folder(card.parent)
+        card.touch()
+        monkeypatch.setattr(FileLock, "acquire", slowly)
+        looker.start()
+        assert await asyncio.to_thread(looking.wait, PATIENCE)
         replica = await h.replica(await h.start(revision))
 
         assert replica.state is ReplicaState.STARTING, replica.failure
+    looker.join()
