@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from modalnomad_sdk.runner.door_answers import Porter
 from modalnomad_sdk.runner.doors import Doors
-from modalnomad_sdk.runner.relay import Relay
+from modalnomad_sdk.runner.relay import Relay, Target
 
 from tests.support import raw
 from tests.support.router import until
@@ -32,6 +32,8 @@ class Relayed:
     path: str
     doors: Doors
     failures: list[dict[str, Any]] = field(default_factory=list)
+    after: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+    """What ends behind it."""
 
     async def connect(self) -> raw.Client:
         return raw.Client(*await asyncio.open_unix_connection(self.path))
@@ -39,8 +41,7 @@ class Relayed:
 
 @contextlib.asynccontextmanager
 async def relayed(folder: Path, serve: Serve, *, timeout: float = 20.0) -> AsyncIterator[Relayed]:
-    """On leaving, nothing may have failed in a callback, and every place is free."""
-    loop = asyncio.get_running_loop()
+    """Before a server that does this for each connection."""
     ended = asyncio.Event()
 
     async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -53,9 +54,21 @@ async def relayed(folder: Path, serve: Serve, *, timeout: float = 20.0) -> Async
         ended.set()
 
     server = await asyncio.start_server(accepted, "127.0.0.1", 0)
+    async with relay_to(folder, server.sockets[0].getsockname()[:2], timeout) as found:
+        try:
+            yield found
+        finally:
+            found.after.push_async_callback(asyncio.wait_for, ended.wait(), raw.WAIT)
+            found.after.callback(server.close)
+
+
+@contextlib.asynccontextmanager
+async def relay_to(folder: Path, target: Target, timeout: float = 20.0) -> AsyncIterator[Relayed]:
+    """On leaving, nothing may have failed in a callback, and every place is free."""
+    loop = asyncio.get_running_loop()
     doors = Doors(4)
     porter = Porter(hashlib.sha256(TICKET.encode()).hexdigest(), "pool 0.1", doors)
-    relay = Relay({"f": server.sockets[0].getsockname()[:2]}, doors, porter, timeout)
+    relay = Relay({"f": target}, doors, porter, timeout)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / "s"))
     listener.listen()
@@ -68,8 +81,7 @@ async def relayed(folder: Path, serve: Serve, *, timeout: float = 20.0) -> Async
     finally:
         relay.stop_listening()
         await relay.close()
-        server.close()
-        await asyncio.wait_for(ended.wait(), raw.WAIT)
+        await found.after.aclose()
         loop.set_exception_handler(None)
     assert found.failures == []
 
@@ -94,6 +106,28 @@ async def test_an_early_answer_arrives(tmp_path: Path, size: int) -> None:
             assert (answer.status, answer.body) == (413, b"too large")
             await client.close()
         (tmp_path / "s").unlink()
+
+
+async def test_an_early_answer_arrives_although_more_of_the_body_is_passed_on_before_it_is_read(tmp_path: Path) -> None:
+    """The relay stands still while the server answers and closes with a part of the body unread."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.setblocking(False)
+        client.setblocking(False)
+        async with relay_to(tmp_path, listener.getsockname()) as relay:
+            await loop.sock_connect(client, relay.path)
+            await loop.sock_sendall(client, request("POST /", "content-length: 100") + bytes(50))
+            server, _ = await loop.sock_accept(listener)
+            with server:
+                assert await loop.sock_recv(server, 4) == b"POST"
+                client.send(bytes(50))  # nothing else runs from here on to the end of the block
+                server.send(raw.answer(b"too large", "413 Content Too Large", "Connection: close"))
+            async with asyncio.timeout(raw.WAIT):
+                answer = b""
+                while data := await loop.sock_recv(client, 65536):
+                    answer += data
+            assert answer.startswith(b"HTTP/1.1 413 ")
+            assert answer.endswith(b"too large")
 
 
 async def test_a_client_that_sends_on_after_the_end_fails_nowhere(tmp_path: Path) -> None:

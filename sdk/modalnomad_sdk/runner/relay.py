@@ -20,7 +20,7 @@ from .doors import Doors
 from .gate import TIMEOUT_MARGIN
 from .heads import BadHead, Head, parse
 from .processes import say
-from .sockets import BACKLOG, HEAD_TIME, Strangers
+from .sockets import BACKLOG, HEAD_TIME, Strangers, unread
 
 _TICKET, _ENDPOINT = HEADER_TICKET.encode(), HEADER_ENDPOINT.encode()
 _BAD = Answer(400, b"Not a request of the router.\n")
@@ -123,8 +123,13 @@ class Back(_Side):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.other is not None and self.other.transport is not None:
-            self.other.transport.close() if exc is None else self.other.transport.abort()
+        front = self.other.transport if self.other is not None else None
+        if front is None or front.is_closing():
+            return
+        if exc is not None and self.transport is not None:
+            # It may have answered and closed with a body unread, and what failed was to pass on more of the body.
+            front.write(unread(self.transport))
+        front.close()
 
 
 class Front(_Side):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import socket
@@ -45,6 +46,15 @@ class Strangers:
         await asyncio.sleep(0)  # what was accepted in this turn is among them after it
         while self._waiting and loop.time() < deadline:  # noqa: ASYNC110 - bounded, once
             await asyncio.sleep(0.005)
+
+
+def unread(transport: asyncio.BaseTransport) -> bytes:
+    """What came before the connection was reset, and nobody has read: for `connection_lost`, after a write failed."""
+    found = bytearray()
+    with contextlib.suppress(OSError):
+        while data := os.read(transport.get_extra_info("socket").fileno(), 65536):
+            found += data
+    return bytes(found)
 
 
 def open_listener(listen: Listen) -> socket.socket:
