@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 
 import pytest
 
@@ -279,5 +280,7 @@ async def test_head_and_body_in_pieces(step: int) -> None:
 
 async def test_empty_lines_in_bulk_hold_nobody_up() -> None:
     async with raw.replica(raw.polite) as backend, served(backend.address) as router, raw.client(router.port) as client:
+        begun = time.process_time()
         client.writer.write(b"\r\n" * 2_000_000 + raw.get())
         assert (await client.response()).status == 200
+        assert time.process_time() - begun < 5, "of its own time, however much passes on a busy machine"
