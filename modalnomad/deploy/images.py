@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,12 +111,16 @@ class Images:
             built = await resolve_and_build(image, store=self.store, report=report, program=program, keep=keep)
             if built.digest in self._held:
                 return built
+            cancelled = threading.Event()
             try:
-                self._holds.enter_context(self.store.hold(built.digest))
+                await in_thread(partial(self._hold, built.digest, cancelled), cancelled)
             except StoreError:
                 continue  # pruned since it was built: built again
             self._held.add(built.digest)
             return built
+
+    def _hold(self, digest: Digest, cancelled: threading.Event) -> None:
+        self._holds.enter_context(self.store.hold(digest, cancelled))
 
     def close(self) -> None:
         """Let go of all images."""

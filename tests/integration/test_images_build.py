@@ -6,12 +6,15 @@ import asyncio
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from modalnomad_sdk.store import Child, ImageStore, find_uv
+from modalnomad_sdk.store import images as store_images
 from modalnomad_sdk.store.uv import uv_environment
 
 from modalnomad.deploy.image_admin import prune_images
@@ -314,6 +317,33 @@ async def test_prune_keeps_what_a_deployed_app_needs_and_forgets_the_rest(fresh:
     assert (await prune_images(fresh, discovery)).removed == (gone.digest,)
     assert [image.digest for image in fresh.list()] == [kept.digest]
     assert len(list((fresh.root / RESOLVED).iterdir())) == 1
+
+
+async def test_who_looks_whether_an_image_is_in_use_holds_up_no_event_loop(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever prunes has it over several steps of perhaps the same one."""
+    monkeypatch.setattr(store_images, "LOOK_LIMIT", 60.0)
+    built = await resolve_and_build(None, store=store, report=print)
+    images, asked, hold = Images(store), threading.Event(), ImageStore.hold
+
+    def told(*arguments: Any) -> AbstractContextManager[Path]:
+        asked.set()
+        return hold(*arguments)
+
+    monkeypatch.setattr(ImageStore, "hold", told)
+    async with asyncio.timeout(30):
+        with store.claim(built.digest) as got:
+            assert got
+            given_up = asyncio.ensure_future(images(None, print))
+            assert await asyncio.to_thread(asked.wait, 20)
+            given_up.cancel()
+            await asyncio.wait([given_up])
+            waiting = asyncio.ensure_future(images(None, print))
+            await asyncio.sleep(0.1)
+            assert not waiting.done()
+        assert await waiting == built
+    images.close()
 
 
 @pytest.fixture(autouse=True)

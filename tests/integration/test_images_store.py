@@ -197,6 +197,18 @@ def test_the_last_words_of_a_command_are_read_however_late_its_builder_looks(
     assert output == "the last words"
 
 
+def test_what_a_command_started_in_the_background_has_a_moment_for_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `sh -c 'exec > >(tee log); …'` has it: the command ends before `tee` has said all."""
+    gate, has_ended = tmp_path / "gate", commands._has_ended
+    monkeypatch.setattr(commands, "POLL", 20.0)
+    monkeypatch.setattr(commands, "_has_ended", lambda pid: until(lambda: has_ended(pid)))
+    command = f"(while [ ! -e {gate} ]; do sleep 0.02; done; echo late) & echo early"
+    child = commands.Child(on_line=lambda _: gate.touch())
+    assert child.run(["/bin/sh", "-c", command], cwd=tmp_path, environment=os.environ) == "early\nlate"
+
+
 BUILDER = """
 import json, sys
 from pathlib import Path

@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -99,10 +100,13 @@ class ImageStore:
         return self.root / "logs" / f"{digest}.log"
 
     @contextmanager
-    def hold(self, digest: str) -> Iterator[Path]:
-        """The environment's folder, safe from `prune` meanwhile. Raises StoreError when it is not there."""
+    def hold(self, digest: str, cancelled: threading.Event | None = None) -> Iterator[Path]:
+        """The environment's folder, safe from `prune` meanwhile. Waits for who looks whether it is in use: not for an
+        event loop. Raises StoreError when it is not there, or `cancelled` is set before it is held."""
         until = time.monotonic() + LOOK_LIMIT
         while (folder := self.path(digest)) is not None and time.monotonic() < until:
+            if cancelled is not None and cancelled.is_set():
+                break
             with locks.shared(self._lock(digest)) as got:
                 if got and self.path(digest) is not None:
                     yield folder

@@ -113,9 +113,10 @@ class Child:
         while True:
             if self.cancelled is not None and self.cancelled.is_set():
                 raise BuildCancelled("cancelled")
-            # Looked at before its output: what it wrote last is there to be read once it has ended.
+            # Looked at before its output: what it wrote last is there to be read once it has ended. What it started in
+            # the background has a moment too.
             gone = _has_ended(process.pid)
-            readable = bool(output.poll(0 if gone else 1000 * POLL))
+            readable = bool(output.poll(1000 * POLL))
             data = os.read(handle, 65536) if readable else b""
             rest += data
             *lines, rest = rest.split(b"\n")
