@@ -38,7 +38,11 @@ class Tasks:
 
     def guard(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run until the owner closes; ending earlier, even without an error, is a death."""
-        task = self.spawn(self._guarded(coroutine, name), name)
+        try:
+            task = self.spawn(self._guarded(coroutine, name), name)
+        except RuntimeError:
+            coroutine.close()
+            raise
         # Cancelled before its first step, the task has not touched it, and Python would warn of that.
         task.add_done_callback(lambda _: coroutine.close())
         return task

@@ -53,3 +53,11 @@ async def test_parts_that_never_began_are_no_warning() -> None:
         with pytest.raises(BackendError):
             await death.wait()
     gc.collect()
+
+
+async def test_a_part_that_comes_too_late_is_no_warning() -> None:
+    tasks = Tasks("test")
+    await tasks.close()
+    with pytest.raises(RuntimeError, match="is closing"):
+        tasks.guard(ended(), "replicas")
+    gc.collect()
