@@ -26,8 +26,8 @@ from tests.support.certificates import Authority
 from tests.support.nomad_calls import Calls
 from tests.support.ports import held_port
 
-FAST_HEARTBEATS = {"heartbeat_grace": "1s", "min_heartbeat_ttl": "1s"}
-"""A dead client is noticed within some 3 s, not 20."""
+FAST_HEARTBEATS = {"heartbeat_grace": "4s", "min_heartbeat_ttl": "1s"}
+"""A dead client is noticed within some 6 s, not 20, and one whose machine stands still for 2 s is not dead."""
 START_LIMIT = 40.0
 """Seconds until its node is ready."""
 PLUGIN_DIR = "TEST_GPU_PLUGIN_DIR"
