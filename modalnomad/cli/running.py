@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from modalnomad.cli.lines_told import tell_lines, told_all
+from modalnomad.cli.lines_told import LinesTold
 from modalnomad.cli.replicas_told import ReplicasTold
 from modalnomad.cli.run_view import RunView
 from modalnomad.deploy.collect import Reference
@@ -45,6 +45,7 @@ class Running:
         self._wanted = wanted
         self._process: EntryProcess | None = None
         self._exchange: Exchange | None = None
+        self._lines = LinesTold(parts.engine, view)
         self._death = Death("run")
         self._tasks = Tasks("run", self._death.of)
         self._described = False
@@ -75,7 +76,7 @@ class Running:
         for notice in await parts.builder.notices(plan):
             self._view.notice(plan.app, notice)
         await parts.build(described, plan, self._view)
-        self._tasks.guard(tell_lines(parts.engine, self._view), "logs")
+        self._tasks.guard(self._lines.follow(), "logs")
         told = ReplicasTold(self._view, parts.revisions.get)
         self._tasks.guard(told.follow(parts.pools.replicas.watch()), "replicas")
         self._tasks.spawn(self._death.watch("router", parts.router.died), "router")
@@ -102,7 +103,7 @@ class Running:
         """The orderly end; then the result."""
         if self._parts.revisions:
             await self._parts.ending().run(self._view.progress)
-        await told_all()
+        await self._lines.caught_up()
         if self._described:
             self._view.returned(self._returned, self.code)
 
@@ -115,7 +116,7 @@ class Running:
         with suppress(TimeoutError):
             async with asyncio.timeout(ABORT_TIME):
                 await self._parts.ending().run(lambda text: None)
-        await told_all()
+        await self._lines.caught_up()
 
     async def __aenter__(self) -> Self:
         return self

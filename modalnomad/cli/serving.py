@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
-from modalnomad.cli.lines_told import told_all
+from modalnomad.cli.lines_told import LinesTold
 from modalnomad.cli.replicas_told import ReplicasTold
 from modalnomad.cli.serve_view import ServeView, Shown
 from modalnomad.deploy.collect import Reference
@@ -32,6 +31,7 @@ class Serving:
     def __init__(self, parts: ServeParts, view: ServeView) -> None:
         self._parts = parts
         self._view = view
+        self._lines = LinesTold(parts.engine, view)
         self._sessions: list[Session] = []
         self._death = Death("serve")
         self._tasks = Tasks("serve", self._death.of)
@@ -58,7 +58,7 @@ class Serving:
             )
             self._sessions.append(session)
             await session.build()
-        self._tasks.guard(self._follow_logs(), "logs")
+        self._tasks.guard(self._lines.follow(self._served), "logs")
         self._tasks.guard(self._follow_replicas(), "replicas")
         for session in self._sessions:
             await session.publish()
@@ -96,7 +96,7 @@ class Serving:
             for revision in session.current.revisions:
                 parts.revisions[revision.id] = revision
                 for line in self._held.pop(revision.id, ()):
-                    self._tell_line(line)
+                    self._lines.tell(line)
         if not self._started:
             return
         wanted: dict[str, Shown] = {}
@@ -122,21 +122,15 @@ class Serving:
             if host not in told or not shown.looks_like(told[host]):
                 self._view.endpoint(shown)
 
-    async def _follow_logs(self) -> None:
-        async with aclosing(self._parts.engine.logs(None, follow=True)) as lines:  # type: ignore[type-var]
-            async for line in lines:
-                revision = RevisionId(line.replica[:32])
-                if revision in self._parts.revisions:
-                    await self._view.room()
-                    self._tell_line(line)
-                else:
-                    # Started on a guess, or before its routes flip: shown when it is served.
-                    self._held.setdefault(revision, deque(maxlen=HELD_LINES)).append(line)
-                    while len(self._held) > HELD_REVISIONS:
-                        del self._held[next(iter(self._held))]
-
-    def _tell_line(self, line: LogLine) -> None:
-        self._view.log(line, line.replica_name)
+    def _served(self, line: LogLine) -> bool:
+        """Held otherwise: it was started on a guess, or before its routes flip, and is shown when it is served."""
+        revision = RevisionId(line.replica[:32])
+        if revision in self._parts.revisions:
+            return True
+        self._held.setdefault(revision, deque(maxlen=HELD_LINES)).append(line)
+        while len(self._held) > HELD_REVISIONS:
+            del self._held[next(iter(self._held))]
+        return False
 
     async def _follow_replicas(self) -> None:
         await ReplicasTold(self._view, self._parts.revisions.get).follow(self._parts.pools.replicas.watch())
@@ -149,6 +143,6 @@ class Serving:
     ) -> None:
         for session in self._sessions:
             await session.close()
-        await told_all()
+        await self._lines.caught_up()
         await self._tasks.close()
         self._death.close()

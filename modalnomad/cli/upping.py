@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from modalnomad.cli.endpoints_told import EndpointsTold
-from modalnomad.cli.lines_told import tell_lines, told_all
+from modalnomad.cli.lines_told import LinesTold
 from modalnomad.cli.replicas_told import ReplicasTold
 from modalnomad.cli.serve_view import Shown
 from modalnomad.cli.up_view import UpView
@@ -30,6 +30,7 @@ class Upping:
         self._parts = parts
         self._view = view
         self._quiet = quiet
+        self._lines = LinesTold(parts.engine, view)
         self._tasks = Tasks("told", parts.death.of)
         self._endpoints = EndpointsTold(view)
         self._functions: Functions = {}
@@ -37,7 +38,7 @@ class Upping:
     async def start(self) -> None:
         """Tell all endpoints, then that they are served."""
         if not self._quiet:
-            self._tasks.guard(tell_lines(self._parts.engine, self._view), "logs")
+            self._tasks.guard(self._lines.follow(), "logs")
         told = ReplicasTold(self._view, self._parts.revisions.find)
         self._tasks.guard(told.follow(self._parts.pools.replicas.watch()), "replicas")
         served = await self._parts.following.served.until(lambda served: served is not None)
@@ -93,7 +94,7 @@ class Upping:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await told_all()
+        await self._lines.caught_up()
         await self._tasks.close()
 
 

@@ -28,5 +28,5 @@ def test_what_its_tasks_wait_for_and_its_threads_do_is_in_the_error(tmp_path: Pa
         command.wait(0.1)
     assert command.exit_code is not None
     said = str(caught.value)
-    for part in ("task serve:logs", "Serving._follow_logs", "generator", "Cell.watch", "Current thread", "loop.py"):
+    for part in ("task serve:logs", "LinesTold.follow", "generator", "Cell.watch", "Current thread", "loop.py"):
         assert part in said, said
