@@ -11,6 +11,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+TURNS = 10
+"""Of the event loop, more than there are from a connection's acceptance to the first step of the task that has it."""
+
 
 @contextmanager
 def held_port() -> Iterator[int]:
@@ -24,9 +27,11 @@ def held_port() -> Iterator[int]:
 
 async def stop_listening(server: asyncio.Server) -> None:
     """Connections are refused when this returns, and those that were being made are made: one between its acceptance
-    and its transport when the server closes is never answered, and not cut either."""
+    and its transport when the server closes is never answered, and not cut or closed either."""
     for listening in server.sockets:
         asyncio.get_running_loop().remove_reader(listening.fileno())
-    for _ in range(3):
-        await asyncio.sleep(0)
-    server.close()
+    try:
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+    finally:
+        server.close()

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modalnomad.model.replica import Address, TcpAddress, UnixAddress
+from tests.support.ports import stop_listening
 
 WAIT = 30.0
 """Seconds after which something that should have come has not."""
-TURNS = 10
-"""Of the event loop, more than there are from a connection's acceptance to the first step of the task that has it."""
 
 
 @dataclass(slots=True)
@@ -238,11 +237,7 @@ async def replica(script: Script, *, unix: Path | None = None) -> AsyncIterator[
         yield backend
     finally:
         backend.release.set()
-        for sock in server.sockets:
-            asyncio.get_running_loop().remove_reader(sock.fileno())
-        for _ in range(TURNS):  # a connection accepted in this very turn is lost, unclosed, when its server closes
-            await asyncio.sleep(0)
-        server.close()
+        await stop_listening(server)
         async with asyncio.timeout(WAIT):
             while backend.ended < backend.connections:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)

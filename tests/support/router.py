@@ -29,7 +29,7 @@ def route(
     *,
     host: str = "app.localhost",
     kind: EndpointKind = "asgi_app",
-    timeout: float = 30.0,
+    timeout: float = 300.0,
     ephemeral: bool = False,
     auth: bool = False,
     parameters: tuple[Parameter, ...] = (),

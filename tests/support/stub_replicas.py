@@ -28,6 +28,7 @@ from modalnomad.model.replica import Address, Failure, Replica, ReplicaKey, Repl
 from modalnomad.model.revision import BuiltImage, Revision
 from modalnomad.model.routes import Route
 from modalnomad.router.table import Match
+from tests.support.ports import stop_listening
 
 PLATFORM_KEY = b"k" * 32
 LEAVE_TIME = 1.0
@@ -144,18 +145,13 @@ class StubReplica:
         return bool(select.select(sockets, (), (), 0)[0])
 
     async def close(self) -> None:
-        """Refuse connections, as when the process is gone."""
+        """Refuse connections, as when the process is gone. Whoever does it may be cancelled: another one ends it."""
         self.closed = True
-        server, self.server = self.server, None
-        if server is not None:
-            # A connection accepted in this very turn is lost, unclosed, when its server closes before the next one.
-            for sock in server.sockets:
-                asyncio.get_running_loop().remove_reader(sock.fileno())
-            await asyncio.sleep(0)
-            server.close()
+        if self.server is not None:
+            await stop_listening(self.server)
             self.path.unlink(missing_ok=True)
-            await self.tasks.close()
-        elif self.sock is not None:
+        await self.tasks.close()
+        if self.sock is not None:
             self.sock.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

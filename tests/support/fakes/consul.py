@@ -122,7 +122,7 @@ class FakeConsul:
         await self._tasks.close()
         await self.agent.close()
         if self._listening is not None:
-            self._listening.close()
+            await stop_listening(self._listening)
         assert self._runner is not None
         await self._runner.cleanup()
         self._held.close()

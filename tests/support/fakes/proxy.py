@@ -87,7 +87,7 @@ class FaultyProxy:
         assert self._runner is not None
         assert self._session is not None
         if self._listening is not None:
-            self._listening.close()
+            await stop_listening(self._listening)
         await self._runner.cleanup()
         await self._session.close()
         self._held.close()

@@ -23,7 +23,8 @@ WEIGHED: Final = 2
 LIKED_WEIGHED: Final = 100
 """Nodes with room that are weighed for a batch job, and for one that likes something of nodes."""
 WORKERS: Final = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-WORKER: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+WORKER: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS
+"""One that takes the place of another, which ended, has a higher number than there are."""
 
 _turns = itertools.count(random.randrange(1 << 16))
 
