@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from modalnomad.hashicorp.nomad.engine import NomadEngine
 from modalnomad.kit.http_log import http_logger
 from modalnomad.model.errors import BackendRefused, ModalNomadError
 from modalnomad.model.ids import RevisionId
-from modalnomad.model.replica import PoolKey, Replica, ReplicaKey, ReplicaState
+from modalnomad.model.replica import Address, PoolKey, Replica, ReplicaKey, ReplicaState, TcpAddress
 from modalnomad.model.revision import Revision
 from modalnomad.render.nomad import Rendering, dispatch_body
 from tests.support.engines import eventually, within
@@ -30,11 +31,18 @@ def key(number: int) -> ReplicaKey:
     return ReplicaKey(PoolKey(REVISION, ""), number, 1)
 
 
+@dataclass
+class Registered:
+    key: ReplicaKey
+    address: Address
+
+
 class Nomad:
     """One revision with replicas; with `instead` every answer is that, with `event` every stream says that."""
 
     def __init__(self) -> None:
         self.replicas = [0]
+        self.namespaces = [NAMESPACE]
         self.instead: bytes | None = None
         self.event: bytes | None = None
         self.changed = asyncio.Event()
@@ -70,7 +78,7 @@ class Nomad:
             state = {"ClientStatus": "running", "NodeID": "n", "AllocatedResources": ports}
             allocations.append({**common, **state, "ID": f"a{number}", "JobID": f"c{number}"})
         found: dict[str, list[dict[str, Any]]] = {
-            "/v1/namespaces": [{"Name": NAMESPACE}],
+            "/v1/namespaces": [{"Name": name} for name in self.namespaces],
             "/v1/jobs": [{**parent, "Meta": {"revision": REVISION}}, *children],
             "/v1/allocations": allocations,
             "/v1/nodes": [{"ID": "n", "Name": "n", "Status": "ready", "ModifyIndex": 1}],
@@ -87,15 +95,16 @@ async def _version_of(revision: Revision) -> int:
 
 
 @asynccontextmanager
-async def watched(nomad: Nomad) -> AsyncIterator[tuple[NomadEngine, list[tuple[Replica, ...]]]]:
+async def watched(nomad: Nomad, **options: Any) -> AsyncIterator[tuple[NomadEngine, list[tuple[Replica, ...]]]]:
     """An engine that watches it, and what it told so far."""
+    options = {"relist": 0.1, **options}
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", nomad.answer)
     runner = web.AppRunner(app, access_log=None, logger=http_logger, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     http = HttpClient(Server("Nomad", f"http://127.0.0.1:{runner.addresses[0][1]}", "NOMAD_ADDR (nomad.address)"))
-    engine = NomadEngine(api=NomadApi(http), rendering=_rendering, version_of=_version_of, relist=0.1)
+    engine = NomadEngine(api=NomadApi(http), rendering=_rendering, version_of=_version_of, **options)
     told: list[tuple[Replica, ...]] = []
 
     async def follow() -> None:
@@ -186,6 +195,27 @@ async def test_an_empty_list_of_namespaces_ends_nothing(empty: bytes) -> None:
         nomad.say()
         await eventually(lambda: engine.stale_since is None, "it is true again")
     assert all(key(0) in {each.key for each in snapshot} for snapshot in told)
+
+
+async def test_what_only_consul_has_goes_as_soon_as_the_environments_are_known_again() -> None:
+    """Not with the next list of everything: nobody hears of what Consul has by then."""
+    nomad, registered = Nomad(), asyncio.Event()
+
+    async def registrations() -> AsyncIterator[list[Registered]]:
+        await registered.wait()
+        yield [Registered(key(5), TcpAddress("127.0.0.1", 1))]
+        await asyncio.Event().wait()
+
+    async with watched(nomad, relist=3600.0, registrations=registrations) as (engine, told):
+        nomad.namespaces = []
+        engine._mirror.look_for_environments()
+        await eventually(lambda: engine.stale_since is not None, "it is noticed")
+        registered.set()
+        await eventually(lambda: key(5) in {each.key for each in told[-1]}, "Consul's word counts")
+
+        nomad.namespaces = [NAMESPACE]
+        engine._mirror.look_for_environments()
+        await eventually(lambda: {each.key for each in told[-1]} == {key(0)}, "Nomad's does")
 
 
 async def test_the_refusal_says_what_to_do() -> None:

@@ -111,11 +111,10 @@ class Mirror:
         # Nomad removes no namespace whose jobs are not dead: it is the answer that lacks them (that to a token which
         # lost its rights is an empty one).
         doubted = {name for name in missing if self._world.lives(name)}
+        believed = not doubted and self._stale.pop("*", None) is not None
         if doubted:
             self._stale.setdefault("*", time.time())
             logger.warning("Nomad's list of namespaces lacks %s, where jobs live", ", ".join(sorted(doubted)))
-        else:
-            self._stale.pop("*", None)
         for gone in missing - doubted:
             for task in self._feeds.pop(gone):
                 task.cancel()
@@ -128,6 +127,8 @@ class Mirror:
             self._follow(new)
         self.environments_known = True
         self._check_complete()
+        if believed:  # told last: what is new has not been read, and nobody shall believe that it is empty
+            self._changed()
 
     def _follow(self, namespace: str) -> None:
         topics = ("Node",) if namespace == NODES else ("Job", "Evaluation", "Allocation")
