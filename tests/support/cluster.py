@@ -122,12 +122,15 @@ class Cluster:
                 if line in found:
                     return found
 
-    async def _told_of(self, pid: int) -> None:
+    async def _told_of(self, router: Router) -> None:
         """Returns when Consul, if it is there, says that this router runs: it does not wait for that to be ready, and
         commands and other tests' deploys look there."""
-        async with asyncio.timeout(PATIENCE):
-            while self.consul.listens and not self._routers(pid):  # noqa: ASYNC110 - its keys have no event here
-                await asyncio.sleep(0.02)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while self.consul.listens and not self._routers(router.process.pid):  # noqa: ASYNC110 - no event here
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(f"Consul does not say that it runs\n{await router.told_and_known()}") from None
 
     def _routers(self, pid: int) -> list[str]:
         keys = self.consul.store.keys
@@ -173,7 +176,7 @@ class Cluster:
         ]
         try:
             await router.until(lambda event: event["event"] == "ready")
-            await self._told_of(process.pid)
+            await self._told_of(router)
             yield router
         finally:
             if process.returncode is None:
@@ -244,9 +247,9 @@ class Router:
                         raise AssertionError(f"the router ended: {self.process.returncode}\n{''.join(self.errors)}")
                     await self._changed.wait()
         except TimeoutError:
-            raise AssertionError(f"not within {limit:g} s: {what}\n{await self._told_and_known()}") from None
+            raise AssertionError(f"not within {limit:g} s: {what}\n{await self.told_and_known()}") from None
 
-    async def _told_and_known(self) -> str:
+    async def told_and_known(self) -> str:
         """For whoever looks for the reason of a test's failure: its log, and its pools as they are now."""
         try:
             async with asyncio.timeout(5), aiohttp.request("GET", f"{self.admin_url}/debug") as answer:
@@ -290,7 +293,7 @@ class Router:
             async with self._session.request(method, self.url + path, headers=headers, timeout=limit, **how) as answer:
                 return answer.status, await answer.text()
         except TimeoutError:
-            known = await self._told_and_known()
+            known = await self.told_and_known()
             raise AssertionError(f"{host}{path}: no answer within {PATIENCE:g} s\n{known}") from None
 
     async def close(self) -> None:
