@@ -28,7 +28,7 @@ bounds the rest."""
 TIDY_EVERY: Final = 3600.0
 """Seconds between two looks for what is too old."""
 LAST_WRITE: Final = 5.0
-"""Seconds the disk gets at the end."""
+"""Seconds the disk gets at the end: to have room for the last words, and again to take them."""
 DAY: Final = 86400.0
 
 AppKey = tuple[str, str]
@@ -119,10 +119,12 @@ class LogKeeper:
                 return
 
     async def _caught_up(self) -> None:
-        """What was written before the end has been taken by `_read`, which runs before the next line of ours does."""
+        """What was written before the end has been taken by `_read`, which runs before the next line of ours does
+        unless it waits for the disk."""
         deadline = time.monotonic() + LAST_WRITE
         seen = -1
-        while seen != self._taken and time.monotonic() < deadline:
+        while seen != self._taken and (left := deadline - time.monotonic()) > 0:
+            await _set_within(self._room, left)
             seen = self._taken
             for _ in range(10):
                 await asyncio.sleep(0)

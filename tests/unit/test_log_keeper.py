@@ -6,7 +6,8 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from modalnomad.embedded.log_reader import LogReader, Wanted
 from modalnomad.embedded.log_segments import LogWriter, app_folder, encoded, segments
-from modalnomad.embedded.logfiles import DAY, LogFiles, LogKeeper
+from modalnomad.embedded.logfiles import DAY, HELD_BYTES, WRITE_FROM, AppKey, LogFiles, LogKeeper
 from modalnomad.embedded.logs import Journal, Origin, ReplicaLog
 from modalnomad.kit.tasks import Tasks
 from modalnomad.model.ids import RevisionId
@@ -69,6 +70,29 @@ async def test_what_was_written_before_the_end_is_kept(tmp_path: Path) -> None:
 
     assert texts(tmp_path) == [str(n) for n in range(500)]
     assert texts(tmp_path, "other", "dev") == ["elsewhere"]
+
+
+async def test_last_words_that_a_slow_disk_has_no_room_for_yet_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, begun, go_on = Engine(), threading.Event(), threading.Event()
+    write_files = LogFiles.write
+
+    def slowly(self: LogFiles, batch: Mapping[AppKey, Sequence[bytes]]) -> None:
+        begun.set()
+        assert go_on.wait(20)
+        write_files(self, batch)
+
+    monkeypatch.setattr(LogFiles, "write", slowly)
+    size = 10_000
+    async with keeping(engine, tmp_path):
+        log = engine.replica()
+        write(log, "x" * WRITE_FROM)
+        await asyncio.to_thread(begun.wait, 20)
+        write(log, *["y" * size] * (HELD_BYTES // size + 100))
+        asyncio.get_running_loop().call_later(0.1, go_on.set)
+
+    assert len(texts(tmp_path)) == 1 + HELD_BYTES // size + 100
 
 
 async def test_it_goes_on_where_the_one_before_ended(tmp_path: Path) -> None:
