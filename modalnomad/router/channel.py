@@ -7,7 +7,7 @@ import contextlib
 import fcntl
 import os
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol, cast
 
 from modalnomad.model.replica import Address
@@ -260,15 +260,13 @@ class Channel(asyncio.Protocol):
     def _salvage(self) -> None:
         """A replica that answers early and closes makes our next write fail, while its answer is still unread in the
         socket: an answer is worth more than the error."""
-        sock = self.transport.get_extra_info("socket")
-        fd = sock.fileno() if sock is not None else -1
-        with contextlib.suppress(OSError):
-            while fd >= 0 and self._sink is not None:
-                if data := os.read(fd, 65536):
-                    self.data_received(data)
-                else:
-                    self.eof_received()
-                    break
+        for data in unread(self.transport):
+            if self._sink is None:
+                break
+            if data:
+                self.data_received(data)
+            else:
+                self.eof_received()
 
     def pause_writing(self) -> None:
         """The replica reads too slowly."""
@@ -279,6 +277,19 @@ class Channel(asyncio.Protocol):
         """It caught up."""
         if self._sink is not None:
             self._sink.resume_body()
+
+
+def unread(transport: asyncio.Transport) -> Iterator[bytes]:
+    """What came before the connection was reset, and nobody has read; an empty last piece: its end had come too. For
+    `connection_lost`, after a write failed."""
+    sock = transport.get_extra_info("socket")
+    fd = sock.fileno() if sock is not None else -1
+    with contextlib.suppress(OSError):
+        while fd >= 0:
+            data = os.read(fd, 65536)
+            yield data
+            if not data:
+                break
 
 
 def _unacknowledged(transport: asyncio.Transport) -> bool:

@@ -12,6 +12,7 @@ import binascii
 import hashlib
 from typing import Final, cast
 
+from modalnomad.router.channel import unread
 from modalnomad.router.frames import GOING_AWAY, SERVICE_RESTART, Frames, close_frame
 from modalnomad.router.gate import Gate
 from modalnomad.router.http1 import BadAnswer, Headers, RequestHead, ResponseHead, malformed, tokens
@@ -120,7 +121,11 @@ class _End(asyncio.Protocol):
             self.transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Ends both."""
+        """Ends both. It may have said its last words before it closed, and what failed was to pass something on."""
+        if isinstance(error, (BrokenPipeError, ConnectionResetError)):
+            for data in unread(self.transport):
+                if data:
+                    self.data_received(data)
         self.tunnel.lost(self, error)
 
     def pause_writing(self) -> None:
@@ -184,7 +189,7 @@ class Tunnel:
         self._open -= 1
         if self.leaving:
             pass  # the other was told by us, and may still answer
-        elif error is None:
+        elif error is None or (end is self._replica and isinstance(error, (BrokenPipeError, ConnectionResetError))):
             end.other.transport.close()
         else:
             end.other.transport.abort()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -79,6 +80,28 @@ async def test_many_sockets_hold_one_lease_each() -> None:
         for socket in sockets:
             await socket.close()
         await router.quiet()
+
+
+async def test_last_words_arrive_although_more_is_passed_on_before_they_are_read() -> None:
+    """The router stands still while the replica says goodbye and closes, with a part of what it was sent unread."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        async with served(TcpAddress(*listener.getsockname())) as router, raw.client(router.port) as client:
+            await client.send(handshake())
+            replica, _ = await loop.sock_accept(listener)
+            with replica:
+                head = b""
+                while not head.endswith(b"\r\n\r\n"):
+                    head += await loop.sock_recv(replica, 65536)
+                await loop.sock_sendall(replica, switch())
+                assert (await client.response()).status == 101
+                await client.send(b"unread")
+                assert await loop.sock_recv(replica, 2) == b"un"
+                client.writer.write(b"more")  # nothing else runs from here on to the end of the block
+                replica.send(b"goodbye")
+            assert await client.at_end() == b"goodbye"
+            await router.quiet()
 
 
 BAD = {
