@@ -76,12 +76,14 @@ def test_who_has_connected_and_not_been_heard_yet_is_refused_not_cut_off(tmp_pat
         assert runner.wait() == c.Exit.OK
 
 
-def test_who_says_nothing_holds_no_replica_up(tmp_path: Path) -> None:
-    with opened(tmp_path) as runner:
+@pytest.mark.parametrize("program", [MANAGED, RELAYED], ids=["managed", "relayed"])
+def test_who_says_nothing_holds_no_replica_up_and_is_refused(tmp_path: Path, program: str) -> None:
+    with opened(tmp_path, program) as runner:
         runner.ready()
-        with connections(runner, 1):
+        with connections(runner, 1) as silent:
             drain_when_idle(runner)
             assert runner.wait() == c.Exit.OK, "long before the end of the grace period"
+            assert all(is_refusal(read_answer(sock)) for sock in silent)
 
 
 def test_a_request_on_a_kept_connection_that_crosses_with_the_end_reads_a_refusal(tmp_path: Path) -> None:
