@@ -166,6 +166,7 @@ def all_commands(home: Path, program: Path, commands: Iterable[tuple[str, ...]] 
     return {" ".join(words): each for words, each in zip(given, done, strict=True)}
 
 
+@pytest.mark.timeout(240)  # twenty-one commands, each of which imports all it has
 def test_every_command_refuses_a_home_of_a_newer_format_untouched(home: Path, tmp_path: Path) -> None:
     program = tmp_path / "a.py"
     program.write_text(PROGRAM)

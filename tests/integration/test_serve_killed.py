@@ -51,4 +51,4 @@ def hello():
     wait_gone(processes)
     wait_until(lambda: not list((home / "run").iterdir()))
     wait_until(lambda: not list((home / "bundles").glob("*")))
-    assert not list(scratch.iterdir())
+    wait_until(lambda: not list(scratch.iterdir()))
