@@ -297,6 +297,7 @@ def test_up_serves_on_where_no_log_can_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)  # it is looked at for long, and 64 MiB of logs are searched
 def test_a_flood_takes_its_share_and_no_more(tmp_path: Path) -> None:
     home = put(tmp_path)
     with up(home) as u:
