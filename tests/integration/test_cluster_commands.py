@@ -24,7 +24,10 @@ from tests.support.fakes.nomad.shapes import device_group
 from tests.support.nomad_calls import Calls
 from tests.support.repository import ROOT
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(240),  # several commands, one after the other, each of which imports all it has
+]
 
 PROGRAM = """
 import modal

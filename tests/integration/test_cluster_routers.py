@@ -19,7 +19,10 @@ from tests.support.cluster import Cluster, Router, cluster, leader_of
 from tests.support.load import PROGRAM, SITE, Load, verdict
 from tests.support.nomad_calls import Calls
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(240),  # several deploys and routers, beside a load
+]
 
 SITES = {
     "crowd": {"window": 2, "most": 4, "least": 0, "inputs": 16},

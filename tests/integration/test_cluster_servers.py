@@ -22,7 +22,10 @@ from tests.support.load import LATE, Load, Verdict, program, verdict
 from tests.support.nomad_agent import nomad_program
 from tests.support.nomad_servers import CLIENTS, SERVERS, NomadServers
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(90)]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(240),  # servers are restarted one after the other, beside a load
+]
 
 ALIVE = frozenset({"pending", "running"})
 SITES = 2
