@@ -85,7 +85,7 @@ def f():
 def small():
     return web
 
-@app.function(scaledown_window=2, timeout=3)
+@app.function(scaledown_window=2, timeout=3, startup_timeout=60)
 @modal.asgi_app()
 def brief():
     return web

@@ -47,7 +47,7 @@ def broken(how: str = "raise"):
     if how == "lambda":
         return lambda: None
 
-@app.function(timeout=1)
+@app.function(timeout=1, startup_timeout=60)
 async def endless():
     print("begun", flush=True)
     await asyncio.sleep(3600)
