@@ -27,6 +27,7 @@ def shop(tmp_path: Path) -> Deploys:
     return made
 
 
+@pytest.mark.timeout(240)  # eleven commands, one after the other, each of which imports all it has
 def test_the_life_of_an_app(shop: Deploys) -> None:
     first = shop.deploy()
     assert (first["version"], first["served"], first["skipped"]) == (1, False, False)
@@ -195,6 +196,7 @@ def test_wrong_usage_is_two(shop: Deploys) -> None:
     shop.run("app", "scale", "shop/f", "--max", "1", "--reset", code=2)
 
 
+@pytest.mark.timeout(240)  # ten commands, one after the other, each of which imports all it has
 def test_scaling_by_hand_until_the_next_version(shop: Deploys) -> None:
     shop.write(function="min_containers=1, max_containers=4")
     shop.deploy()
