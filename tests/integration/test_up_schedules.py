@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.runner import wait_until
 from tests.support.serve import run_command
 from tests.support.up import own_home, store, up
@@ -54,6 +56,7 @@ def _states(events: list[dict[str, object]]) -> dict[tuple[object, object], obje
     return {(e["pool"], e["replica"]): e["state"] for e in list(events) if e["event"] == "replica"}
 
 
+@pytest.mark.timeout(240)  # six commands, one after the other, each of which imports all it has
 def test_a_wrong_schedule_is_refused_with_its_line(tmp_path: Path) -> None:
     home = own_home(tmp_path)
     for schedule, words in (
