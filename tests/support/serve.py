@@ -69,6 +69,10 @@ def run_command(
     )
 
 
+SHOWN = 300
+"""Lines of each end of what it wrote that a failure shows."""
+
+
 class ServeError(AssertionError):
     """Serve did not do what was waited for; the message holds all its output."""
 
@@ -180,9 +184,10 @@ class Serve:
         return str(endpoints[name]["direct_url"]).rstrip("/")
 
     def output(self) -> str:
-        """Everything it wrote so far, for error messages."""
-        events = "\n".join(json.dumps(event) for event in list(self.events))
-        return f"--- events\n{events}\n--- other output\n" + "\n".join([*self.bad_lines, *self.stderr_lines])
+        """What it wrote so far, for error messages; of a flood the beginning and the end."""
+        events = _shortened([json.dumps(event) for event in list(self.events)])
+        other = _shortened([*self.bad_lines, *self.stderr_lines])
+        return "\n".join(["--- events", *events, "--- other output", *other])
 
     def wait_for(
         self, wanted: Callable[[Event], bool], timeout: float, *, after: int = 0, what: str = "event"
@@ -280,6 +285,11 @@ class Serve:
         # Shown where a test failed; a fixture is not told whether its test did.
         print(self.output(), file=sys.stderr)
         self.stop()
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    left_out = len(lines) - 2 * SHOWN
+    return lines if left_out <= 0 else [*lines[:SHOWN], f"({left_out} more)", *lines[-SHOWN:]]
 
 
 def serve(
