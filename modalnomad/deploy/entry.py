@@ -133,6 +133,8 @@ class EntryProcess:
     async def messages(self) -> AsyncIterator[Message]:
         """Until it ends."""
         while (message := await self._read()) is not None:
+            if "returned" in message.record:
+                await self.tell({"heard": True})
             yield message
 
     async def _read(self) -> Message | None:

@@ -147,7 +147,7 @@ def _deliver(line: SocketLine, chosen: Chosen, result: Any, write_to: Path | Non
     except (TypeError, ValueError, RecursionError):
         record = {"repr": repr(result)}
     text = str(result) if chosen.direct and result is not None else None
-    line.tell({"returned": {**record, "text": text}})
+    line.finish({**record, "text": text})
 
 
 def _show_platform_error(error: PlatformError) -> None:

@@ -8,6 +8,7 @@
     command → entry   {"start": true}      everything is built
                       {"answer": id, "outcome", "size": n} + body, as contract.CALL_PATH
                       {"interrupt": true}
+                      {"heard": true}      to `returned`: an answer that meets a closed end loses what is unread there
 
 End of file: the command is gone, and this process goes too.
 """
@@ -39,6 +40,7 @@ class SocketLine:
         self._writing = threading.Lock()
         self._open: dict[int, Future[Answer]] = {}
         self._started = threading.Event()
+        self._heard = threading.Event()
         threading.Thread(target=self._read, name="line", daemon=True).start()
 
     def tell(self, record: dict[str, Any], payload: bytes | None = None) -> None:
@@ -54,6 +56,11 @@ class SocketLine:
     def wait_for_start(self) -> None:
         """Return when everything is built."""
         self._started.wait()
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Tell what was returned. Back when the command has it."""
+        self.tell({"returned": record})
+        self._heard.wait()
 
     def send(self, target: Target, payload: bytes) -> Future[Answer]:
         """Start a call. Raises InvalidError for parameters that do not fit the class."""
@@ -81,6 +88,8 @@ class SocketLine:
                     future.set_result(Answer(record["outcome"], body))
             elif "start" in record:
                 self._started.set()
+            elif "heard" in record:
+                self._heard.set()
             elif "interrupt" in record:
                 os.kill(os.getpid(), signal.SIGINT)
         self._on_gone()
