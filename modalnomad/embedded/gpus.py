@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from modalnomad.embedded.store import FileLock, held_since, make_folder, translated
+from modalnomad.embedded.store import FileLock, held_since, locked, make_folder, translated
 from modalnomad.model.gpus import Choice, Gpu, parse_choice
 
 LIBRARY: Final = "libnvidia-ml.so.1"
@@ -55,12 +55,9 @@ class Gpus:
         then."""
         self.found()  # first: others need not wait while the driver is asked
         with translated(f"look which GPUs are free in {self._folder}"):
-            lock = FileLock(make_folder(self._folder))
-            lock.acquire()
-        try:
+            make_folder(self._folder)
+        with locked(self._folder):
             yield
-        finally:
-            lock.release()
 
     @contextmanager
     def _taken(self, wanted: Sequence[str]) -> Iterator[tuple[Gpu, ...] | None]:
